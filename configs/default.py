@@ -1,0 +1,48 @@
+"""Every key of a recipe, with the article's values: a recipe starts from these and changes what is its own."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The article's network and optimizer on Fashion-MNIST."""
+  config = ml_collections.ConfigDict()
+
+  config.seed = 0  # of initial weights, order of images, augmentation and dropout
+  config.epochs = 10
+  config.max_steps = 0  # stop after this many steps in all; 0 for no limit
+  config.batch_size = 256  # over all devices
+  config.image_size = 224  # pixels, padding included
+  config.dtype = 'float32'  # of the computation: float32 or bfloat16; parameters are float32
+
+  config.learning_rate = 0.01
+  config.schedule = 'step'  # step, constant, cosine or one_cycle
+  config.decay_factor = 0.96  # of the step schedule ...
+  config.decay_epochs = 8  # ... once in so many epochs
+  config.momentum = 0.9
+  config.nesterov = False
+  config.weight_decay = 0.0  # of kernels
+  config.clip_norm = 0.0  # of the whole gradient; 0 for no clipping
+  config.label_smoothing = 0.0
+  config.micro_batches = 1  # parts in which a device takes its batch one after another, to need less memory
+
+  config.model = ml_collections.ConfigDict()
+  config.model.inception = 'reduced'  # reduced, or naive: without the 1x1 reductions
+  config.model.head = 'average_pool'  # average_pool or fully_connected
+  config.model.stem = 'article'  # article, or small for native 28 or 32 pixels
+  config.model.norm = 'none'  # none or batch
+  config.model.dropout = 0.0  # before the last linear layer
+
+  config.data = ml_collections.ConfigDict()
+  config.data.name = 'fashion_mnist'  # digits, or an image classification set of TFDS
+  config.data.source_dir = ''  # folder with the four original .gz files; FASHION_MNIST_DIR stands in
+  config.data.data_dir = ''  # where TFDS keeps prepared sets; empty for ~/tensorflow_datasets
+  config.data.validation_examples = 0  # held out of the training images
+
+  config.augment = ml_collections.ConfigDict()
+  config.augment.padding = 0  # pixels of zeros on each side
+  config.augment.shift = 0  # most pixels of random translation
+  config.augment.flip = False  # mirror left to right at random
+
+  config.log_every_steps = 50
+  config.checkpoint_every_steps = 0  # between the ends of epochs, where one is always written; 0 for none
+  return config

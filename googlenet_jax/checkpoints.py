@@ -1,0 +1,139 @@
+"""Checkpoints behind four verbs: save, restore, list (`steps`), close. Orbax writes them, asynchronously.
+
+Kept are the two newest, so that damage to one loses no run, and the best by validation accuracy where there is one.
+"""
+
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from googlenet_jax.errors import UserError
+
+NO_ACCURACY = -1.0  # of a checkpoint that was never validated: worse than every accuracy
+
+
+class DamagedError(Exception):
+  """The checkpoint cannot be read, or does not hold what was written."""
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `workdir/checkpoints`."""
+
+  def __init__(self, workdir: pathlib.Path):
+    """Opens the folder; it is made at the first save."""
+    self.directory = workdir.resolve() / 'checkpoints'
+
+    def accuracy(metrics):
+      return metrics['accuracy'] if metrics else NO_ACCURACY
+
+    policy = checkpoint_managers.AnyPreservationPolicy(
+      [checkpoint_managers.LatestN(2), checkpoint_managers.BestN(get_metric_fn=accuracy, n=1)]
+    )
+    options = ocp.CheckpointManagerOptions(
+      best_fn=accuracy, preservation_policy=policy, cleanup_tmp_directories=True
+    )
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+  def steps(self) -> list[int]:
+    """Steps with a complete checkpoint, newest first."""
+    return sorted(self._manager.all_steps(), reverse=True)
+
+  def save(self, step: int, state: Any, meta: dict[str, Any], accuracy: float | None = None) -> None:
+    """Writes a checkpoint in the background; nothing happens if the step is saved already.
+
+    Args:
+      step: number of steps taken.
+      state: tree of arrays.
+      meta: JSON values to keep beside it.
+      accuracy: on the validation images, where there are any: the best one's checkpoint is kept.
+
+    Raises:
+      UserError: a weight is not finite, or the disk does not take it.
+    """
+    if step in self._manager.all_steps():
+      return
+    digest, bad = _digest(state)
+    if bad:
+      raise UserError(f'step {step}: {bad[0]} is not finite; not saved. Lower the learning rate. {self.newest()}')
+    metrics = {'accuracy': NO_ACCURACY if accuracy is None else accuracy}
+    arguments = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, 'crc32': digest})
+    )
+    try:
+      self._manager.save(step, args=arguments, metrics=metrics)
+    except OSError as error:
+      raise UserError(f'step {step} could not be saved in {self.directory}: {error}') from error
+
+  def restore(self, abstract_state: Any, step: int) -> tuple[Any, dict[str, Any]]:
+    """Reads one checkpoint and checks it against the checksums written with it.
+
+    Args:
+      abstract_state: tree of `jax.ShapeDtypeStruct` with shardings.
+      step: which one.
+
+    Returns:
+      The state on its devices, and what was given as `meta`.
+
+    Raises:
+      DamagedError: files are missing, unreadable or changed.
+    """
+    arguments = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
+    )
+    try:
+      restored = self._manager.restore(step, args=arguments)
+    except Exception as error:  # Orbax raises bare Exception for damaged files
+      first = (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise DamagedError(f'checkpoint {step} in {self.directory} cannot be read ({first[:150]})') from error
+    written = restored.meta.pop('crc32')
+    changed = [name for name, crc in _digest(restored.state)[0].items() if written.get(name) != crc]
+    if changed:
+      raise DamagedError(f'checkpoint {step} in {self.directory} is damaged: {changed[0]} is not what was saved')
+    return restored.state, restored.meta
+
+  def newest(self) -> str:
+    """A phrase that names the newest complete checkpoint."""
+    self.wait()
+    steps = self.steps()
+    return f'Last good checkpoint: {self.directory / str(steps[0])}' if steps else 'There is no checkpoint yet'
+
+  def wait(self) -> None:
+    """Returns when everything is on disk.
+
+    Raises:
+      UserError: the disk did not take it.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # what the background thread met: OSError, or TensorStore's ValueError
+      raise UserError(f'a checkpoint could not be written in {self.directory}: {str(error)[:200]}') from error
+
+  def close(self) -> None:
+    """Waits, and stops the background threads."""
+    self.wait()
+    self._manager.close()
+
+
+def _digest(state: Any) -> tuple[dict[str, int], list[str]]:
+  """crc32 of every array by its path, and the paths of those that are not finite."""
+  digest, bad = {}, []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    array = np.asarray(leaf)
+    digest[name] = zlib.crc32(np.ascontiguousarray(array).data)
+    if not np.isfinite(array).all():
+      bad.append(name)
+  return digest, bad
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON so that a reader finds the old file or the new one, never half of one."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.replace(path)

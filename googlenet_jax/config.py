@@ -1,0 +1,129 @@
+"""Checks of a recipe: ranges, and what may change between two runs in the same workdir."""
+
+import json
+import pathlib
+from typing import Any
+
+from googlenet_jax.errors import UserError
+from googlenet_jax.models import MIN_IMAGE_SIZE
+from googlenet_jax.optimizers import SCHEDULES
+
+CHOICES = {
+  'dtype': ('float32', 'bfloat16'),
+  'schedule': SCHEDULES,
+  'model.inception': ('reduced', 'naive'),
+  'model.head': ('average_pool', 'fully_connected'),
+  'model.stem': tuple(MIN_IMAGE_SIZE),
+  'model.norm': ('none', 'batch'),
+}
+# key: (least, most); None for no bound
+RANGES = {
+  'seed': (0, 2**31 - 1),
+  'epochs': (1, None),
+  'max_steps': (0, None),
+  'batch_size': (1, None),
+  'image_size': (1, 4096),
+  'learning_rate': (0, None),
+  'decay_factor': (0, 1),
+  'decay_epochs': (1, None),
+  'momentum': (0, 1),
+  'weight_decay': (0, None),
+  'clip_norm': (0, None),
+  'label_smoothing': (0, 1),
+  'micro_batches': (1, None),
+  'model.dropout': (0, 1),
+  'data.validation_examples': (0, None),
+  'augment.padding': (0, None),
+  'augment.shift': (0, None),
+  'log_every_steps': (1, None),
+  'checkpoint_every_steps': (0, None),
+}
+# A run goes on with other values of these: how long, what is written down, where the same data lie.
+MAY_CHANGE = (
+  'epochs',
+  'max_steps',
+  'log_every_steps',
+  'checkpoint_every_steps',
+  'data.source_dir',
+  'data.data_dir',
+)
+# What makes the weights fit and the inputs the same.
+FOR_EVALUATION = (
+  'image_size',
+  'augment.padding',
+  'data.name',
+  'data.validation_examples',
+  'model.inception',
+  'model.head',
+  'model.stem',
+  'model.norm',
+)
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested keys as `a.b`."""
+  flat = {}
+  for key, value in tree.items():
+    flat.update(flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
+  return flat
+
+
+def validate(config: Any) -> None:
+  """Raises UserError, naming the key, at the first value out of range."""
+  values = flatten(config.to_dict())
+  for key, known in CHOICES.items():
+    if values[key] not in known:
+      raise UserError(f'config.{key}={values[key]!r} is unknown: choose from {", ".join(known)}')
+  for key, (least, most) in RANGES.items():
+    value = values[key]
+    # Written so that NaN is refused as well.
+    if not (value >= least and (most is None or value <= most)) or value == float('inf'):
+      bound = f'at least {least}' if most is None else f'from {least} to {most}'
+      raise UserError(f'config.{key}={value} is out of range: it must be {bound}')
+  for key in ('momentum', 'model.dropout', 'label_smoothing'):
+    if values[key] >= 1:
+      raise UserError(f'config.{key}={values[key]} is out of range: it must be below 1')
+  if config.nesterov and not config.momentum:
+    raise UserError('config.nesterov needs a config.momentum above 0')
+  least = MIN_IMAGE_SIZE[config.model.stem]
+  if config.image_size < least:
+    raise UserError(
+      f'config.image_size={config.image_size} is too small for the network: with model.stem={config.model.stem} '
+      f'it needs at least {least} pixels'
+    )
+  if 2 * config.augment.padding >= config.image_size:
+    raise UserError(
+      f'config.augment.padding={config.augment.padding} on both sides leaves no image in '
+      f'config.image_size={config.image_size}'
+    )
+  if config.augment.shift >= config.image_size:
+    raise UserError(f'config.augment.shift={config.augment.shift} moves whole images out of sight')
+
+
+def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -> None:
+  """Refuses a workdir that another recipe made.
+
+  Args:
+    config: of this run.
+    workdir: with the `config.json` of the run before, if there was one.
+    only: keys to compare; all but MAY_CHANGE if empty.
+
+  Raises:
+    UserError: names the keys that differ, with both values.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    return
+  try:
+    before = flatten(json.loads(path.read_text()))
+  except (json.JSONDecodeError, AttributeError) as error:
+    raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
+  now = flatten(json.loads(config.to_json()))
+  keys = only or [key for key in {**before, **now} if key not in MAY_CHANGE]
+  differing = [
+    f'{key}: {before.get(key)!r} there, {now.get(key)!r} now' for key in keys if before.get(key) != now.get(key)
+  ]
+  if differing:
+    raise UserError(
+      f'{workdir} holds a run of another recipe ({"; ".join(differing)}): give another --workdir, or the same values'
+    )

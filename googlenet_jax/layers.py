@@ -1,0 +1,197 @@
+"""Convolution, max-pooling, dropout: PyTorch's arithmetic, with gradients that XLA runs fast.
+
+Every layer takes `[B, H, W, C]`. XLA's own gradients are slow on a CPU in three places, and there, and only there,
+the same mathematics is written another way (`_cpu` is the one switch):
+
+- a 1x1 convolution is a matrix product;
+- a 3x3 or 5x5 convolution on a small map is a product of patches and a matrix (XLA swaps input and kernel for the
+  weight gradient and falls off its fast path);
+- the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+PATCHES_UP_TO = 8  # pixels: larger maps than this keep XLA's convolution on a CPU
+
+# Glorot and Bengio (2010), with PyTorch's fans: fan_in = kh * kw * in_channels, fan_out = kh * kw * out_channels.
+xavier_uniform = nnx.initializers.xavier_uniform()
+
+
+def _cpu() -> bool:
+  return jax.default_backend() == 'cpu'
+
+
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+  """Convolves with zero padding of `k // 2` on both sides, as PyTorch's `Conv2d(padding=k // 2)`.
+
+  Args:
+    x: `[B, H, W, C_in]`.
+    kernel: `[k, k, C_in, C_out]`, k odd.
+    stride: step between windows, in pixels.
+
+  Returns:
+    `[B, ceil(H / stride), ceil(W / stride), C_out]`.
+  """
+  k = kernel.shape[0]
+  if _cpu() and stride == 1:
+    if k == 1:
+      return jnp.einsum('bhwi,io->bhwo', x, kernel[0, 0])
+    if max(x.shape[1:3]) <= PATCHES_UP_TO:
+      return _patches_conv(x, kernel)
+  pad = (k // 2, k // 2)
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
+  """Offsets of a k x k window that meet the map at all: the others would read only padding."""
+  return [(i, j) for i in range(k) for j in range(k) if abs(i - k // 2) < height and abs(j - k // 2) < width]
+
+
+def _patches_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  height, width = x.shape[1:3]
+  k, pad = kernel.shape[0], kernel.shape[0] // 2
+  taps = _taps(k, height, width)
+  x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  patches = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in taps], axis=-1)
+  matrix = jnp.concatenate([kernel[i, j] for i, j in taps])
+  return jnp.einsum('bhwi,io->bhwo', patches, matrix)
+
+
+def max_pool(x: jax.Array, stride: int) -> jax.Array:
+  """Max-pools 3x3 windows with padding 1, as PyTorch's `MaxPool2d(3, stride, padding=1)`.
+
+  The gradient goes to the first maximum of a window in row-major order, as in XLA and in PyTorch: after a ReLU, ties
+  at zero are common.
+
+  Args:
+    x: floating point `[B, H, W, C]`.
+    stride: 1 or 2.
+
+  Returns:
+    `[B, ceil(H / stride), ceil(W / stride), C]`.
+  """
+  return _indexed_max_pool(x, stride) if _cpu() else _plain_max_pool(x, stride)
+
+
+def _plain_max_pool(x, stride):
+  window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
+  lowest = jnp.array(-jnp.inf, x.dtype)
+  return lax.reduce_window(x, lowest, lax.max, window, strides, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _indexed_max_pool(x, stride):
+  return _plain_max_pool(x, stride)
+
+
+def _indexed_max_pool_forward(x, stride):
+  height, width = x.shape[1:3]
+  rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+  best = index = None
+  for i, j in _taps(3, height, width):
+    view = padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+    if best is None:
+      best, index = view, jnp.full(view.shape, 3 * i + j, jnp.int8)
+    else:
+      index = jnp.where(view > best, jnp.int8(3 * i + j), index)  # strictly: ties stay with the first
+      best = jnp.maximum(best, view)  # passes NaN on
+  return best, (index, jnp.zeros((height, width, 0)))  # an empty array carries the size of x to the backward pass
+
+
+def _indexed_max_pool_backward(stride, residuals, gradient):
+  index, size = residuals
+  height, width, _ = size.shape
+  rows, columns = index.shape[1:3]
+
+  def spread(a, fill):  # one entry a window, at the window's centre; a border of 1
+    edges = [(1, n + 1 - (stride * (m - 1) + 1), stride - 1) for n, m in ((height, rows), (width, columns))]
+    return lax.pad(a, jnp.array(fill, a.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+
+  gradient, index = spread(gradient, 0), spread(index, -1)
+  total = 0
+  for i, j in _taps(3, height, width):
+    near = (slice(None), slice(2 - i, 2 - i + height), slice(2 - j, 2 - j + width))
+    total += jnp.where(index[near] == 3 * i + j, gradient[near], 0)
+  return (total,)
+
+
+_indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+  """Zeroes features with probability `rate` and scales the others by `1 / (1 - rate)`.
+
+  One key an example, not one a batch: the mask of an example is then the same however many devices share the batch.
+
+  Args:
+    x: `[B, F]`.
+    rate: probability in [0, 1).
+    keys: typed keys `[B]`.
+
+  Returns:
+    `[B, F]`.
+  """
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(keep, x / (1 - rate), 0)
+
+
+class Conv(nnx.Module):
+  """Convolution, then batch normalisation if asked for, then ReLU.
+
+  Weights are Xavier-uniform and biases zero, as the article initialises. With batch normalisation there is no bias:
+  the normalisation would take it out again.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    norm: str = 'none',
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    axis_name: str | None = None,
+    rngs: nnx.Rngs,
+  ):
+    """Makes the layer.
+
+    Args:
+      in_features: input channels.
+      out_features: output channels.
+      kernel_size: side of the square kernel in pixels, odd.
+      stride: step between windows in pixels.
+      norm: 'none' or 'batch'.
+      dtype: of the computation; parameters are float32.
+      axis_name: mesh axis over which batch statistics are averaged, or None.
+      rngs: stream `params`.
+    """
+    self.stride = stride
+    self.dtype = dtype
+    shape = (kernel_size, kernel_size, in_features, out_features)
+    self.kernel = nnx.Param(xavier_uniform(rngs.params(), shape, jnp.float32))
+    if norm == 'batch':
+      self.bias = None
+      self.norm = nnx.BatchNorm(
+        out_features, momentum=0.9, epsilon=1e-3, dtype=dtype, axis_name=axis_name, rngs=rngs
+      )
+    else:
+      self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
+      self.norm = None
+
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """`[B, H, W, in]` to `[B, ceil(H / stride), ceil(W / stride), out]`; `train` normalises by the batch."""
+    x = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+    if self.norm is not None:
+      x = self.norm(x, use_running_average=not train)
+    else:
+      x = x + self.bias[...].astype(self.dtype)
+    return nnx.relu(x)

@@ -1,0 +1,222 @@
+"""GoogLeNet as a table, its Inception block, and both heads of the article's comparison.
+
+Source: Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842, table 1 and figure 2. Maps are
+`[B, H, W, C]`; padding and pooling arithmetic are PyTorch's, so that weights carried over give the same logits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from googlenet_jax.layers import Conv, dropout, max_pool, xavier_uniform
+
+
+class Widths(NamedTuple):
+  """One row of the paper's table 1: output channels of the convolutions of one Inception block."""
+
+  ch1x1: int
+  ch3x3_reduce: int
+  ch3x3: int
+  ch5x5_reduce: int
+  ch5x5: int
+  pool_proj: int
+
+
+TABLE = {
+  #                    1x1  3x3r  3x3  5x5r  5x5  pool
+  'inception_3a': Widths(64, 96, 128, 16, 32, 32),  # -> 256
+  'inception_3b': Widths(128, 128, 192, 32, 96, 64),  # -> 480
+  'inception_4a': Widths(192, 96, 208, 16, 48, 64),  # -> 512
+  'inception_4b': Widths(160, 112, 224, 24, 64, 64),  # -> 512
+  'inception_4c': Widths(128, 128, 256, 24, 64, 64),  # -> 512
+  'inception_4d': Widths(112, 144, 288, 32, 64, 64),  # -> 528
+  'inception_4e': Widths(256, 160, 320, 32, 128, 128),  # -> 832
+  'inception_5a': Widths(256, 160, 320, 32, 128, 128),  # -> 832
+  'inception_5b': Widths(384, 192, 384, 48, 128, 128),  # -> 1024
+}
+POOL_AFTER = ('inception_3b', 'inception_4e')  # 3x3, stride 2
+HIDDEN = 1024  # of the fully connected head
+
+# The smallest input, in pixels, in which every halving still has two pixels to choose from (five, or three halvings).
+MIN_IMAGE_SIZE = {'article': 17, 'small': 5}
+
+
+class Inception(nnx.Module):
+  """Four branches over the same map, joined on channels (figure 2b): `[B, H, W, in]` to `[B, H, W, out_features]`.
+
+  With `naive=True` it is figure 2a: no reductions, and the pool branch passes its input through, so that the output
+  grows from block to block (416 channels after 3a instead of 256, 4944 after 5b instead of 1024).
+  """
+
+  def __init__(self, in_features: int, widths: Widths, naive: bool = False, **conv_options):
+    """Makes the block; `conv_options` go to every `layers.Conv`."""
+    w, c = widths, conv_options
+    self.ch1x1 = Conv(in_features, w.ch1x1, 1, **c)
+    self.ch3x3_reduce = None if naive else Conv(in_features, w.ch3x3_reduce, 1, **c)
+    self.ch3x3 = Conv(in_features if naive else w.ch3x3_reduce, w.ch3x3, 3, **c)
+    self.ch5x5_reduce = None if naive else Conv(in_features, w.ch5x5_reduce, 1, **c)
+    self.ch5x5 = Conv(in_features if naive else w.ch5x5_reduce, w.ch5x5, 5, **c)
+    self.pool_proj = None if naive else Conv(in_features, w.pool_proj, 1, **c)
+    self.out_features = w.ch1x1 + w.ch3x3 + w.ch5x5 + (in_features if naive else w.pool_proj)
+
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Applies the block; `train` normalises by the batch where there is batch normalisation."""
+
+    def through(layer, x):
+      return x if layer is None else layer(x, train)
+
+    branch1 = self.ch1x1(x, train)  # [B, H, W, ch1x1]
+    branch2 = self.ch3x3(through(self.ch3x3_reduce, x), train)  # [B, H, W, ch3x3]
+    branch3 = self.ch5x5(through(self.ch5x5_reduce, x), train)  # [B, H, W, ch5x5]
+    branch4 = through(self.pool_proj, max_pool(x, stride=1))  # [B, H, W, pool_proj]
+    return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
+
+
+class Linear(nnx.Module):
+  """`x @ kernel + bias`, `[B, in]` to `[B, out]`; Xavier-uniform weights, zero biases."""
+
+  def __init__(self, in_features: int, out_features: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+    """Makes the layer with float32 parameters that computes in `dtype`."""
+    self.dtype = dtype
+    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (in_features, out_features), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Applies the layer."""
+    return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+
+
+class GoogLeNet(nnx.Module):
+  """The article's network: stem, nine Inception blocks, global average pool, linear.
+
+  With one input channel and ten classes it has 5,977,530 parameters. Stages are attributes and end points by the same
+  names: `conv1, conv2_reduce, conv2, inception_3a .. inception_5b, head, logits`.
+  """
+
+  def __init__(
+    self,
+    num_classes: int = 10,
+    channels: int = 1,
+    *,
+    inception: str = 'reduced',
+    head: str = 'average_pool',
+    stem: str = 'article',
+    norm: str = 'none',
+    dropout: float = 0.0,
+    image_size: int | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    axis_name: str | None = None,
+    rngs: nnx.Rngs,
+  ):
+    """Makes the network.
+
+    Args:
+      num_classes: length of the logits.
+      channels: of the images.
+      inception: 'reduced' (figure 2b) or 'naive' (figure 2a).
+      head: 'average_pool', the paper's: one vector of 1024 an image; or 'fully_connected', what the paper argues
+        against: the last map flattened (at 224 pixels 7 * 7 * 1024 = 50,176 values), a hidden layer of 1024 with
+        ReLU, then the logits. At 224 pixels the hidden layer alone has 51,381,248 parameters, nine times the rest.
+      stem: 'article' (7x7 stride 2 and two pools: a map of 1/8) or 'small' for images of 28 or 32 pixels
+        (3x3 stride 1 and one pool: a map of 1/2).
+      norm: 'none', or 'batch' for batch normalisation after every convolution.
+      dropout: probability of zeroing a feature before the last linear layer; the paper uses 0.4.
+      image_size: side of the square input in pixels; needed by the fully connected head only.
+      dtype: of the computation, float32 or bfloat16; parameters and logits are float32.
+      axis_name: mesh axis over which batch statistics are averaged, or None.
+      rngs: stream `params`.
+
+    Raises:
+      ValueError: an unknown option, or a fully connected head without `image_size`.
+    """
+    options = {
+      'inception': (inception, ('reduced', 'naive')),
+      'head': (head, ('average_pool', 'fully_connected')),
+      'stem': (stem, tuple(MIN_IMAGE_SIZE)),
+      'norm': (norm, ('none', 'batch')),
+    }
+    for name, (value, known) in options.items():
+      if value not in known:
+        raise ValueError(f'{name}={value!r} is unknown: choose from {", ".join(known)}')
+    if head == 'fully_connected' and image_size is None:
+      raise ValueError("head='fully_connected' needs image_size: its weights depend on it")
+    self.channels, self.stem, self.dropout_rate = channels, stem, dropout
+
+    c = {'norm': norm, 'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
+    self.conv1 = Conv(channels, 64, 7, 2, **c) if stem == 'article' else Conv(channels, 64, 3, 1, **c)
+    self.conv2_reduce = Conv(64, 64, 1, **c)
+    self.conv2 = Conv(64, 192, 3, **c)
+    features = 192
+    for name, widths in TABLE.items():
+      block = Inception(features, widths, naive=inception == 'naive', **c)
+      setattr(self, name, block)
+      features = block.out_features
+    if head == 'fully_connected':
+      side = -(-image_size // (32 if stem == 'article' else 8))
+      self.hidden = Linear(side * side * features, HIDDEN, dtype, rngs)
+      features = HIDDEN
+    else:
+      self.hidden = None
+    self.logits = Linear(features, num_classes, dtype, rngs)
+
+  def end_points(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Every stage's output by name; under jit, what is not used costs nothing.
+
+    Args:
+      image: floating point `[B, H, W, channels]` in [0, 1].
+      train: normalise by the batch and update the running statistics, instead of using them.
+      keys: typed keys `[B]` for dropout; None for no dropout.
+
+    Returns:
+      Stage name to output. Shapes at 224 pixels stand in the comments.
+
+    Raises:
+      ValueError: images too small for the network, or of another number of channels.
+    """
+    least = MIN_IMAGE_SIZE[self.stem]
+    if image.ndim != 4 or image.shape[3] != self.channels or min(image.shape[1:3]) < least:
+      raise ValueError(
+        f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
+      )
+    out = {}
+    x = out['conv1'] = self.conv1(image, train)  # [B, 112, 112, 64]
+    if self.stem == 'article':
+      x = max_pool(x, stride=2)  # [B, 56, 56, 64]
+    x = out['conv2_reduce'] = self.conv2_reduce(x, train)  # [B, 56, 56, 64]
+    x = out['conv2'] = self.conv2(x, train)  # [B, 56, 56, 192]
+    x = max_pool(x, stride=2)  # [B, 28, 28, 192]
+    for name in TABLE:
+      x = out[name] = getattr(self, name)(x, train)  # 3: [B, 28, 28, .]  4: [B, 14, 14, .]  5: [B, 7, 7, .]
+      if name in POOL_AFTER:
+        x = max_pool(x, stride=2)
+    if self.hidden is None:
+      x = x.mean(axis=(1, 2))  # [B, 1024]
+    else:
+      x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))  # [B, 1024]
+    out['head'] = x
+    if keys is not None and self.dropout_rate > 0:
+      x = dropout(x, self.dropout_rate, keys)
+    out['logits'] = self.logits(x).astype(jnp.float32)  # [B, num_classes]
+    return out
+
+  def __call__(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
+    """Logits, float32 `[B, num_classes]`; see `end_points`."""
+    return self.end_points(image, train, keys)['logits']
+
+
+def count_parameters(module: nnx.Module) -> int:
+  """Number of trained values in a module."""
+  return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def count_multiply_adds(model: GoogLeNet, image_size: int) -> int:
+  """Multiply-adds of the convolutions for one image: 1.582 G for the article's network at 224 pixels, 3 channels."""
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, model.channels), jnp.float32)
+  maps = jax.eval_shape(model.end_points, image)
+  total = 0
+  for name in ('conv1', 'conv2_reduce', 'conv2', *TABLE):
+    kernels = [p for p in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)) if p.ndim == 4]
+    total += maps[name].shape[1] * maps[name].shape[2] * sum(kernel.size for kernel in kernels)
+  return total

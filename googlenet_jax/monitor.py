@@ -1,0 +1,111 @@
+"""What a person sees of a run: lines, a progress bar, `metrics.jsonl`, TensorBoard."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import tensorboardX
+import tqdm
+
+
+def say(text: str) -> None:
+  """Prints a line, above the progress bar if there is one, from the first process only."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+  """A live bar on a terminal, plain lines elsewhere."""
+
+  def __init__(self, first_step: int, last_step: int, steps_per_epoch: int):
+    """Starts at `first_step`; ends at `last_step`."""
+    self._spe, self._last_step, self._first_step = steps_per_epoch, last_step, first_step
+    self._live = sys.stderr.isatty() and jax.process_index() == 0
+    self._bar = tqdm.tqdm(
+      total=last_step, initial=first_step, disable=not self._live, unit='step', dynamic_ncols=True,
+      bar_format='{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
+    )  # fmt: skip
+
+  def step(self) -> None:
+    """Counts a step."""
+    self._bar.update(1)
+
+  def show(self, record: dict[str, Any]) -> None:
+    """Shows a log point: a line of `metrics.jsonl` of the split `train`."""
+    epochs = -(-self._last_step // self._spe)
+    rate = record['examples_per_second']
+    text = f'loss {record["loss"]:.3f}, acc {record["accuracy"]:.3f}, {rate:.1f} examples/s'
+    if self._live:
+      self._bar.set_description(f'epoch {record["epoch"]:.2f}/{epochs}', refresh=False)
+      self._bar.set_postfix_str(text)
+    else:
+      say(f'step {record["step"]}/{self._last_step} epoch {record["epoch"]:.2f}/{epochs}: {text}')
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    self._bar.close()
+
+
+class Stopwatch:
+  """Counts the seconds between `start` and `stop`, over several stretches."""
+
+  def __init__(self, seconds: float = 0.0):
+    """Continues from `seconds`."""
+    self.seconds, self._since = seconds, None
+
+  def start(self) -> None:
+    """Begins a stretch."""
+    self._since = time.perf_counter()
+
+  def stop(self) -> float:
+    """Ends the stretch and returns its seconds."""
+    stretch = time.perf_counter() - self._since
+    self.seconds += stretch
+    return stretch
+
+
+class MetricsLog:
+  """`metrics.jsonl` and TensorBoard events of one run; the first process writes, the others keep quiet."""
+
+  def __init__(self, workdir: pathlib.Path, first_step: int):
+    """Opens the log and drops what an interrupted run wrote after `first_step`, its last checkpoint."""
+    self.records: list[dict[str, Any]] = []
+    self._file = self._events = None
+    if jax.process_index() != 0:
+      return
+    path = workdir / 'metrics.jsonl'
+    if path.exists() and first_step:
+      lines = path.read_text().splitlines()
+      self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
+    path.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
+    self._file = path.open('a', buffering=1)
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=first_step + 1 if first_step else None
+    )
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Appends one record: step, epoch, split, loss, accuracy, learning_rate, examples_per_second."""
+    self.records.append(record)
+    if self._file is None:
+      return
+    self._file.write(json.dumps(record) + '\n')
+    for key in ('loss', 'accuracy', 'examples_per_second'):
+      self._events.add_scalar(f'{record["split"]}/{key}', record[key], record['step'])
+    self._events.add_scalar('learning_rate', record['learning_rate'], record['step'])
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    if self._file is not None:
+      self._file.close()
+      self._events.close()
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+  try:
+    return json.loads(line)
+  except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
+    return None

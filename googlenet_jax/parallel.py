@@ -1,0 +1,45 @@
+"""The mesh: one axis, `data`, over every device; parameters on all of them, batches cut along it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from googlenet_jax.errors import UserError
+
+AXIS = 'data'
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh with the one axis `data` over `devices`, all there are by default."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def check_divides(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+  """Raises UserError if the global batch does not divide into equal shares."""
+  parts = mesh.size * micro_batches
+  if batch_size % parts:
+    times = f' times {micro_batches} micro-batches' if micro_batches > 1 else ''
+    raise UserError(
+      f'batch_size={batch_size} does not divide by {mesh.size} devices{times}: '
+      f'take {max(parts, batch_size // parts * parts)}'
+    )
+
+
+def replicate(tree, mesh: Mesh):
+  """Puts a tree of arrays, the same in every process, whole on every device."""
+  return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Makes global arrays of each process's share of a batch; returns before the transfer has ended."""
+  sharding = NamedSharding(mesh, P(AXIS))
+  return {name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()}
+
+
+def device_name(mesh: Mesh) -> str:
+  """As PyTorch writes them: `cpu:0`, `cuda:0`, or `8 x cuda` for several."""
+  device = mesh.devices.flat[0]
+  kind = 'cuda' if device.platform == 'gpu' and 'cuda' in str(device).lower() else device.platform
+  return f'{kind}:{device.id}' if mesh.size == 1 else f'{mesh.size} x {kind}'

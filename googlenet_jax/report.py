@@ -1,0 +1,231 @@
+"""What a run leaves behind: log points, evaluations, pictures, the summary; and the estimate at its start."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, models, monitor, parallel, plots
+from googlenet_jax.datasets import Dataset
+from googlenet_jax.errors import UserError
+
+# Training on a CPU reached this share of the rate of a large matrix product (experiments/results/cpu_efficiency.md).
+CPU_EFFICIENCY = 0.35
+LONG_HOURS = 1.0
+
+
+def estimate(multiply_adds: int, examples: int) -> float:
+  """Hours that training would take on this CPU, from the measured rate of a matrix product.
+
+  Args:
+    multiply_adds: of the forward pass of one image; the backward pass takes twice as many again.
+    examples: images to train on, counted as often as they come.
+
+  Returns:
+    Hours, right within a factor of about two.
+  """
+  a = jnp.ones((1024, 1024))
+  product = jax.jit(lambda a: a @ a)
+  product(a).block_until_ready()
+  seconds = []
+  for _ in range(5):
+    begin = time.perf_counter()
+    product(a).block_until_ready()
+    seconds.append(time.perf_counter() - begin)
+  rate = 1024**3 / min(seconds) * CPU_EFFICIENCY
+  return 3 * multiply_adds * examples / rate / 3600
+
+
+class Report:
+  """Writes and shows one run; the loop in train.py calls it and decides nothing by it but when to stop."""
+
+  def __init__(
+    self,
+    config: Any,
+    workdir: pathlib.Path,
+    dataset: Dataset,
+    mesh: Mesh,
+    graphdef: nnx.GraphDef,
+    state: Any,
+    meta: dict[str, Any],
+    steps_per_epoch: int,
+    last_step: int,
+  ):
+    """Takes up the counts in `meta`, which came with the checkpoint, or zeros."""
+    self._config, self._workdir, self._dataset, self._mesh = config, workdir, dataset, mesh
+    self._steps_per_epoch, self._last_step = steps_per_epoch, last_step
+    self._meta = meta
+    self._model = nnx.merge(graphdef, state.params, state.batch_stats)
+    self._parameters = models.count_parameters(self._model)
+    self._graphdef = graphdef
+    first_step = int(state.step)
+    self.watch = monitor.Stopwatch(meta['train_seconds'])
+    self._log = monitor.MetricsLog(workdir, first_step)
+    self._sums = jax.device_get(state.metrics)
+    self._step = first_step
+    self._state_shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    self._last_evaluation: tuple[int, evaluate.Evaluation] | None = None
+    self.progress = monitor.Progress(first_step, last_step, steps_per_epoch)
+
+  def introduce(self, step: int) -> None:
+    """Prints what will be trained, on what, and how long it may take; writes `config.json`."""
+    data, config = self._dataset, self._config
+    held = len(data.validation) if data.validation else 0
+    size = 'x'.join(map(str, data.image_shape))
+    work = models.count_multiply_adds(self._model, config.image_size)
+    monitor.say(
+      f'googlenet_jax {__version__}, jax {jax.__version__}, {parallel.device_name(self._mesh)}; '
+      f'everything goes to {self._workdir}'
+    )
+    monitor.say(f'{data.name}: {len(data.train)} train, {held} validation, {len(data.test)} test images of {size}')
+    monitor.say(
+      f'GoogLeNet: {self._parameters:,} parameters, {work / 1e6:,.0f} M multiply-adds an image of '
+      f'{config.image_size}x{config.image_size}x{data.image_shape[-1]}'
+    )
+    if jax.default_backend() == 'cpu' and step < self._last_step:
+      hours = estimate(work, (self._last_step - step) * config.batch_size)
+      if hours >= LONG_HOURS:
+        monitor.say(
+          f'No accelerator here: about {hours:.0f} hours for {self._last_step - step} steps on this CPU. '
+          'For minutes: --config=configs/fashion_fast.py, or --config=configs/digits.py'
+        )
+    if step:
+      monitor.say(f'continuing after step {step} of {self._last_step}')
+    if step < self._last_step:
+      monitor.say('compiling ...')
+    checkpoints.write_json(self._workdir / 'config.json', config.to_dict())
+
+  def compile_evaluation(self) -> None:
+    """Compiles the evaluation step ahead of the loop."""
+    batch = next(input_pipeline.eval_batches(self._dataset.test, self._config.batch_size, self._mesh))
+    batch.pop('mask')
+    step = evaluate.make_eval_step(self._graphdef, self._config, self._mesh)
+    self._eval_step = step.lower(self._state_shapes.params, self._state_shapes.batch_stats, batch).compile()
+
+  def log_training(
+    self, step: int, sums: dict[str, np.ndarray], rate: float, saved: checkpoints.Checkpoints
+  ) -> None:
+    """Writes and shows the mean over the steps since the last log point.
+
+    Args:
+      step: steps taken.
+      sums: `TrainState.metrics` on the host.
+      rate: learning rate of the last step.
+      saved: to name the newest one if the loss is not finite.
+
+    Raises:
+      UserError: the loss of a step was not finite.
+    """
+    seconds = self.watch.stop()
+    if sums['bad_step'] >= 0:
+      self.close()
+      raise UserError(
+        f'step {int(sums["bad_step"]) + 1}: the loss is not finite, at a learning rate of {rate:g}. Lower '
+        f'--config.learning_rate, or set --config.clip_norm=1. {saved.newest()}'
+      )
+    count = int(sums['count'] - self._sums['count'])
+    examples = (step - self._step) * self._config.batch_size
+    self._meta['train_examples'] += examples
+    record = {
+      'step': step,
+      'epoch': step / self._steps_per_epoch,
+      'split': 'train',
+      'loss': float(sums['loss'] - self._sums['loss']) / count,
+      'accuracy': int(sums['correct'] - self._sums['correct']) / count,
+      'learning_rate': rate,
+      'examples_per_second': examples / seconds,
+    }
+    self._sums, self._step = sums, step
+    self._meta['epoch_metrics'] = {
+      'loss': float(sums['loss'] / sums['count']),
+      'accuracy': float(sums['correct'] / sums['count']),
+    }
+    self._log.write(record)
+    self.progress.show(record)
+
+  def begin_epoch(self) -> None:
+    """The sums on the device start from zero again."""
+    self._sums = jax.tree.map(np.zeros_like, self._sums)
+
+  def evaluate(self, step: int, state: Any, rate: float) -> float | None:
+    """Evaluates on the validation and test images, draws the curves; returns the validation accuracy, if any."""
+    accuracy, line = None, []
+    for name, split in (('validation', self._dataset.validation), ('test', self._dataset.test)):
+      if split is None:
+        continue
+      begin = time.perf_counter()
+      result = evaluate.evaluate(
+        self._eval_step, state, split, self._config.batch_size, self._mesh, len(self._dataset.class_names)
+      )
+      record = {
+        'step': step,
+        'epoch': step / self._steps_per_epoch,
+        'split': name,
+        'loss': result.loss,
+        'accuracy': result.accuracy,
+        'learning_rate': rate,
+        'examples_per_second': len(split) / (time.perf_counter() - begin),
+      }
+      self._log.write(record)
+      line.append(f'{name} loss {result.loss:.3f}, acc {result.accuracy:.4f}')
+      if name == 'validation':
+        accuracy = result.accuracy
+      else:
+        self._last_evaluation = step, result
+    train = self._meta['epoch_metrics']
+    monitor.say(
+      f'epoch {step / self._steps_per_epoch:.4g}: train loss {train["loss"]:.3f}, acc {train["accuracy"]:.4f}; '
+      + '; '.join(line)
+    )
+    if jax.process_index() == 0:
+      plots.curves(self._log.records, self._workdir / 'curves.png')
+    return accuracy
+
+  def meta(self) -> dict[str, Any]:
+    """What a checkpoint has to carry for the summary to count the whole run."""
+    return {**self._meta, 'train_seconds': self.watch.seconds}
+
+  def finish(self, step: int, state: Any) -> None:
+    """Draws the last pictures, writes `summary.json`, prints the article's two lines."""
+    if self._last_evaluation is None or self._last_evaluation[0] != step:
+      self.evaluate(step, state, 0.0)
+    self.close()
+    result, train = self._last_evaluation[1], self._meta['epoch_metrics']
+    seconds = self.watch.seconds
+    speed = self._meta['train_examples'] / seconds
+    summary = {
+      'test_accuracy': result.accuracy,
+      'test_loss': result.loss,
+      'train_accuracy': train['accuracy'],
+      'train_loss': train['loss'],
+      'epochs': step / self._steps_per_epoch,
+      'steps': step,
+      'parameters': self._parameters,
+      'train_examples_per_second': speed,
+      'train_seconds': seconds,
+      'compile_seconds': self._meta['compile_seconds'],
+      'device': self._mesh.devices.flat[0].device_kind,
+      'device_count': self._mesh.size,
+      'jax_version': jax.__version__,
+      'seed': self._config.seed,
+    }
+    if jax.process_index() == 0:
+      names = self._dataset.class_names
+      plots.confusion(result, names, self._workdir / 'confusion.png')
+      plots.mistakes(result, self._dataset.test, names, self._workdir / 'mistakes.png')
+      checkpoints.write_json(self._workdir / 'summary.json', summary)
+    monitor.say(f'curves.png, confusion.png, mistakes.png and summary.json are in {self._workdir}')
+    monitor.say(
+      f'loss {train["loss"]:.3f}, train acc {train["accuracy"]:.3f}, test acc {result.accuracy:.3f}\n'
+      f'{speed:.1f} examples/sec on {parallel.device_name(self._mesh)}'
+    )
+
+  def close(self) -> None:
+    """Closes the log and the progress bar."""
+    self.progress.close()
+    self._log.close()

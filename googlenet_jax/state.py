@@ -1,0 +1,82 @@
+"""The training state: made, and read back from a checkpoint."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from googlenet_jax import checkpoints, models, monitor, parallel
+from googlenet_jax.errors import UserError
+
+
+class TrainState(struct.PyTreeNode):
+  """All that changes while training; restoring it and the step gives the same run, bit for bit on a CPU."""
+
+  step: jax.Array  # int32, steps taken
+  params: Any
+  batch_stats: Any  # running means and variances; empty without batch normalisation
+  opt_state: optax.OptState
+  metrics: dict[str, jax.Array]  # sums since the epoch began, on the device
+
+
+def empty_metrics() -> dict[str, jax.Array]:
+  """Sums over no examples; `bad_step` is the first step whose loss was not finite, -1 for none."""
+  return {
+    'loss': jnp.zeros((), jnp.float32),
+    'correct': jnp.zeros((), jnp.int32),
+    'count': jnp.zeros((), jnp.int32),
+    'bad_step': jnp.full((), -1, jnp.int32),
+  }
+
+
+def create_state(
+  config: Any, num_classes: int, channels: int, tx: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Makes the network and its first state, the same for a seed, whole on every device of the mesh."""
+  graphdef = None
+
+  def init():
+    nonlocal graphdef
+    model = models.GoogLeNet(
+      num_classes,
+      channels,
+      image_size=config.image_size,
+      dtype=jnp.dtype(config.dtype),
+      axis_name=parallel.AXIS,
+      rngs=nnx.Rngs(config.seed),
+      **config.model,
+    )
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), empty_metrics())
+
+  state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
+  return graphdef, state
+
+
+def restore(
+  saved: checkpoints.Checkpoints, state: TrainState, step: int | None = None
+) -> tuple[TrainState, dict[str, Any]] | None:
+  """The checkpoint of `step`, or the newest that is whole, or None where there is none at all.
+
+  Raises:
+    UserError: no checkpoint of that step, or there are checkpoints and every one is damaged.
+  """
+  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+  steps = saved.steps()
+  if step is not None:
+    if step not in steps:
+      raise UserError(f'there is no checkpoint of step {step} in {saved.directory}: there are {steps or "none"}')
+    steps = [step]
+  for step in steps:
+    try:
+      return saved.restore(abstract, step)
+    except checkpoints.DamagedError as error:
+      monitor.say(f'warning: {error}')
+  if steps:
+    raise UserError(f'every checkpoint tried in {saved.directory} is damaged: move that folder away to start anew')
+  return None

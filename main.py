@@ -1,0 +1,84 @@
+"""GoogLeNet in JAX: trains and evaluates a recipe.
+
+  python main.py --config=configs/fashion_fast.py
+  python main.py --config=configs/fashion_fast.py --mode=evaluate
+
+The same training command continues an interrupted run. Any key of the recipe can be given as --config.KEY=VALUE; the
+keys and their meaning stand in configs/default.py. Recipes: configs/digits.py (a minute on a laptop),
+configs/fashion_fast.py (minutes), configs/fashion.py (the article's, for an accelerator).
+"""
+
+# Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+MODES = ('train', 'evaluate')
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/digits.py.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/NAME for configs/NAME.py.')
+MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+STEP = flags.DEFINE_integer('step', None, 'evaluate: step of the checkpoint; the newest by default.')
+SPLIT = flags.DEFINE_enum('split', 'test', ('train', 'validation', 'test'), 'evaluate: which images.')
+
+
+def main(argv: list[str]) -> None:
+  """Runs the mode asked for."""
+  from googlenet_jax.errors import UserError
+
+  if len(argv) > 1:
+    raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
+  if CONFIG.value is None:
+    raise UserError('--config is missing: for example --config=configs/digits.py')
+  logging.set_verbosity(logging.ERROR)  # the libraries' warnings speak of their own affairs
+
+  from googlenet_jax import config as config_lib
+
+  config_lib.validate(CONFIG.value)
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
+  workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
+  if MODE.value == 'evaluate':
+    from googlenet_jax import evaluate
+
+    evaluate.evaluate_checkpoint(CONFIG.value, workdir, STEP.value, SPLIT.value)
+  else:
+    from googlenet_jax import train
+
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
+    train.train(CONFIG.value, workdir)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; raises UserError where absl and ml_collections would print pages."""
+  from googlenet_jax.errors import UserError
+
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error)) from error
+  except AttributeError as error:  # ml_collections on a misspelt key
+    raise UserError(f'no such key in the recipe: {error.args[0]}. configs/default.py lists them') from error
+  except FileNotFoundError as error:
+    raise UserError(f'--config: {error.filename or str(error).splitlines()[-1].strip()} does not exist') from error
+
+
+def run() -> None:
+  """Runs `main`; every mistake of the user ends as one line and status 2."""
+  from googlenet_jax.errors import UserError
+
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+    print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print('interrupted before the first step: nothing to save', file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  run()

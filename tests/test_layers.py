@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax import lax
+
+from googlenet_jax import layers
+
+
+def tied(shape, seed=0):
+  """Small integers: every window has ties."""
+  return np.random.default_rng(seed).integers(0, 3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [(1, 1), (2, 2), (3, 5), (7, 7), (8, 6)])
+def test_max_pool_equals_pytorch_with_ties(stride, size):
+  x = tied((2, *size, 4))
+  weights = np.random.default_rng(1).normal(size=(2, -(-size[0] // stride), -(-size[1] // stride), 4))
+  weights = weights.astype(np.float32)
+  y, pullback = jax.vjp(lambda x: layers.max_pool(x, stride), jnp.asarray(x))
+  (gradient,) = pullback(jnp.asarray(weights))
+
+  t = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  expected = torch.nn.functional.max_pool2d(t, 3, stride, padding=1)
+  expected.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
+  np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(gradient, t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_passes_nan_on_and_keeps_bfloat16():
+  x = jnp.zeros((1, 4, 4, 4), jnp.bfloat16).at[0, 3, 3, 0].set(jnp.nan)
+  y, pullback = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+  assert y.dtype == jnp.bfloat16
+  assert np.isnan(y[0, 1, 1, 0])
+  assert np.isfinite(y[0, 0, 0]).all()
+  assert pullback(jnp.ones_like(y))[0].dtype == jnp.bfloat16
+
+
+def test_max_pool_on_other_backends_is_the_same_function(monkeypatch):
+  x = jnp.asarray(tied((2, 9, 7, 4)))
+  fast = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+  monkeypatch.setattr(layers, '_cpu', lambda: False)
+  plain = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+  np.testing.assert_array_equal(fast[0], plain[0])
+  np.testing.assert_array_equal(fast[1](fast[0])[0], plain[1](plain[0])[0])
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (8, 8), (9, 9)])
+@pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 1), (3, 1), (5, 1), (7, 2), (3, 2)])
+def test_conv_equals_pytorch(size, kernel_size, stride):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, *size, 4)).astype(np.float32)
+  kernel = rng.normal(size=(kernel_size, kernel_size, 4, 6)).astype(np.float32)
+  y, pullback = jax.vjp(lambda x, k: layers.conv(x, k, stride), jnp.asarray(x), jnp.asarray(kernel))
+  dx, dkernel = pullback(jnp.cos(y))
+
+  tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  tk = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+  expected = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=kernel_size // 2)
+  expected.backward(torch.cos(expected.detach()))
+  close = dict(rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), **close)
+  np.testing.assert_allclose(dx, tx.grad.numpy().transpose(0, 2, 3, 1), **close)
+  np.testing.assert_allclose(dkernel, tk.grad.numpy().transpose(2, 3, 1, 0), **close)
+
+
+def test_conv_on_a_small_map_equals_the_plain_convolution_in_float64():
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 2, 3, 4)), rng.normal(size=(5, 5, 4, 3))
+    plain = lax.conv_general_dilated(x, kernel, (1, 1), ((2, 2), (2, 2)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    np.testing.assert_allclose(layers.conv(jnp.asarray(x), jnp.asarray(kernel)), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_xavier_uniform_has_pytorchs_bound():
+  kernel = layers.xavier_uniform(jax.random.key(0), (5, 5, 16, 32), jnp.float32)
+  bound = (6 / (25 * 16 + 25 * 32)) ** 0.5  # torch.nn.init.xavier_uniform_ on [32, 16, 5, 5]
+  assert 0.99 * bound < float(jnp.abs(kernel).max()) <= bound
+  reference = torch.nn.init.xavier_uniform_(torch.empty(32, 16, 5, 5))
+  assert float(kernel.std()) == pytest.approx(float(reference.std()), rel=0.03)
+
+
+def test_dropout_masks_belong_to_the_example():
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(8))
+  x = jnp.ones((8, 1000))
+  whole = layers.dropout(x, 0.4, keys)
+  np.testing.assert_array_equal(layers.dropout(x[5:], 0.4, keys[5:]), whole[5:])
+  assert set(np.unique(whole).tolist()) == {0.0, float(np.float32(1 / 0.6))}
+  assert float((whole == 0).mean()) == pytest.approx(0.4, abs=0.02)

@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from googlenet_jax import models
+
+
+def make(**options):
+  options = {'num_classes': 10, 'channels': 1, **options}
+  return nnx.eval_shape(lambda: models.GoogLeNet(**options, rngs=nnx.Rngs(0)))
+
+
+def shapes(model, size):
+  image = jax.ShapeDtypeStruct((2, size, size, model.channels), jnp.float32)
+  return {k: v.shape for k, v in jax.eval_shape(model.end_points, image).items()}
+
+
+def test_parameters_in_total():
+  assert models.count_parameters(make()) == 5_977_530
+  assert models.count_parameters(make(num_classes=1000, channels=3)) == 6_998_552
+
+
+def test_parameters_by_block():
+  model = make()
+  counts = {name: models.count_parameters(getattr(model, name)) for name in ('conv1', 'conv2_reduce', 'conv2', *models.TABLE, 'logits')}  # fmt: skip  # noqa: E501
+  # Summed by hand from the paper's table: weights and biases.
+  assert counts == {
+    'conv1': 3_200,
+    'conv2_reduce': 4_160,
+    'conv2': 110_784,
+    'inception_3a': 163_696,
+    'inception_3b': 388_736,
+    'inception_4a': 376_176,
+    'inception_4b': 449_160,
+    'inception_4c': 510_104,
+    'inception_4d': 605_376,
+    'inception_4e': 868_352,
+    'inception_5a': 1_043_456,
+    'inception_5b': 1_444_080,
+    'logits': 10_250,
+  }
+
+
+def test_parameters_of_batch_norm_replace_biases():
+  # 57 convolutions of 7,280 output channels in all: a scale and a bias instead of a bias.
+  plain, norm = models.count_parameters(make()), models.count_parameters(make(norm='batch'))
+  assert norm - plain == sum(p.size for p in jax.tree.leaves(nnx.state(make(norm='batch'), nnx.BatchStat))) // 2
+
+
+def test_multiply_adds():
+  assert models.count_multiply_adds(make(num_classes=1000, channels=3), 224) == 1_581_647_872
+  model = make()
+  assert [models.count_multiply_adds(model, s) for s in (96, 64, 32)] == [276_056_064, 122_691_584, 30_672_896]
+
+
+def test_shapes_by_stage_at_224():
+  assert shapes(make(), 224) == {
+    'conv1': (2, 112, 112, 64),
+    'conv2_reduce': (2, 56, 56, 64),
+    'conv2': (2, 56, 56, 192),
+    'inception_3a': (2, 28, 28, 256),
+    'inception_3b': (2, 28, 28, 480),
+    'inception_4a': (2, 14, 14, 512),
+    'inception_4b': (2, 14, 14, 512),
+    'inception_4c': (2, 14, 14, 512),
+    'inception_4d': (2, 14, 14, 528),
+    'inception_4e': (2, 14, 14, 832),
+    'inception_5a': (2, 7, 7, 832),
+    'inception_5b': (2, 7, 7, 1024),
+    'head': (2, 1024),
+    'logits': (2, 10),
+  }
+
+
+def test_shapes_of_the_small_stem_at_28():
+  found = shapes(make(stem='small'), 28)
+  assert found['conv1'] == (2, 28, 28, 64)
+  assert found['inception_3a'] == (2, 14, 14, 256)
+  assert found['inception_4a'] == (2, 7, 7, 512)
+  assert found['inception_5b'] == (2, 4, 4, 1024)
+
+
+def test_naive_blocks_grow_as_in_figure_2a():
+  found = shapes(make(inception='naive'), 32)
+  channels = [found[name][-1] for name in models.TABLE]
+  assert channels == [416, 832, 1280, 1728, 2176, 2640, 3344, 4048, 4944]
+  # 3a by hand: 192 * 64 + 9 * 192 * 128 + 25 * 192 * 32 weights, 224 biases.
+  assert models.count_parameters(make(inception='naive').inception_3a) == 387_296
+
+
+def test_fully_connected_head():
+  model = make(head='fully_connected', image_size=224)
+  assert models.count_parameters(model.hidden) == 50_176 * 1024 + 1024
+  assert models.count_parameters(model) == 5_977_530 + 51_381_248
+  assert shapes(make(head='fully_connected', image_size=33, stem='article'), 33)['logits'] == (2, 10)
+  with pytest.raises(ValueError, match='needs image_size'):
+    make(head='fully_connected')
+
+
+@pytest.mark.parametrize('option', ['inception', 'head', 'stem', 'norm'])
+def test_unknown_options_are_named(option):
+  with pytest.raises(ValueError, match=f"{option}='x' is unknown"):
+    make(**{option: 'x'})
+
+
+def test_images_that_do_not_fit_are_refused():
+  for shape in [(2, 16, 40, 1), (2, 32, 32, 3), (32, 32, 1)]:
+    with pytest.raises(ValueError, match='do not fit'):
+      jax.eval_shape(make().end_points, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+@pytest.mark.parametrize('norm', ['none', 'batch'])
+def test_every_parameter_gets_a_finite_gradient(norm):
+  model = models.GoogLeNet(norm=norm, rngs=nnx.Rngs(0))
+  graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+  params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+  # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border: see below.
+  image = jax.random.uniform(jax.random.key(1), (8, 36, 36, 1))
+
+  @jax.jit
+  def gradients(params):
+    def loss(params):
+      logits = nnx.merge(graphdef, params, stats)(image, train=True)
+      return -jax.nn.log_softmax(logits)[jnp.arange(8), jnp.arange(8)].mean()
+
+    return jax.grad(loss)(params)
+
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(params)):
+    assert np.isfinite(gradient).all(), path
+    assert np.abs(gradient).max() > 0, path
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits():
+  model = models.GoogLeNet(dtype=jnp.bfloat16, norm='batch', rngs=nnx.Rngs(0))
+  assert {p.dtype for p in jax.tree.leaves(nnx.state(model))} == {jnp.dtype('float32')}
+  out = jax.eval_shape(model.end_points, jnp.zeros((1, 32, 32, 1)))
+  assert out['inception_5b'].dtype == jnp.bfloat16
+  assert out['logits'].dtype == jnp.float32
+
+
+def test_initial_weights_and_biases():
+  model = models.GoogLeNet(rngs=nnx.Rngs(0))
+  block = model.inception_3b.ch3x3
+  bound = (6 / (9 * 128 + 9 * 192)) ** 0.5
+  assert 0.99 * bound < float(jnp.abs(block.kernel[...]).max()) <= bound
+  assert not block.bias[...].any()
+  assert not model.logits.bias[...].any()
