@@ -4,7 +4,6 @@ Fashion-MNIST, MNIST and KMNIST are prepared here from their original files; any
 is read if it stands prepared as array_record, and prepared where TFDS can do that without TensorFlow.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import gzip
@@ -15,6 +14,7 @@ import pathlib
 import socket
 import struct
 import sys
+import threading
 import urllib.parse
 import urllib.request
 from typing import Any
@@ -257,20 +257,32 @@ def _check_network(builder, seconds: float = 4.0) -> None:
   for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
     # Behind a proxy the data set's own host need not be reachable, the proxy must.
     target = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, f'{scheme}://{host}'))
-    pool = concurrent.futures.ThreadPoolExecutor(1)  # looking a name up knows no time limit of its own
-    try:
-      address = target.hostname, target.port or (443 if target.scheme == 'https' else 80)
-      pool.submit(socket.create_connection, address, seconds).result(seconds).close()
-    except OSError as error:  # TimeoutError is one
+    error = _connect(target.hostname, target.port or (443 if target.scheme == 'https' else 80), seconds)
+    if error is not None:
       variable = f' (or {SOURCE_VARIABLE}=DIR)' if builder.name == 'fashion_mnist' else ''
       files = f'its original .gz files by --config.data.source_dir=DIR{variable}; ' if idx else ''
       raise UserError(
-        f'{builder.name} is not prepared in {builder.data_path} and {target.hostname} cannot be reached '
-        f'({error or "time out"}). Ways out: {files}a folder where TFDS has prepared it by '
-        '--config.data.data_dir=DIR; or `make demo`, whose data need no download'
-      ) from error
-    finally:
-      pool.shutdown(wait=False)
+        f'{builder.name} is not prepared in {builder.data_path} and {target.hostname} cannot be reached ({error}). '
+        f'Ways out: {files}a folder where TFDS has prepared it by --config.data.data_dir=DIR; or `make demo`, whose '
+        'data need no download'
+      )
+
+
+def _connect(host: str, port: int, seconds: float) -> OSError | str | None:
+  """Tries a connection; returns what went wrong, or None."""
+  outcome: list[OSError | None] = []
+
+  def attempt():
+    try:
+      socket.create_connection((host, port), seconds).close()
+      outcome.append(None)
+    except OSError as error:
+      outcome.append(error)
+
+  thread = threading.Thread(target=attempt, daemon=True)  # looking a name up knows no time limit of its own
+  thread.start()
+  thread.join(seconds)
+  return outcome[0] if outcome else f'no answer in {seconds:g} s'
 
 
 # TFDS: reading -------------------------------------------------------------------------------------------------------

@@ -214,7 +214,8 @@ def count_parameters(module: nnx.Module) -> int:
 def count_multiply_adds(model: GoogLeNet, image_size: int) -> int:
   """Multiply-adds of the convolutions for one image: 1.582 G for the article's network at 224 pixels, 3 channels."""
   image = jax.ShapeDtypeStruct((1, image_size, image_size, model.channels), jnp.float32)
-  maps = jax.eval_shape(model.end_points, image)
+  graphdef, state = nnx.split(model)
+  maps = jax.eval_shape(lambda state, image: nnx.merge(graphdef, state).end_points(image), state, image)
   total = 0
   for name in ('conv1', 'conv2_reduce', 'conv2', *TABLE):
     kernels = [p for p in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)) if p.ndim == 4]

@@ -2,7 +2,14 @@
 
 import os
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=1',  # compiling is most of what the tests wait for
+    '--xla_llvm_disable_expensive_passes=true',
+  ]
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import sys
@@ -22,6 +29,19 @@ def mesh_of():
   from googlenet_jax import parallel
 
   return lambda n: parallel.make_mesh(jax.devices()[:n])
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+  """The stem and three narrow blocks instead of nine: compiles in seconds."""
+  from googlenet_jax import models
+
+  table = {
+    'inception_3b': models.Widths(8, 8, 8, 4, 8, 4),
+    'inception_4e': models.Widths(8, 8, 8, 4, 8, 4),
+    'inception_5b': models.Widths(8, 8, 8, 4, 8, 4),
+  }
+  monkeypatch.setattr(models, 'TABLE', table)
 
 
 def small_config(**changes):

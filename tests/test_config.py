@@ -1,0 +1,63 @@
+import pathlib
+import runpy
+
+import pytest
+from conftest import small_config
+
+from googlenet_jax import checkpoints, config
+from googlenet_jax.errors import UserError
+
+RECIPES = sorted(pathlib.Path('configs').glob('[a-z]*.py'))
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path):
+  config.validate(runpy.run_path(str(path))['get_config']())
+
+
+def test_the_articles_recipe():
+  recipe = runpy.run_path('configs/fashion.py')['get_config']()
+  assert (recipe.image_size, recipe.batch_size, recipe.epochs) == (224, 256, 10)
+  assert (recipe.learning_rate, recipe.momentum, recipe.schedule) == (0.01, 0.9, 'step')
+  assert (recipe.decay_factor, recipe.decay_epochs) == (0.96, 8)
+  assert (recipe.data.name, recipe.data.validation_examples, recipe.model.norm) == ('fashion_mnist', 0, 'none')
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('epochs', 0, 'config.epochs=0 is out of range: it must be at least 1'),
+    ('max_steps', -1, 'config.max_steps'),
+    ('batch_size', 0, 'config.batch_size'),
+    ('learning_rate', -0.1, 'config.learning_rate'),
+    ('learning_rate', float('nan'), 'config.learning_rate'),
+    ('learning_rate', float('inf'), 'config.learning_rate'),
+    ('momentum', 1.0, 'config.momentum=1.0 is out of range: it must be below 1'),
+    ('seed', -1, 'config.seed'),
+    ('dtype', 'float16', "config.dtype='float16' is unknown: choose from float32, bfloat16"),
+    ('schedule', 'linear', 'config.schedule'),
+    ('image_size', 16, 'too small for the network: with model.stem=article it needs at least 17'),
+    ('augment.padding', 10, 'leaves no image'),
+    ('augment.shift', 17, 'out of sight'),
+    ('model.dropout', 1.0, 'below 1'),
+    ('model.norm', 'lrn2', 'config.model.norm'),
+    ('data.validation_examples', -5, 'config.data.validation_examples'),
+  ],
+)
+def test_values_out_of_range_are_named(key, value, message):
+  with pytest.raises(UserError, match=message):
+    config.validate(small_config(**{key: value}))
+
+
+def test_every_number_has_a_range():
+  values = config.flatten(small_config().to_dict())
+  numbers = {k for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+  assert numbers == set(config.RANGES)
+
+
+def test_a_workdir_of_another_recipe_is_refused_with_the_keys(tmp_path):
+  checkpoints.write_json(tmp_path / 'config.json', small_config().to_dict())
+  config.check_same(small_config(epochs=99, max_steps=3, log_every_steps=1), tmp_path)
+  with pytest.raises(UserError, match='learning_rate: 0.01 there, 0.5 now; model.norm: .none. there, .batch. now'):
+    config.check_same(small_config(**{'learning_rate': 0.5, 'model.norm': 'batch'}), tmp_path)
+  config.check_same(small_config(learning_rate=0.5), tmp_path, config.FOR_EVALUATION)

@@ -1,0 +1,178 @@
+import gzip
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+
+from googlenet_jax import datasets
+from googlenet_jax.errors import UserError
+
+REAL = os.environ.get('FASHION_MNIST_DIR')
+COUNTS = {'train': 60, 'test': 20}
+
+
+def write_idx(path, array):
+  with gzip.open(path, 'wb') as file:
+    file.write(struct.pack(f'>HBB{array.ndim}I', 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+@pytest.fixture
+def originals(tmp_path, monkeypatch):
+  """Four small files in the original format, and a checksum table that knows them."""
+  monkeypatch.delenv('FASHION_MNIST_DIR', raising=False)
+  folder = tmp_path / 'originals'
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  table, arrays = checksums.get_all_url_infos(), {}
+  for split, (images, labels) in datasets.IDX_FILES.items():
+    arrays[split] = rng.integers(0, 256, (COUNTS[split], 28, 28), np.uint8), np.arange(COUNTS[split]) % 10
+    for name, array in zip((images, labels), arrays[split], strict=True):
+      write_idx(folder / name, array.astype(np.uint8))
+      url = datasets._idx_builder('fashion_mnist').URL + name
+      table[url] = checksums.compute_url_info(folder / name)
+  monkeypatch.setattr(checksums, 'get_all_url_infos', lambda: dict(table))
+  return folder, arrays
+
+
+def test_original_files_are_prepared_and_read_back(originals, tmp_path):
+  folder, arrays = originals
+  data = datasets.load('fashion_mnist', str(folder), str(tmp_path / 'tfds'))
+  assert data.image_shape == (28, 28, 1)
+  assert data.class_names[0] == 'T-shirt/top'
+  assert data.validation is None
+  for split in ('train', 'test'):
+    images, labels = arrays[split]
+    found = getattr(data, split)
+    assert len(found) == COUNTS[split]
+    # TFDS shuffles: compare as sets of (image, label).
+    expected = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+    assert {(image.tobytes(), int(label)) for image, label in zip(found.images, found.labels, strict=True)} == expected
+  # TFDS's own reader takes what was prepared, and so do we without the files.
+  assert len(tfds.data_source('fashion_mnist', split='test', data_dir=tmp_path / 'tfds', download=False)) == 20
+  again = datasets.load('fashion_mnist', '', str(tmp_path / 'tfds'))
+  np.testing.assert_array_equal(again.train.images, data.train.images)
+
+
+def test_sets_too_large_for_memory_are_read_record_by_record(originals, tmp_path, monkeypatch):
+  folder, _ = originals
+  where = str(folder), str(tmp_path / 'tfds')
+  in_memory = datasets.load('fashion_mnist', *where, validation_examples=7)
+  monkeypatch.setattr(datasets, 'MAX_BYTES_IN_MEMORY', 1)
+  streamed = datasets.load('fashion_mnist', *where, validation_examples=7)
+  assert isinstance(streamed.validation.images, datasets.RecordImages)
+  indices = np.array([5, 0, 3])
+  for split in ('train', 'validation', 'test'):
+    one, other = getattr(in_memory, split), getattr(streamed, split)
+    np.testing.assert_array_equal(one.images[indices], other.images[indices])
+    np.testing.assert_array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize('harm', ['truncate', 'flip', 'swap'])
+def test_a_damaged_file_is_named_and_nothing_half_prepared_stays(originals, tmp_path, harm):
+  folder, _ = originals
+  path = folder / 'train-images-idx3-ubyte.gz'
+  content = bytearray(path.read_bytes())
+  if harm == 'truncate':
+    path.write_bytes(content[:-100])
+  elif harm == 'flip':
+    content[200] ^= 1
+    path.write_bytes(content)
+  else:
+    shutil.copy(folder / 't10k-images-idx3-ubyte.gz', path)
+  with pytest.raises(UserError, match=r'train-images-idx3-ubyte.gz is not the original .* expected \d+ bytes'):
+    datasets.load('fashion_mnist', str(folder), str(tmp_path / 'tfds'))
+  assert not list((tmp_path / 'tfds').glob('**/*'))
+
+
+def test_missing_file_and_missing_folder(originals, tmp_path):
+  folder, _ = originals
+  (folder / 't10k-labels-idx1-ubyte.gz').unlink()
+  with pytest.raises(UserError, match='t10k-labels-idx1-ubyte.gz is missing'):
+    datasets.load('fashion_mnist', str(folder), str(tmp_path / 'tfds'))
+  with pytest.raises(UserError, match='is not a folder'):
+    datasets.load('fashion_mnist', str(tmp_path / 'nowhere'), str(tmp_path / 'tfds'))
+
+
+def test_the_environment_variable_stands_in_for_source_dir(originals, tmp_path, monkeypatch):
+  monkeypatch.setenv('FASHION_MNIST_DIR', str(originals[0]))
+  assert len(datasets.load('fashion_mnist', '', str(tmp_path / 'tfds')).train) == 60
+
+
+def test_damaged_prepared_files_are_reported(originals, tmp_path):
+  folder, _ = originals
+  datasets.load('fashion_mnist', str(folder), str(tmp_path / 'tfds'))
+  (shard,) = (tmp_path / 'tfds').glob('**/*train*array_record*')
+  content = bytearray(shard.read_bytes())
+  content[len(content) // 2] ^= 255
+  shard.write_bytes(content)
+  with pytest.raises(UserError, match='is damaged'):
+    datasets.load('fashion_mnist', '', str(tmp_path / 'tfds'))
+
+
+@pytest.mark.parametrize('name', ['fashion_mnist', 'cifar10'])
+def test_no_network_is_told_within_seconds(name, tmp_path, monkeypatch):
+  monkeypatch.delenv('FASHION_MNIST_DIR', raising=False)
+  monkeypatch.setattr(datasets.socket, 'create_connection', lambda *_: time.sleep(20))
+  begin = time.monotonic()
+  with pytest.raises(UserError, match=r'cannot be reached .* Ways out: .*data_dir=DIR; or `make demo`'):
+    datasets.load(name, '', str(tmp_path))
+  assert time.monotonic() - begin < 5.5
+
+
+def test_held_out_images_are_the_same_every_time_and_not_trained_on():
+  data, again = (datasets.load('digits', validation_examples=200) for _ in range(2))
+  assert (len(data.train), len(data.validation), len(data.test)) == (1237, 200, 360)
+  np.testing.assert_array_equal(data.validation.images, again.validation.images)
+  whole = datasets.load('digits').train
+  both = np.concatenate([data.train.images, data.validation.images])
+  assert sorted(i.tobytes() for i in both) == sorted(i.tobytes() for i in whole.images)
+
+
+def test_digits():
+  data = datasets.load('digits')
+  assert data.train.images.shape == (1437, 8, 8, 1)
+  assert data.train.images.dtype == np.uint8
+  assert data.train.images.max() == 255
+  assert np.bincount(data.test.labels).min() >= 34
+  assert data.class_names == tuple('0123456789')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (('no_such_set',), 'no_such_set'),
+    (('cifar10', '/tmp'), 'data.source_dir is read for fashion_mnist'),
+    (('digits', '/tmp'), 'leave data.source_dir'),
+    (('digits', '', '', 1437), 'leaves nothing to train on'),
+  ],
+)
+def test_mistakes_are_told(arguments, message):
+  with pytest.raises(UserError, match=message):
+    datasets.load(*arguments)
+
+
+def test_tensorflow_is_never_imported():
+  code = (
+    'import sys, pkgutil, importlib, googlenet_jax, tensorflow_datasets\n'
+    'for m in pkgutil.iter_modules(googlenet_jax.__path__): importlib.import_module("googlenet_jax." + m.name)\n'
+    'from googlenet_jax import datasets; datasets.load("digits")\n'
+    'assert "tensorflow" not in sys.modules'
+  )
+  root = pathlib.Path(__file__).parent.parent
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=root, timeout=100)
+
+
+@pytest.mark.skipif(not REAL, reason='FASHION_MNIST_DIR does not name the four original files')
+def test_the_real_files(tmp_path):
+  data = datasets.load('fashion_mnist', REAL, str(tmp_path), validation_examples=5000)
+  assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5000, 10_000)
+  np.testing.assert_array_equal(np.bincount(data.test.labels), [1000] * 10)
+  assert data.test.images.mean() / 255 == pytest.approx(0.2868, abs=5e-5)

@@ -1,0 +1,150 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import small_config
+from flax import nnx
+from jax import lax
+
+from googlenet_jax import augment, datasets, optimizers, parallel, train
+from googlenet_jax.errors import UserError
+from googlenet_jax.state import create_state
+
+pytestmark = pytest.mark.usefixtures('small_network')
+FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augment.flip': True}
+
+
+@functools.cache
+def batches(count, size=16):
+  data = datasets.load('digits').train
+  return [
+    {'image': data.images[i * size :][:size], 'label': data.labels[i * size :][:size]} for i in range(count)
+  ]
+
+
+def run(config, mesh, steps=3):
+  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
+  graphdef, state = create_state(config, 10, 1, tx, mesh)
+  step = train.make_train_step(graphdef, tx, config, mesh)
+  losses = []
+  for batch in batches(steps):
+    state, loss = step(state, parallel.shard_batch(batch, mesh))
+    losses.append(float(loss))
+  return jax.device_get(state), losses
+
+
+def assert_close(state, other, tolerance):
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize('devices', [2, 8])
+def test_n_devices_train_as_one(devices, mesh_of):
+  config = small_config(**FULL)
+  one, losses = run(config, mesh_of(1))
+  many, other = run(config, mesh_of(devices))
+  # Equal but for the order of floating point sums, which batch statistics of small batches magnify.
+  np.testing.assert_allclose(losses, other, rtol=1e-4)
+  assert_close(one.params, many.params, 2e-4)
+  assert_close(one.batch_stats, many.batch_stats, 2e-4)
+  np.testing.assert_array_equal(one.metrics['count'], many.metrics['count'])
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(devices, mesh_of):
+  whole, losses = run(small_config(), mesh_of(1))
+  parts, other = run(small_config(micro_batches=4), mesh_of(devices))
+  np.testing.assert_allclose(losses, other, rtol=1e-5)
+  assert_close(whole.params, parts.params, 1e-6)
+  assert_close(whole.metrics, parts.metrics, 1e-4)
+
+
+def test_micro_batches_with_batch_norm_hold_the_same_examples_on_any_number_of_devices(mesh_of):
+  config = small_config(micro_batches=2, **FULL)
+  one, two = (run(config, mesh_of(n))[0] for n in (1, 2))
+  assert_close(one.batch_stats, two.batch_stats, 2e-4)
+  assert_close(one.params, two.params, 2e-4)
+
+
+def test_step_equals_pmap(mesh_of):
+  """The same step in pmap's idiom, written apart: local gradients, then their mean."""
+  config = small_config()
+  mesh = mesh_of(4)
+  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
+  graphdef, state = create_state(config, 10, 1, tx, mesh)
+  params, opt_state = jax.device_get((state.params, state.opt_state))
+
+  @functools.partial(jax.pmap, axis_name='data', devices=jax.devices()[:4], in_axes=(None, None, 0), out_axes=None)
+  def pmap_step(params, opt_state, batch):
+    def loss(params):
+      logits = nnx.merge(graphdef, params, {})(augment.prepare(batch['image'], config.image_size), train=True)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+
+    grads = lax.pmean(jax.grad(loss)(params), 'data')
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  for batch in batches(3):
+    shards = {name: a.reshape(4, 4, *a.shape[1:]) for name, a in batch.items()}
+    params, opt_state = pmap_step(params, opt_state, shards)
+  ours, _ = run(config, mesh)
+  assert_close(ours.params, params, 1e-6)
+
+
+def test_metrics_are_sums_over_the_global_batch(mesh_of):
+  state, losses = run(small_config(), mesh_of(4))
+  assert int(state.step) == 3
+  assert int(state.metrics['count']) == 48
+  assert float(state.metrics['loss']) == pytest.approx(16 * sum(losses), rel=1e-5)
+  assert 0 <= int(state.metrics['correct']) <= 48
+  assert int(state.metrics['bad_step']) == -1
+
+
+def test_label_smoothing_enters_the_loss(mesh_of):
+  _, plain = run(small_config(learning_rate=0.0), mesh_of(1), steps=1)
+  _, smooth = run(small_config(learning_rate=0.0, label_smoothing=0.5), mesh_of(1), steps=1)
+  tx = optax.identity()
+  graphdef, state = create_state(small_config(), 10, 1, tx, mesh_of(1))
+  batch = batches(1)[0]
+  logits = nnx.merge(graphdef, state.params, {})(augment.prepare(jnp.asarray(batch['image']), 17))
+  log_p = np.asarray(jax.nn.log_softmax(logits))
+  right = log_p[np.arange(16), batch['label']]
+  assert plain[0] == pytest.approx(-right.mean(), rel=1e-4)
+  assert smooth[0] == pytest.approx(-(0.5 * right + 0.5 * log_p.mean(-1)).mean(), rel=1e-4)
+
+
+def test_the_first_step_that_is_not_finite_is_kept(mesh_of):
+  state, losses = run(small_config(learning_rate=1e30, schedule='constant'), mesh_of(2))
+  bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
+  assert bad
+  assert int(state.metrics['bad_step']) == bad[0]
+
+
+def test_loss_falls_on_real_digits(mesh_of):
+  config = small_config(**{'model.norm': 'batch', 'learning_rate': 0.05})
+  _, losses = run(config, mesh_of(1), steps=60)
+  assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(mesh_of):
+  with pytest.raises(UserError, match='batch_size=10 does not divide by 8 devices: take 8'):
+    parallel.check_divides(10, mesh_of(8))
+  with pytest.raises(UserError, match='batch_size=24 does not divide by 8 devices times 2 micro-batches: take 16'):
+    parallel.check_divides(24, mesh_of(8), 2)
+
+
+def test_batch_statistics_follow_pytorchs_rule(mesh_of):
+  """One step: running mean = 0.9 * 0 + 0.1 * batch mean, over the whole batch."""
+  config = small_config(**{'model.norm': 'batch'})
+  tx = optax.identity()
+  graphdef, state = create_state(config, 10, 1, tx, mesh_of(1))
+  image = augment.prepare(jnp.asarray(batches(1)[0]['image']), 17)
+  kernel = state.params['conv1']['kernel']
+  maps = lax.conv_general_dilated(image, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  after, _ = run(config, mesh_of(4), steps=1)
+  found = after.batch_stats['conv1']['norm']
+  np.testing.assert_allclose(found['mean'], 0.1 * maps.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(found['var'], 0.9 + 0.1 * maps.var((0, 1, 2)), rtol=1e-4)
