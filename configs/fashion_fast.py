@@ -9,8 +9,7 @@ def get_config():
   config.learning_rate = 0.05
   config.schedule = 'one_cycle'
   config.model.norm = 'batch'
-  config.augment.padding = 0
-  config.augment.flip = True
+  config.augment.flip = False
   config.weight_decay = 5e-4
   config.data.validation_examples = 5000
   return config

@@ -80,7 +80,7 @@ class Linear(nnx.Module):
   def __init__(self, in_features: int, out_features: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
     """Makes the layer with float32 parameters that computes in `dtype`."""
     self.dtype = dtype
-    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (in_features, out_features), jnp.float32))
+    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (in_features, out_features)))
     self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:

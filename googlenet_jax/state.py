@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from googlenet_jax import checkpoints, models, monitor, parallel
 from googlenet_jax.errors import UserError
@@ -37,25 +36,20 @@ def create_state(
   config: Any, num_classes: int, channels: int, tx: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
   """Makes the network and its first state, the same for a seed, whole on every device of the mesh."""
-  graphdef = None
-
-  def init():
-    nonlocal graphdef
-    model = models.GoogLeNet(
-      num_classes,
-      channels,
-      image_size=config.image_size,
-      dtype=jnp.dtype(config.dtype),
-      axis_name=parallel.AXIS,
-      rngs=nnx.Rngs(config.seed),
-      **config.model,
-    )
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), empty_metrics())
-
-  state = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
-  return graphdef, state
+  model = models.GoogLeNet(
+    num_classes,
+    channels,
+    image_size=config.image_size,
+    dtype=jnp.dtype(config.dtype),
+    axis_name=parallel.AXIS,
+    rngs=nnx.Rngs(config.seed),
+    **config.model,
+  )
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+  params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+  opt_state = jax.jit(tx.init)(params)
+  state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, empty_metrics())
+  return graphdef, parallel.replicate(state, mesh)
 
 
 def restore(

@@ -75,11 +75,13 @@ def test_conv_on_a_small_map_equals_the_plain_convolution_in_float64():
 
 
 def test_xavier_uniform_has_pytorchs_bound():
-  kernel = layers.xavier_uniform(jax.random.key(0), (5, 5, 16, 32), jnp.float32)
+  kernel = layers.xavier_uniform(jax.random.key(0), (5, 5, 16, 32))
   bound = (6 / (25 * 16 + 25 * 32)) ** 0.5  # torch.nn.init.xavier_uniform_ on [32, 16, 5, 5]
   assert 0.99 * bound < float(jnp.abs(kernel).max()) <= bound
   reference = torch.nn.init.xavier_uniform_(torch.empty(32, 16, 5, 5))
   assert float(kernel.std()) == pytest.approx(float(reference.std()), rel=0.03)
+  np.testing.assert_array_equal(kernel, jax.jit(lambda k: layers.xavier_uniform(k, (5, 5, 16, 32)))(jax.random.key(0)))
+  assert (kernel != layers.xavier_uniform(jax.random.key(1), (5, 5, 16, 32))).any()
 
 
 def test_dropout_masks_belong_to_the_example():
