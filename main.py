@@ -34,8 +34,10 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # the libraries' warnings speak of their own affairs
 
   from googlenet_jax import config as config_lib
+  from googlenet_jax import parallel
 
   config_lib.validate(CONFIG.value)
+  parallel.use_compilation_cache()
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
   if MODE.value == 'evaluate':
@@ -76,7 +78,7 @@ def run() -> None:
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
-    print('interrupted before the first step: nothing to save', file=sys.stderr)
+    print('interrupted; checkpoints already written stay', file=sys.stderr)
     sys.exit(130)
 
 

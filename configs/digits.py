@@ -1,7 +1,15 @@
+"""The digits that scikit-learn carries: 1437 to train on, 360 to test, 8x8 pixels shown at 32x32.
+
+  python main.py --config=configs/digits.py
+
+`make demo` runs it. Measured on 2 cores of an AMD EPYC CPU: DIGITS_MEASURED.
+"""
+
 from configs import default
 
 
 def get_config():
+  """GoogLeNet with batch normalisation, 15 epochs, one cycle of the learning rate."""
   config = default.get_config()
   config.data.name = 'digits'
   config.image_size = 32

@@ -1,15 +1,23 @@
+"""Real Fashion-MNIST on a laptop: 32x32 pixels, batch normalisation, 4 epochs, one cycle of the learning rate.
+
+  python main.py --config=configs/fashion_fast.py
+
+FAST_MEASURED
+"""
+
 from configs import default
 
 
 def get_config():
+  """Chosen on the 5,000 held-out training images, which stay held out."""
   config = default.get_config()
   config.image_size = 32
   config.epochs = 4
   config.batch_size = 128
   config.learning_rate = 0.05
   config.schedule = 'one_cycle'
+  config.weight_decay = 5e-4
   config.model.norm = 'batch'
   config.augment.flip = False
-  config.weight_decay = 5e-4
   config.data.validation_examples = 5000
   return config

@@ -35,9 +35,7 @@ class Checkpoints:
     policy = checkpoint_managers.AnyPreservationPolicy(
       [checkpoint_managers.LatestN(2), checkpoint_managers.BestN(get_metric_fn=accuracy, n=1)]
     )
-    options = ocp.CheckpointManagerOptions(
-      best_fn=accuracy, preservation_policy=policy, cleanup_tmp_directories=True
-    )
+    options = ocp.CheckpointManagerOptions(best_fn=accuracy, preservation_policy=policy, cleanup_tmp_directories=True)
     self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:
@@ -83,9 +81,7 @@ class Checkpoints:
     Raises:
       DamagedError: files are missing, unreadable or changed.
     """
-    arguments = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
-    )
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore())
     try:
       restored = self._manager.restore(step, args=arguments)
     except Exception as error:  # Orbax raises bare Exception for damaged files

@@ -112,8 +112,8 @@ def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -
     UserError: names the keys that differ, with both values.
   """
   path = workdir / 'config.json'
-  if not path.exists():
-    return
+  if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
+    return  # nothing there to lose or to go on from
   try:
     before = flatten(json.loads(path.read_text()))
   except (json.JSONDecodeError, AttributeError) as error:

@@ -79,6 +79,4 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
   for start in range(0, len(split), batch_size):
     mask = start + mine < len(split)
     indices = np.where(mask, start + mine, 0)
-    yield parallel.shard_batch(
-      {'image': split.images[indices], 'label': split.labels[indices], 'mask': mask}, mesh
-    )
+    yield parallel.shard_batch({'image': split.images[indices], 'label': split.labels[indices], 'mask': mask}, mesh)

@@ -65,9 +65,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     if max(x.shape[1:3]) <= PATCHES_UP_TO:
       return _patches_conv(x, kernel)
   pad = (k // 2, k // 2)
-  return lax.conv_general_dilated(
-    x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
+  return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
@@ -201,9 +199,7 @@ class Conv(nnx.Module):
     self.kernel = nnx.Param(xavier_uniform(rngs.params(), shape))
     if norm == 'batch':
       self.bias = None
-      self.norm = nnx.BatchNorm(
-        out_features, momentum=0.9, epsilon=1e-3, dtype=dtype, axis_name=axis_name, rngs=rngs
-      )
+      self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-3, dtype=dtype, axis_name=axis_name, rngs=rngs)
     else:
       self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
       self.norm = None

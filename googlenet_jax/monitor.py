@@ -83,9 +83,7 @@ class MetricsLog:
       self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
     path.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
     self._file = path.open('a', buffering=1)
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=first_step + 1 if first_step else None
-    )
+    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends one record: step, epoch, split, loss, accuracy, learning_rate, examples_per_second."""

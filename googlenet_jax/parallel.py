@@ -1,5 +1,8 @@
 """The mesh: one axis, `data`, over every device; parameters on all of them, batches cut along it."""
 
+import os
+import pathlib
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -43,3 +46,10 @@ def device_name(mesh: Mesh) -> str:
   device = mesh.devices.flat[0]
   kind = 'cuda' if device.platform == 'gpu' and 'cuda' in str(device).lower() else device.platform
   return f'{kind}:{device.id}' if mesh.size == 1 else f'{mesh.size} x {kind}'
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, unless the user has named a folder (JAX_COMPILATION_CACHE_DIR)."""
+  if jax.config.jax_compilation_cache_dir is None:
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(home / 'googlenet_jax'))

@@ -107,9 +107,7 @@ class Report:
     step = evaluate.make_eval_step(self._graphdef, self._config, self._mesh)
     self._eval_step = step.lower(self._state_shapes.params, self._state_shapes.batch_stats, batch).compile()
 
-  def log_training(
-    self, step: int, sums: dict[str, np.ndarray], rate: float, saved: checkpoints.Checkpoints
-  ) -> None:
+  def log_training(self, step: int, sums: dict[str, np.ndarray], rate: float, saved: checkpoints.Checkpoints) -> None:
     """Writes and shows the mean over the steps since the last log point.
 
     Args:

@@ -1,6 +1,7 @@
-"""Eight virtual CPU devices for every test; flags parsed, as grain expects."""
+"""Eight virtual CPU devices and one compilation cache for every test; flags parsed, as grain expects."""
 
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = ' '.join(
   [
@@ -10,6 +11,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Tests and the programs they start compile the same networks: once is enough.
+CACHE = tempfile.TemporaryDirectory(prefix='googlenet_jax_tests_')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = CACHE.name
 
 import sys
 
@@ -19,7 +23,6 @@ from absl import flags
 
 if not flags.FLAGS.is_parsed():
   flags.FLAGS(sys.argv[:1])
-
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from conftest import small_config
 from googlenet_jax import checkpoints, config
 from googlenet_jax.errors import UserError
 
-RECIPES = sorted(pathlib.Path('configs').glob('[a-z]*.py'))
+RECIPES = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('[a-z]*.py'))
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
@@ -16,7 +16,7 @@ def test_every_recipe_is_valid(path):
 
 
 def test_the_articles_recipe():
-  recipe = runpy.run_path('configs/fashion.py')['get_config']()
+  recipe = runpy.run_path(str(RECIPES[0].parent / 'fashion.py'))['get_config']()
   assert (recipe.image_size, recipe.batch_size, recipe.epochs) == (224, 256, 10)
   assert (recipe.learning_rate, recipe.momentum, recipe.schedule) == (0.01, 0.9, 'step')
   assert (recipe.decay_factor, recipe.decay_epochs) == (0.96, 8)
@@ -57,6 +57,8 @@ def test_every_number_has_a_range():
 
 def test_a_workdir_of_another_recipe_is_refused_with_the_keys(tmp_path):
   checkpoints.write_json(tmp_path / 'config.json', small_config().to_dict())
+  config.check_same(small_config(learning_rate=0.5), tmp_path)  # no checkpoint yet: nothing to lose
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
   config.check_same(small_config(epochs=99, max_steps=3, log_every_steps=1), tmp_path)
   with pytest.raises(UserError, match='learning_rate: 0.01 there, 0.5 now; model.norm: .none. there, .batch. now'):
     config.check_same(small_config(**{'learning_rate': 0.5, 'model.norm': 'batch'}), tmp_path)

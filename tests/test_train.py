@@ -20,9 +20,7 @@ FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augmen
 @functools.cache
 def batches(count, size=16):
   data = datasets.load('digits').train
-  return [
-    {'image': data.images[i * size :][:size], 'label': data.labels[i * size :][:size]} for i in range(count)
-  ]
+  return [{'image': data.images[i * size :][:size], 'label': data.labels[i * size :][:size]} for i in range(count)]
 
 
 def run(config, mesh, steps=3):

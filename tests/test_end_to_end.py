@@ -1,0 +1,248 @@
+"""Whole runs: what they write, how they stop, how they go on."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import small_config
+from PIL import Image
+
+from googlenet_jax import checkpoints, evaluate, monitor, train
+from googlenet_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Everything that could make two runs differ is on.
+CONFIG = {
+  'batch_size': 128,  # 11 steps an epoch
+  'epochs': 2,
+  'learning_rate': 0.02,
+  'model.norm': 'batch',
+  'model.dropout': 0.3,
+  'augment.shift': 2,
+  'augment.flip': True,
+  'log_every_steps': 4,
+}
+
+
+def last_state(workdir):
+  """The arrays of the newest checkpoint, as saved."""
+  saved = checkpoints.Checkpoints(workdir)
+  step = saved.steps()[0]
+  state = saved._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
+  saved.close()
+  return step, state
+
+
+def read_log(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  from googlenet_jax import models
+
+  with pytest.MonkeyPatch.context() as patch:
+    widths = models.Widths(8, 8, 8, 4, 8, 4)
+    patch.setattr(models, 'TABLE', {name: widths for name in ('inception_3b', 'inception_4e', 'inception_5b')})
+    workdir = tmp_path_factory.mktemp('whole')
+    train.train(small_config(**CONFIG), workdir)
+  return workdir
+
+
+def assert_same_run(workdir, reference):
+  step, state = last_state(workdir)
+  expected_step, expected = last_state(reference)
+  assert step == expected_step == 22
+  assert len(jax.tree.leaves(state)) > 60
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+  # The log has no gaps and no repetitions either.
+  ours, theirs = ([r for r in read_log(w) if r['split'] == 'test'] for w in (workdir, reference))
+  assert [r['step'] for r in ours] == [11, 22]
+  assert [r['loss'] for r in ours] == [r['loss'] for r in theirs]
+  summaries = [json.loads((w / 'summary.json').read_text()) for w in (workdir, reference)]
+  assert summaries[0]['train_loss'] == summaries[1]['train_loss']
+
+
+@pytest.mark.usefixtures('small_network')
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(number, uninterrupted, tmp_path, monkeypatch, capsys):
+  count = monitor.Progress.step
+
+  def step(self):
+    count(self)
+    step.taken += 1
+    if step.taken == 6:
+      os.kill(os.getpid(), number)
+
+  step.taken = 0
+  with monkeypatch.context() as patch:
+    patch.setattr(monitor.Progress, 'step', step)
+    with pytest.raises(SystemExit) as stopped:
+      train.train(small_config(**CONFIG), tmp_path)
+  assert stopped.value.code == 128 + number
+  assert 'stopped at step 6 of 22, saved. The same command continues' in capsys.readouterr().out
+  train.train(small_config(**CONFIG), tmp_path)
+  assert 'continuing after step 6 of 22' in capsys.readouterr().out
+  assert_same_run(tmp_path, uninterrupted)
+
+
+# TensorStore's threads grumble when they meet half a file.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+@pytest.mark.usefixtures('small_network')
+def test_a_killed_run_goes_on_bit_for_bit_and_passes_over_a_damaged_checkpoint(uninterrupted, tmp_path, capsys):
+  code = """
+import os, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
+from conftest import small_config
+from test_end_to_end import CONFIG
+import pathlib
+from googlenet_jax import models, monitor, train
+widths = models.Widths(8, 8, 8, 4, 8, 4)
+models.TABLE = {name: widths for name in ('inception_3b', 'inception_4e', 'inception_5b')}
+count = monitor.Progress.step
+taken = 0
+def step(self):
+  global taken
+  taken += 1
+  if taken == 17:
+    os.kill(os.getpid(), 9)
+monitor.Progress.step = step
+train.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.argv[2]))
+"""
+  done = subprocess.run([sys.executable, '-c', code, str(ROOT), str(tmp_path)], timeout=300, check=False)
+  assert done.returncode == -signal.SIGKILL
+  saved = checkpoints.Checkpoints(tmp_path)
+  newest, before = saved.steps()[:2]
+  saved.close()
+  assert (newest, before) in [(14, 11), (11, 7)]  # the last one may not have been complete yet
+  for path in (tmp_path / 'checkpoints' / str(newest)).glob('**/d/*'):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  train.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+  out = capsys.readouterr().out
+  assert f'warning: checkpoint {newest} in' in out
+  assert f'continuing after step {before} of 22' in out
+  assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.usefixtures('small_network')
+def test_another_recipe_in_the_same_workdir_is_refused(uninterrupted):
+  with pytest.raises(UserError, match='learning_rate: 0.02 there, 0.5 now'):
+    train.train(small_config(**{**CONFIG, 'learning_rate': 0.5}), uninterrupted)
+
+
+@pytest.mark.usefixtures('small_network')
+def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
+  config = small_config(**CONFIG)
+  evaluate.evaluate_checkpoint(config, uninterrupted, None, 'test')
+  found = json.loads((uninterrupted / 'evaluation.json').read_text())
+  summary = json.loads((uninterrupted / 'summary.json').read_text())
+  assert found['accuracy'] == summary['test_accuracy']
+  assert found['loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
+  assert (found['step'], found['split'], found['examples']) == (22, 'test', 360)
+  confusion = np.array(found['confusion_matrix'])
+  assert confusion.sum() == 360
+  assert np.trace(confusion) / 360 == found['accuracy']
+  assert found['per_class_accuracy']['3'] == confusion[3, 3] / confusion[3].sum()
+  assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
+
+  evaluate.evaluate_checkpoint(config, uninterrupted, 11, 'train')
+  assert json.loads((uninterrupted / 'evaluation.json').read_text())['examples'] == 1437
+  with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
+    evaluate.evaluate_checkpoint(config, uninterrupted, 5, 'test')
+  with pytest.raises(UserError, match='holds no images out'):
+    evaluate.evaluate_checkpoint(config, uninterrupted, None, 'validation')
+  with pytest.raises(UserError, match='holds no checkpoints: train first'):
+    evaluate.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
+
+
+@pytest.mark.usefixtures('small_network')
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  config = small_config(**{**CONFIG, 'learning_rate': 1e30, 'schedule': 'constant', 'model.norm': 'none'})
+  with pytest.raises(UserError, match=r'step \d+: the loss is not finite, at a learning rate of 1e\+30.*no checkpoint'):
+    train.train(config, tmp_path)
+  assert not (tmp_path / 'summary.json').exists()
+
+
+def run_main(*arguments, cwd=ROOT, **options):
+  return subprocess.run(
+    [sys.executable, ROOT / 'main.py', *arguments], cwd=cwd, capture_output=True, text=True, timeout=400, **options
+  )
+
+
+def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
+  arguments = ['--config=configs/digits.py', f'--workdir={tmp_path}', '--config.max_steps=3']
+  arguments += ['--config.image_size=17', '--config.data.validation_examples=37', '--config.log_every_steps=2']
+  done = run_main(*arguments, check=False)
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.strip().splitlines()
+  assert re.fullmatch(r'loss \d\.\d{3}, train acc \d\.\d{3}, test acc \d\.\d{3}', lines[-2])
+  assert re.fullmatch(r'\d+\.\d examples/sec on 8 x cpu', lines[-1])
+
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names == {
+    'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'curves.png', 'confusion.png', 'mistakes.png',
+    'summary.json',
+  }  # fmt: skip
+  summary = json.loads((tmp_path / 'summary.json').read_text())
+  assert summary['steps'] == 3
+  assert summary['parameters'] == 5_984_810
+  assert summary['device_count'] == 8
+  assert summary['seed'] == 0
+  assert summary['jax_version'] == jax.__version__
+  for key in ('train_examples_per_second', 'train_seconds', 'compile_seconds', 'test_loss', 'train_loss', 'epochs'):
+    assert summary[key] > 0, key
+  assert f'{summary["test_accuracy"]:.3f}' == lines[-2][-5:]
+  log = read_log(tmp_path)
+  assert [(r['step'], r['split']) for r in log] == [(2, 'train'), (3, 'train'), (3, 'validation'), (3, 'test')]
+  keys = {'step', 'epoch', 'split', 'loss', 'accuracy', 'learning_rate', 'examples_per_second'}
+  assert all(set(record) == keys for record in log)
+  assert json.loads((tmp_path / 'config.json').read_text())['max_steps'] == 3
+  for name in ('curves.png', 'confusion.png', 'mistakes.png'):
+    with Image.open(tmp_path / name) as picture:
+      assert min(picture.size) > 200
+      assert len(np.unique(np.asarray(picture))) > 10
+  assert list((tmp_path / 'tensorboard').glob('events*'))[0].stat().st_size > 300
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--config is missing'),
+    (['--config=configs/nowhere.py'], 'nowhere.py'),
+    (['--config=configs/digits.py', '--config.bach_size=3'], 'batch_size'),
+    (['--config=configs/digits.py', '--config.batch_size=many'], 'batch_size=many'),
+    (['--config=configs/digits.py', '--config.learning_rate=-1'], 'config.learning_rate=-1.0 is out of range'),
+    (['--config=configs/digits.py', '--config.image_size=16'], 'too small for the network'),
+    (['--config=configs/digits.py', '--mode=tran'], '<train|evaluate>'),
+    (['--config=configs/digits.py', '--config.batch_size=2000'], 'larger than the 1437'),
+    (['--config=configs/digits.py', '--config.batch_size=12'], 'batch_size=12 does not divide by 8'),
+    (['--config=configs/digits.py', '--mode=evaluate'], 'no checkpoints: train first'),
+    (['--config=configs/digits.py', 'extra'], 'unexpected argument extra'),
+    (['--config=configs/digits.py', '--workdir=/dev/null/x'], '--workdir=/dev/null/x cannot be made'),
+  ],
+)
+def test_mistakes_on_the_command_line_are_one_line(arguments, message, tmp_path):
+  if not any(argument.startswith('--workdir') for argument in arguments):
+    arguments = [*arguments, f'--workdir={tmp_path}']
+  done = run_main(*arguments, check=False)
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ')
+  assert message in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert 'Traceback' not in done.stdout
+
+
+def test_help_is_readable():
+  done = run_main('--help', check=False)
+  for text in ('--config', '--workdir', '--mode: <train|evaluate>', 'configs/default.py', 'fashion_fast'):
+    assert text in done.stdout
+  assert len(done.stdout.splitlines()) < 40
