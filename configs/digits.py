@@ -13,7 +13,7 @@ def get_config():
   config = default.get_config()
   config.data.name = 'digits'
   config.image_size = 32
-  config.epochs = 15
+  config.epochs = 6
   config.batch_size = 64
   config.learning_rate = 0.02
   config.schedule = 'one_cycle'

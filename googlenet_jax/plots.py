@@ -91,7 +91,8 @@ def mistakes(evaluation: Evaluation, split: Split, class_names: Sequence[str], p
   columns = 8
   rows = max(1, -(-len(worst) // columns))
   figure = Figure(figsize=(11, 0.6 + 1.75 * rows), layout='constrained')
-  figure.suptitle(f'{len(wrong)} mistakes in {len(evaluation.labels)} images; the {len(worst)} most confident')
+  shown = '' if len(wrong) == len(worst) else f'; the {len(worst)} most confident'
+  figure.suptitle(f'mistakes: {len(wrong)} in {len(evaluation.labels)} images{shown}')
   if not len(worst):
     figure.text(0.5, 0.4, 'no mistakes', ha='center')
   for place, index in enumerate(worst, start=1):

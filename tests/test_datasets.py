@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -31,7 +32,7 @@ def originals(tmp_path, monkeypatch):
   folder = tmp_path / 'originals'
   folder.mkdir()
   rng = np.random.default_rng(0)
-  table, arrays = checksums.get_all_url_infos(), {}
+  table, arrays = dict(checksums.get_all_url_infos()), {}  # the original is memoized
   for split, (images, labels) in datasets.IDX_FILES.items():
     arrays[split] = rng.integers(0, 256, (COUNTS[split], 28, 28), np.uint8), np.arange(COUNTS[split]) % 10
     for name, array in zip((images, labels), arrays[split], strict=True):
@@ -120,11 +121,18 @@ def test_damaged_prepared_files_are_reported(originals, tmp_path):
 @pytest.mark.parametrize('name', ['fashion_mnist', 'cifar10'])
 def test_no_network_is_told_within_seconds(name, tmp_path, monkeypatch):
   monkeypatch.delenv('FASHION_MNIST_DIR', raising=False)
-  monkeypatch.setattr(datasets.socket, 'create_connection', lambda *_: time.sleep(20))
+  release = threading.Event()
+
+  def hang(*_):
+    release.wait(20)
+    raise OSError('released')
+
+  monkeypatch.setattr(datasets.socket, 'create_connection', hang)
   begin = time.monotonic()
   with pytest.raises(UserError, match=r'cannot be reached .* Ways out: .*data_dir=DIR; or `make demo`'):
     datasets.load(name, '', str(tmp_path))
   assert time.monotonic() - begin < 5.5
+  release.set()
 
 
 def test_held_out_images_are_the_same_every_time_and_not_trained_on():
