@@ -2,14 +2,15 @@
 
   python main.py --config=configs/digits.py
 
-`make demo` runs it. Measured on 2 cores of an AMD EPYC CPU: DIGITS_MEASURED.
+`make demo` runs it. Measured on 2 cores of an AMD EPYC CPU: test accuracy 0.986; 36 s of training,
+1 min 46 s in all with a cold compilation cache.
 """
 
 from configs import default
 
 
 def get_config():
-  """GoogLeNet with batch normalisation, 15 epochs, one cycle of the learning rate."""
+  """GoogLeNet with batch normalisation, 6 epochs, one cycle of the learning rate."""
   config = default.get_config()
   config.data.name = 'digits'
   config.image_size = 32
