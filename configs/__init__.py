@@ -1,0 +1,1 @@
+"""Recipes: one Python file each; every one starts from default.py."""
