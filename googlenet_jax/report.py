@@ -14,7 +14,7 @@ from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, mo
 from googlenet_jax.datasets import Dataset
 from googlenet_jax.errors import UserError
 
-# Training on a CPU reached this share of the rate of a large matrix product (experiments/results/cpu_efficiency.md).
+# Below what training on a CPU reached of a large matrix product (experiments/results/cpu_efficiency.md).
 CPU_EFFICIENCY = 0.35
 LONG_HOURS = 1.0
 
