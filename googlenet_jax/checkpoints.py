@@ -65,7 +65,7 @@ class Checkpoints:
     )
     try:
       self._manager.save(step, args=arguments, metrics=metrics)
-    except OSError as error:
+    except Exception as error:  # also what the background thread of the save before met
       raise UserError(f'step {step} could not be saved in {self.directory}: {error}') from error
 
   def restore(self, abstract_state: Any, step: int) -> tuple[Any, dict[str, Any]]:

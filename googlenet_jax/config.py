@@ -49,6 +49,10 @@ MAY_CHANGE = (
 )
 # What makes the weights fit and the inputs the same.
 FOR_EVALUATION = (
+  # These three shape the optimizer's state, which is read back with the weights.
+  'momentum',
+  'weight_decay',
+  'clip_norm',
   'image_size',
   'augment.padding',
   'data.name',

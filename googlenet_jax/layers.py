@@ -101,8 +101,7 @@ def max_pool(x: jax.Array, stride: int) -> jax.Array:
 
 def _plain_max_pool(x, stride):
   window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
-  lowest = jnp.array(-jnp.inf, x.dtype)
-  return lax.reduce_window(x, lowest, lax.max, window, strides, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
