@@ -4,17 +4,14 @@ import json
 import pathlib
 from typing import Any
 
+from googlenet_jax import models
 from googlenet_jax.errors import UserError
-from googlenet_jax.models import MIN_IMAGE_SIZE
 from googlenet_jax.optimizers import SCHEDULES
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
   'schedule': SCHEDULES,
-  'model.inception': ('reduced', 'naive'),
-  'model.head': ('average_pool', 'fully_connected'),
-  'model.stem': tuple(MIN_IMAGE_SIZE),
-  'model.norm': ('none', 'batch'),
+  **{f'model.{option}': known for option, known in models.CHOICES.items()},
 }
 # key: (least, most); None for no bound
 RANGES = {
@@ -89,7 +86,7 @@ def validate(config: Any) -> None:
       raise UserError(f'config.{key}={values[key]} is out of range: it must be below 1')
   if config.nesterov and not config.momentum:
     raise UserError('config.nesterov needs a config.momentum above 0')
-  least = MIN_IMAGE_SIZE[config.model.stem]
+  least = models.MIN_IMAGE_SIZE[config.model.stem]
   if config.image_size < least:
     raise UserError(
       f'config.image_size={config.image_size} is too small for the network: with model.stem={config.model.stem} '

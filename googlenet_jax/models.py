@@ -42,6 +42,13 @@ HIDDEN = 1024  # of the fully connected head
 # The smallest input, in pixels, in which every halving still has two pixels to choose from (five, or three halvings).
 MIN_IMAGE_SIZE = {'article': 17, 'small': 5}
 
+CHOICES = {
+  'inception': ('reduced', 'naive'),
+  'head': ('average_pool', 'fully_connected'),
+  'stem': tuple(MIN_IMAGE_SIZE),
+  'norm': ('none', 'batch'),
+}
+
 
 class Inception(nnx.Module):
   """Four branches over the same map, joined on channels (figure 2b): `[B, H, W, in]` to `[B, H, W, out_features]`.
@@ -131,15 +138,9 @@ class GoogLeNet(nnx.Module):
     Raises:
       ValueError: an unknown option, or a fully connected head without `image_size`.
     """
-    options = {
-      'inception': (inception, ('reduced', 'naive')),
-      'head': (head, ('average_pool', 'fully_connected')),
-      'stem': (stem, tuple(MIN_IMAGE_SIZE)),
-      'norm': (norm, ('none', 'batch')),
-    }
-    for name, (value, known) in options.items():
-      if value not in known:
-        raise ValueError(f'{name}={value!r} is unknown: choose from {", ".join(known)}')
+    for name, value in {'inception': inception, 'head': head, 'stem': stem, 'norm': norm}.items():
+      if value not in CHOICES[name]:
+        raise ValueError(f'{name}={value!r} is unknown: choose from {", ".join(CHOICES[name])}')
     if head == 'fully_connected' and image_size is None:
       raise ValueError("head='fully_connected' needs image_size: its weights depend on it")
     self.channels, self.stem, self.dropout_rate = channels, stem, dropout

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, models, monitor, parallel, plots
 from googlenet_jax.datasets import Dataset
 from googlenet_jax.errors import UserError
+from googlenet_jax.state import abstract
 
 # Below what training on a CPU reached of a large matrix product (experiments/results/cpu_efficiency.md).
 CPU_EFFICIENCY = 0.35
@@ -68,7 +69,7 @@ class Report:
     self._log = monitor.MetricsLog(workdir, first_step)
     self._sums = jax.device_get(state.metrics)
     self._step = first_step
-    self._state_shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    self._state_shapes = abstract(state)
     self._last_evaluation: tuple[int, evaluate.Evaluation] | None = None
     self.progress = monitor.Progress(first_step, last_step, steps_per_epoch)
 

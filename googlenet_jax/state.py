@@ -52,6 +52,11 @@ def create_state(
   return graphdef, parallel.replicate(state, mesh)
 
 
+def abstract(state: TrainState) -> TrainState:
+  """Shapes, dtypes and shardings of a state: enough to compile for it, or to read one back into."""
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+
+
 def restore(
   saved: checkpoints.Checkpoints, state: TrainState, step: int | None = None
 ) -> tuple[TrainState, dict[str, Any]] | None:
@@ -60,7 +65,6 @@ def restore(
   Raises:
     UserError: no checkpoint of that step, or there are checkpoints and every one is damaged.
   """
-  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
   steps = saved.steps()
   if step is not None:
     if step not in steps:
@@ -68,7 +72,7 @@ def restore(
     steps = [step]
   for step in steps:
     try:
-      return saved.restore(abstract, step)
+      return saved.restore(abstract(state), step)
     except checkpoints.DamagedError as error:
       monitor.say(f'warning: {error}')
   if steps:
