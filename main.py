@@ -10,7 +10,9 @@ configs/fashion_fast.py (minutes), configs/fashion.py (the article's, for an acc
 
 # Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
 import pathlib
+import signal
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
   if CONFIG.value is None:
-    raise UserError('--config is missing: for example --config=configs/digits.py')
+    raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
   logging.set_verbosity(logging.ERROR)  # the libraries' warnings speak of their own affairs
 
   from googlenet_jax import config as config_lib
@@ -61,17 +63,25 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    raise UserError(str(error)) from error
-  except AttributeError as error:  # ml_collections on a misspelt key
-    raise UserError(f'no such key in the recipe: {error.args[0]}. configs/default.py lists them') from error
+    text, _, pages = str(error).partition('Traceback')  # of what the recipe raised: the last line says it
+    raise UserError(f'{text}{pages.strip().splitlines()[-1]}' if pages else text) from error
   except FileNotFoundError as error:
     raise UserError(f'--config: {error.filename or str(error).splitlines()[-1].strip()} does not exist') from error
+  except Exception as error:  # the recipe is Python and may raise anything
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if f.filename.endswith('.py')]
+    frames = [f for f in frames if 'site-packages' not in f.filename]
+    if isinstance(error, AttributeError) and 'get_config' not in str(error) and not frames:  # a misspelt --config.KEY
+      key = getattr(error.args[0], 'args', error.args)[0]
+      raise UserError(f'no such key in the recipe: {key}. configs/default.py lists them') from error
+    where = f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
+    raise UserError(f'--config cannot be read: {type(error).__name__}: {error}{where}') from error
 
 
 def run() -> None:
   """Runs `main`; every mistake of the user ends as one line and status 2."""
   from googlenet_jax.errors import UserError
 
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the loop in train.py has its own answer
   try:
     app.run(main, flags_parser=parse_flags)
   except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written

@@ -42,12 +42,12 @@ class Checkpoints:
     """Steps with a complete checkpoint, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def save(self, step: int, state: Any, meta: dict[str, Any], accuracy: float | None = None) -> None:
+  def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None) -> None:
     """Writes a checkpoint in the background; nothing happens if the step is saved already.
 
     Args:
       step: number of steps taken.
-      state: tree of arrays.
+      items: trees of arrays, each of which can be restored without the others.
       meta: JSON values to keep beside it.
       accuracy: on the validation images, where there are any: the best one's checkpoint is kept.
 
@@ -56,42 +56,42 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    digest, bad = _digest(state)
+    digest, bad = _digest(items)
     if bad:
       raise UserError(f'step {step}: {bad[0]} is not finite; not saved. Lower the learning rate. {self.newest()}')
     metrics = {'accuracy': NO_ACCURACY if accuracy is None else accuracy}
-    arguments = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, 'crc32': digest})
-    )
+    arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave({**meta, 'crc32': digest}))
     try:
       self._manager.save(step, args=arguments, metrics=metrics)
     except Exception as error:  # also what the background thread of the save before met
       raise UserError(f'step {step} could not be saved in {self.directory}: {error}') from error
 
-  def restore(self, abstract_state: Any, step: int) -> tuple[Any, dict[str, Any]]:
+  def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint and checks it against the checksums written with it.
 
     Args:
-      abstract_state: tree of `jax.ShapeDtypeStruct` with shardings.
+      items: the items to read, as trees of `jax.ShapeDtypeStruct` with shardings.
       step: which one.
 
     Returns:
-      The state on its devices, and what was given as `meta`.
+      The items on their devices, and what was given as `meta`.
 
     Raises:
       DamagedError: files are missing, unreadable or changed.
     """
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore())
+    arguments = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     try:
-      restored = self._manager.restore(step, args=arguments)
+      restored = self._manager.restore(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax raises bare Exception for damaged files
       first = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise DamagedError(f'checkpoint {step} in {self.directory} cannot be read ({first[:150]})') from error
     written = restored.meta.pop('crc32')
-    changed = [name for name, crc in _digest(restored.state)[0].items() if written.get(name) != crc]
+    found = {name: restored[name] for name in items}
+    changed = [name for name, crc in _digest(found)[0].items() if written.get(name) != crc]
     if changed:
       raise DamagedError(f'checkpoint {step} in {self.directory} is damaged: {changed[0]} is not what was saved')
-    return restored.state, restored.meta
+    return found, restored.meta
 
   def newest(self) -> str:
     """A phrase that names the newest complete checkpoint."""
@@ -116,10 +116,10 @@ class Checkpoints:
     self._manager.close()
 
 
-def _digest(state: Any) -> tuple[dict[str, int], list[str]]:
+def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
   """crc32 of every array by its path, and the paths of those that are not finite."""
   digest, bad = {}, []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(items):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     array = np.asarray(leaf)
     digest[name] = zlib.crc32(np.ascontiguousarray(array).data)

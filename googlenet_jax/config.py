@@ -35,6 +35,7 @@ RANGES = {
   'log_every_steps': (1, None),
   'checkpoint_every_steps': (0, None),
 }
+OTHER_KEYS = ('nesterov', 'augment.flip', 'data.name', 'data.source_dir', 'data.data_dir')
 # A run goes on with other values of these: how long, what is written down, where the same data lie.
 MAY_CHANGE = (
   'epochs',
@@ -44,12 +45,8 @@ MAY_CHANGE = (
   'data.source_dir',
   'data.data_dir',
 )
-# What makes the weights fit and the inputs the same.
+# What makes the weights fit, and the inputs the same.
 FOR_EVALUATION = (
-  # These three shape the optimizer's state, which is read back with the weights.
-  'momentum',
-  'weight_decay',
-  'clip_norm',
   'image_size',
   'augment.padding',
   'data.name',
@@ -70,13 +67,19 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def validate(config: Any) -> None:
-  """Raises UserError, naming the key, at the first value out of range."""
+  """Raises UserError, naming the key, at the first that is missing, unknown or out of range."""
   values = flatten(config.to_dict())
+  known = {*CHOICES, *RANGES, *OTHER_KEYS}
+  for problem, keys in (('lacks', known - set(values)), ('has an unknown', set(values) - known)):
+    if keys:
+      raise UserError(f'the recipe {problem} key config.{min(keys)}: configs/default.py lists them all')
   for key, known in CHOICES.items():
     if values[key] not in known:
       raise UserError(f'config.{key}={values[key]!r} is unknown: choose from {", ".join(known)}')
   for key, (least, most) in RANGES.items():
     value = values[key]
+    if not isinstance(value, int | float):
+      raise UserError(f'config.{key}={value!r} must be a number')
     # Written so that NaN is refused as well.
     if not (value >= least and (most is None or value <= most)) or value == float('inf'):
       bound = f'at least {least}' if most is None else f'from {least} to {most}'

@@ -4,6 +4,7 @@ Fashion-MNIST, MNIST and KMNIST are prepared here from their original files; any
 is read if it stands prepared as array_record, and prepared where TFDS can do that without TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -163,17 +164,32 @@ def _prepare(name: str, source_dir: str, data_dir: str):
 
 def _download_and_prepare(builder, source_dir):
   import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+  from tensorflow_datasets.core.download.util import DownloadError
 
   download = tfds.download.DownloadConfig(manual_dir=source_dir or None)
+  print(f'preparing {builder.name} in {builder.data_path} from {source_dir or "the network"} ...', flush=True)
   try:
-    builder.download_and_prepare(download_config=download, file_format='array_record')
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads of unknown size
+      builder.download_and_prepare(download_config=download, file_format='array_record')
   except ImportError as error:
     raise UserError(
       f'TFDS needs {error.name} to prepare {builder.name}: prepare it where that is installed, with '
       "file_format='array_record', and give the folder as data.data_dir"
     ) from error
+  except (DownloadError, NonMatchingChecksumError) as error:
+    raise UserError(f'{builder.name} could not be downloaded ({error}). {_ways_out(builder.name)}') from error
   except OSError as error:
     raise UserError(f'{builder.name} could not be prepared in {builder.data_path}: {error}') from error
+
+
+def _ways_out(name: str) -> str:
+  variable = f' (or {SOURCE_VARIABLE}=DIR)' if name == 'fashion_mnist' else ''
+  files = f'its original .gz files by --config.data.source_dir=DIR{variable}; ' if name in IDX_SETS else ''
+  return (
+    f'Ways out: {files}a folder where TFDS has prepared it by --config.data.data_dir=DIR; or `make demo`, whose data '
+    'need no download'
+  )
 
 
 @functools.cache
@@ -252,19 +268,15 @@ def _check_source(builder, source_dir: pathlib.Path) -> None:
 
 def _check_network(builder, seconds: float = 4.0) -> None:
   """Fails within seconds where TFDS would retry for minutes."""
-  idx = builder.name in IDX_SETS
-  urls = [builder.URL] if idx else list(builder.url_infos or ())
+  urls = [builder.URL] if builder.name in IDX_SETS else list(builder.url_infos or ())
   for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
     # Behind a proxy the data set's own host need not be reachable, the proxy must.
     target = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, f'{scheme}://{host}'))
     error = _connect(target.hostname, target.port or (443 if target.scheme == 'https' else 80), seconds)
     if error is not None:
-      variable = f' (or {SOURCE_VARIABLE}=DIR)' if builder.name == 'fashion_mnist' else ''
-      files = f'its original .gz files by --config.data.source_dir=DIR{variable}; ' if idx else ''
       raise UserError(
         f'{builder.name} is not prepared in {builder.data_path} and {target.hostname} cannot be reached ({error}). '
-        f'Ways out: {files}a folder where TFDS has prepared it by --config.data.data_dir=DIR; or `make demo`, whose '
-        'data need no download'
+        + _ways_out(builder.name)
       )
 
 

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from googlenet_jax import augment, checkpoints, datasets, input_pipeline, monitor, optimizers, parallel
+from googlenet_jax import augment, checkpoints, datasets, input_pipeline, monitor, parallel
 from googlenet_jax import config as config_lib
 from googlenet_jax.datasets import Split
 from googlenet_jax.errors import UserError
@@ -86,7 +86,7 @@ def evaluate(
   """
   outputs = []
   for batch in input_pipeline.eval_batches(split, batch_size, mesh):
-    outputs.append(eval_step(state.params, state.batch_stats, {k: batch[k] for k in ('image', 'label')}))
+    outputs.append(eval_step(state.params, state.batch_stats, batch))
     if len(outputs) > 2:
       jax.block_until_ready(outputs[-2])  # no more than two batches ahead of the device
   columns = [np.concatenate(column)[: len(split)] for column in zip(*jax.device_get(outputs), strict=True)]
@@ -114,10 +114,9 @@ def evaluate_checkpoint(config: Any, workdir: pathlib.Path, step: int | None, sp
   split = getattr(dataset, split_name)
   if split is None:
     raise UserError('--split=validation: this recipe holds no images out (config.data.validation_examples=0)')
-  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 1))
-  graphdef, state = create_state(config, len(dataset.class_names), dataset.image_shape[-1], tx, mesh)
+  graphdef, state = create_state(config, len(dataset.class_names), dataset.image_shape[-1], optax.identity(), mesh)
   saved = checkpoints.Checkpoints(workdir)
-  restored = restore(saved, state, step)
+  restored = restore(saved, state, step, only='network')
   saved.close()
   if restored is None:
     raise UserError(f'{workdir} holds no checkpoint yet: train first')
@@ -134,7 +133,10 @@ def evaluate_checkpoint(config: Any, workdir: pathlib.Path, step: int | None, sp
         'examples': len(split),
         'accuracy': result.accuracy,
         'loss': result.loss,
-        'per_class_accuracy': dict(zip(dataset.class_names, result.per_class_accuracy.tolist(), strict=True)),
+        'per_class_accuracy': {  # JSON knows no NaN
+          name: None if np.isnan(accuracy) else accuracy
+          for name, accuracy in zip(dataset.class_names, result.per_class_accuracy.tolist(), strict=True)
+        },
         'confusion_matrix': result.confusion.tolist(),
       },
     )

@@ -69,14 +69,13 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mes
 
 
 def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
-  """Every example once, in order; the last batch is filled up, and `mask` is False there.
+  """Every example once, in order; the last batch is filled up with the first example.
 
   Yields:
-    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, `mask` bool `[B]`.
+    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`.
   """
   share = batch_size // jax.process_count()
   mine = jax.process_index() * share + np.arange(share)
   for start in range(0, len(split), batch_size):
-    mask = start + mine < len(split)
-    indices = np.where(mask, start + mine, 0)
-    yield parallel.shard_batch({'image': split.images[indices], 'label': split.labels[indices], 'mask': mask}, mesh)
+    indices = np.where(start + mine < len(split), start + mine, 0)
+    yield parallel.shard_batch({'image': split.images[indices], 'label': split.labels[indices]}, mesh)

@@ -86,7 +86,13 @@ class MetricsLog:
     self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends one record: step, epoch, split, loss, accuracy, learning_rate, examples_per_second."""
+    """Appends one record: step, epoch, split, loss, accuracy, learning_rate, examples_per_second.
+
+    What an ended run wrote is not written again when the same command is given once more.
+    """
+    last = self.records[-3:]  # at most train, validation and test of one step
+    if any((r['step'], r['split']) == (record['step'], record['split']) for r in last):
+      return
     self.records.append(record)
     if self._file is None:
       return

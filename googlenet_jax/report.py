@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -54,12 +55,13 @@ class Report:
     graphdef: nnx.GraphDef,
     state: Any,
     meta: dict[str, Any],
+    schedule: optax.Schedule,
     steps_per_epoch: int,
     last_step: int,
   ):
     """Takes up the counts in `meta`, which came with the checkpoint, or zeros."""
     self._config, self._workdir, self._dataset, self._mesh = config, workdir, dataset, mesh
-    self._steps_per_epoch, self._last_step = steps_per_epoch, last_step
+    self._schedule, self._steps_per_epoch, self._last_step = schedule, steps_per_epoch, last_step
     self._meta = meta
     self._model = nnx.merge(graphdef, state.params, state.batch_stats)
     self._parameters = models.count_parameters(self._model)
@@ -97,6 +99,11 @@ class Report:
         )
     if step:
       monitor.say(f'continuing after step {step} of {self._last_step}')
+      if config.schedule in ('cosine', 'one_cycle') and config.epochs != self._meta['epochs']:
+        monitor.say(
+          f'note: the {config.schedule} schedule is now spread over {config.epochs} epochs instead of '
+          f'{self._meta["epochs"]}: the learning rate jumps, and the run is not that of either recipe'
+        )
     if step < self._last_step:
       monitor.say('compiling ...')
     checkpoints.write_json(self._workdir / 'config.json', config.to_dict())
@@ -104,54 +111,58 @@ class Report:
   def compile_evaluation(self) -> None:
     """Compiles the evaluation step ahead of the loop."""
     batch = next(input_pipeline.eval_batches(self._dataset.test, self._config.batch_size, self._mesh))
-    batch.pop('mask')
     step = evaluate.make_eval_step(self._graphdef, self._config, self._mesh)
     self._eval_step = step.lower(self._state_shapes.params, self._state_shapes.batch_stats, batch).compile()
 
-  def log_training(self, step: int, sums: dict[str, np.ndarray], rate: float, saved: checkpoints.Checkpoints) -> None:
+  def _record(self, step: int, split: str, loss: float, accuracy: float, speed: float) -> dict[str, Any]:
+    record = {
+      'step': step,
+      'epoch': step / self._steps_per_epoch,
+      'split': split,
+      'loss': loss,
+      'accuracy': accuracy,
+      'learning_rate': float(self._schedule(step - 1)),  # of the last step taken
+      'examples_per_second': speed,
+    }
+    self._log.write(record)
+    return record
+
+  def log_training(self, step: int, sums: dict[str, np.ndarray], saved: checkpoints.Checkpoints) -> None:
     """Writes and shows the mean over the steps since the last log point.
 
     Args:
       step: steps taken.
       sums: `TrainState.metrics` on the host.
-      rate: learning rate of the last step.
       saved: to name the newest one if the loss is not finite.
 
     Raises:
       UserError: the loss of a step was not finite.
     """
     seconds = self.watch.stop()
-    if sums['bad_step'] >= 0:
+    bad_step = int(sums['bad_step'])
+    if bad_step >= 0:
       self.close()
       raise UserError(
-        f'step {int(sums["bad_step"]) + 1}: the loss is not finite, at a learning rate of {rate:g}. Lower '
-        f'--config.learning_rate, or set --config.clip_norm=1. {saved.newest()}'
+        f'step {bad_step + 1}: the loss is not finite, at a learning rate of {float(self._schedule(bad_step)):g}. '
+        f'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir. {saved.newest()}'
       )
     count = int(sums['count'] - self._sums['count'])
     examples = (step - self._step) * self._config.batch_size
     self._meta['train_examples'] += examples
-    record = {
-      'step': step,
-      'epoch': step / self._steps_per_epoch,
-      'split': 'train',
-      'loss': float(sums['loss'] - self._sums['loss']) / count,
-      'accuracy': int(sums['correct'] - self._sums['correct']) / count,
-      'learning_rate': rate,
-      'examples_per_second': examples / seconds,
-    }
+    loss = float(sums['loss'] - self._sums['loss']) / count
+    accuracy = int(sums['correct'] - self._sums['correct']) / count
+    self.progress.show(self._record(step, 'train', loss, accuracy, examples / seconds))
     self._sums, self._step = sums, step
     self._meta['epoch_metrics'] = {
       'loss': float(sums['loss'] / sums['count']),
       'accuracy': float(sums['correct'] / sums['count']),
     }
-    self._log.write(record)
-    self.progress.show(record)
 
   def begin_epoch(self) -> None:
     """The sums on the device start from zero again."""
     self._sums = jax.tree.map(np.zeros_like, self._sums)
 
-  def evaluate(self, step: int, state: Any, rate: float) -> float | None:
+  def evaluate(self, step: int, state: Any) -> float | None:
     """Evaluates on the validation and test images, draws the curves; returns the validation accuracy, if any."""
     accuracy, line = None, []
     for name, split in (('validation', self._dataset.validation), ('test', self._dataset.test)):
@@ -161,16 +172,7 @@ class Report:
       result = evaluate.evaluate(
         self._eval_step, state, split, self._config.batch_size, self._mesh, len(self._dataset.class_names)
       )
-      record = {
-        'step': step,
-        'epoch': step / self._steps_per_epoch,
-        'split': name,
-        'loss': result.loss,
-        'accuracy': result.accuracy,
-        'learning_rate': rate,
-        'examples_per_second': len(split) / (time.perf_counter() - begin),
-      }
-      self._log.write(record)
+      self._record(step, name, result.loss, result.accuracy, len(split) / (time.perf_counter() - begin))
       line.append(f'{name} loss {result.loss:.3f}, acc {result.accuracy:.4f}')
       if name == 'validation':
         accuracy = result.accuracy
@@ -187,12 +189,12 @@ class Report:
 
   def meta(self) -> dict[str, Any]:
     """What a checkpoint has to carry for the summary to count the whole run."""
-    return {**self._meta, 'train_seconds': self.watch.seconds}
+    return {**self._meta, 'train_seconds': self.watch.seconds, 'epochs': self._config.epochs}
 
   def finish(self, step: int, state: Any) -> None:
     """Draws the last pictures, writes `summary.json`, prints the article's two lines."""
     if self._last_evaluation is None or self._last_evaluation[0] != step:
-      self.evaluate(step, state, 0.0)
+      self.evaluate(step, state)  # the run had ended before: its pictures and summary are made again
     self.close()
     result, train = self._last_evaluation[1], self._meta['epoch_metrics']
     seconds = self.watch.seconds

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
 
+import os
+import shlex
 import signal
 import sys
 from types import FrameType
@@ -28,9 +30,11 @@ class StopRequest:
     if self.signal is not None:
       raise SystemExit(128 + number)
     self.signal = signal.Signals(number)
-    monitor.say(f'{self.signal.name}: saving after this step; once more ends at once')
+    # Not print: the signal may have come in the middle of one.
+    os.write(2, f'\n{self.signal.name}: saving after this step; once more ends at once\n'.encode())
 
   def exit(self, step: int, last_step: int) -> None:
     """Ends the program with the shell's status for the signal and a line that says how to continue."""
-    monitor.say(f'stopped at step {step} of {last_step}, saved. The same command continues: {" ".join(sys.argv)}')
+    command = shlex.join(['python', *sys.argv])
+    monitor.say(f'stopped at step {step} of {last_step}, saved. The same command continues: {command}')
     raise SystemExit(128 + self.signal)

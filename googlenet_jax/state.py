@@ -57,10 +57,28 @@ def abstract(state: TrainState) -> TrainState:
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
 
 
+# What a checkpoint holds, in two items: evaluation reads the first and need not know the optimizer.
+ITEMS = {'network': ('step', 'params', 'batch_stats'), 'training': ('opt_state', 'metrics')}
+
+
+def items(state: TrainState) -> dict[str, Any]:
+  """A state as the items of a checkpoint."""
+  return {item: {field: getattr(state, field) for field in fields} for item, fields in ITEMS.items()}
+
+
 def restore(
-  saved: checkpoints.Checkpoints, state: TrainState, step: int | None = None
+  saved: checkpoints.Checkpoints, state: TrainState, step: int | None = None, only: str | None = None
 ) -> tuple[TrainState, dict[str, Any]] | None:
-  """The checkpoint of `step`, or the newest that is whole, or None where there is none at all.
+  """Reads a checkpoint back, with what was saved beside it.
+
+  Args:
+    saved: the checkpoints of a run.
+    state: of the same shapes; gives what is not read.
+    step: which checkpoint; None for the newest that is whole.
+    only: the item to read; None for all.
+
+  Returns:
+    The state and its `meta`, or None where there is no checkpoint at all.
 
   Raises:
     UserError: no checkpoint of that step, or there are checkpoints and every one is damaged.
@@ -70,9 +88,11 @@ def restore(
     if step not in steps:
       raise UserError(f'there is no checkpoint of step {step} in {saved.directory}: there are {steps or "none"}')
     steps = [step]
+  wanted = {item: tree for item, tree in items(abstract(state)).items() if only in (None, item)}
   for step in steps:
     try:
-      return saved.restore(abstract(state), step)
+      found, meta = saved.restore(wanted, step)
+      return state.replace(**{field: value for tree in found.values() for field, value in tree.items()}), meta
     except checkpoints.DamagedError as error:
       monitor.say(f'warning: {error}')
   if steps:

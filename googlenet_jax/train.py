@@ -17,7 +17,7 @@ from googlenet_jax import augment, checkpoints, datasets, input_pipeline, optimi
 from googlenet_jax import config as config_lib
 from googlenet_jax.report import Report
 from googlenet_jax.signals import StopRequest
-from googlenet_jax.state import create_state, empty_metrics, restore
+from googlenet_jax.state import create_state, empty_metrics, items, restore
 
 DROPOUT_STREAM = 2  # folded into an example's key; augment.py uses 0 and 1
 
@@ -116,11 +116,11 @@ def train(config: Any, workdir: pathlib.Path) -> None:
   graphdef, state = create_state(config, len(dataset.class_names), dataset.image_shape[-1], tx, mesh)
   saved = checkpoints.Checkpoints(workdir)
   restored = restore(saved, state)
-  meta = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0, 'epoch_metrics': None}
+  meta = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0, 'epoch_metrics': None}  # of the whole run
   if restored is not None:
     state, meta = restored
   step = int(state.step)
-  report = Report(config, workdir, dataset, mesh, graphdef, state, meta, steps_per_epoch, last_step)
+  report = Report(config, workdir, dataset, mesh, graphdef, state, meta, schedule, steps_per_epoch, last_step)
   report.introduce(step)
 
   # Compile, so that speed is that of training alone ------------------------------------------------------------------
@@ -130,7 +130,8 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     batch = next(batches)
     train_step = make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
   report.compile_evaluation()
-  meta['compile_seconds'] += time.perf_counter() - begin
+  if step < last_step:
+    meta['compile_seconds'] += time.perf_counter() - begin
 
   # The loop ----------------------------------------------------------------------------------------------------------
   pending = collections.deque()  # losses of steps under way: the host keeps two steps ahead of the device, no more
@@ -150,18 +151,18 @@ def train(config: Any, workdir: pathlib.Path) -> None:
       if not (end_of_epoch or save_now or stop.signal or step % config.log_every_steps == 0):
         continue
 
-      report.log_training(step, jax.device_get(state.metrics), float(schedule(step - 1)), saved)
-      accuracy = report.evaluate(step, state, float(schedule(step - 1))) if end_of_epoch else None
+      report.log_training(step, jax.device_get(state.metrics), saved)
+      accuracy = report.evaluate(step, state) if end_of_epoch else None
       if step % steps_per_epoch == 0:
         report.begin_epoch()
         state = state.replace(metrics=parallel.replicate(empty_metrics(), mesh))
       if end_of_epoch or save_now or stop.signal:
-        saved.save(step, state, report.meta(), accuracy)
+        saved.save(step, items(state), report.meta(), accuracy)
       if stop.signal and step < last_step:
         saved.close()
         report.close()
         stop.exit(step, last_step)
       report.watch.start()
 
-  saved.close()
-  report.finish(step, state)
+    saved.close()
+    report.finish(step, state)

@@ -11,6 +11,10 @@ def tree(value):
   return {'weights': jax.random.uniform(jax.random.key(0), (100, 100)) + value, 'step': jnp.int32(7)}
 
 
+def items(value):
+  return {'network': tree(value), 'training': tree(-value)}
+
+
 def abstract():
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree(0.0))
@@ -19,16 +23,20 @@ def abstract():
 def filled(tmp_path, accuracies):
   saved = checkpoints.Checkpoints(tmp_path)
   for step, accuracy in enumerate(accuracies, start=1):
-    saved.save(step, tree(float(step)), {'note': step}, accuracy)
+    saved.save(step, items(float(step)), {'note': step}, accuracy)
   saved.wait()
   return saved
 
 
 def test_what_was_saved_comes_back(tmp_path):
   saved = filled(tmp_path, [None])
-  state, meta = saved.restore(abstract(), 1)
+  found, meta = saved.restore({'network': abstract(), 'training': abstract()}, 1)
   assert meta == {'note': 1}
-  np.testing.assert_array_equal(state['weights'], tree(1.0)['weights'])
+  np.testing.assert_array_equal(found['network']['weights'], tree(1.0)['weights'])
+  np.testing.assert_array_equal(found['training']['weights'], tree(-1.0)['weights'])
+  found, _ = saved.restore({'training': abstract()}, 1)  # one item without the other
+  assert list(found) == ['training']
+  np.testing.assert_array_equal(found['training']['weights'], tree(-1.0)['weights'])
   saved.close()
 
 
@@ -53,14 +61,27 @@ def test_a_changed_byte_is_found(tmp_path):
   content[len(content) // 2] ^= 255
   files[-1].write_bytes(content)
   with pytest.raises(checkpoints.DamagedError, match='checkpoint 1 in'):
-    checkpoints.Checkpoints(tmp_path).restore(abstract(), 1)
+    checkpoints.Checkpoints(tmp_path).restore({'network': abstract(), 'training': abstract()}, 1)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
   saved = filled(tmp_path, [None])
-  with pytest.raises(UserError, match='weights is not finite.*Last good checkpoint: .*/1'):
-    saved.save(2, tree(np.nan), {})
+  with pytest.raises(UserError, match='network/weights is not finite.*Last good checkpoint: .*/1'):
+    saved.save(2, items(np.nan), {})
   assert saved.steps() == [1]
+  saved.close()
+
+
+def test_a_disk_that_does_not_take_it_is_one_line(tmp_path, monkeypatch):
+  saved = filled(tmp_path, [None])
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(saved._manager, 'wait_until_finished', full)
+  with pytest.raises(UserError, match=r'could not be written in .*checkpoints: .*No space left'):
+    saved.wait()
+  monkeypatch.undo()
   saved.close()
 
 

@@ -1,9 +1,11 @@
 """Whole runs: what they write, how they stop, how they go on."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from conftest import small_config
 from PIL import Image
 
-from googlenet_jax import checkpoints, evaluate, monitor, train
+from googlenet_jax import checkpoints, datasets, evaluate, models, monitor, optimizers, train
 from googlenet_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -36,7 +38,8 @@ def last_state(workdir):
   """The arrays of the newest checkpoint, as saved."""
   saved = checkpoints.Checkpoints(workdir)
   step = saved.steps()[0]
-  state = saved._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
+  arguments = {item: ocp.args.StandardRestore() for item in ('network', 'training')}
+  state = dict(saved._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
   saved.close()
   return step, state
 
@@ -47,8 +50,6 @@ def read_log(workdir):
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-  from googlenet_jax import models
-
   with pytest.MonkeyPatch.context() as patch:
     widths = models.Widths(8, 8, 8, 4, 8, 4)
     patch.setattr(models, 'TABLE', {name: widths for name in ('inception_3b', 'inception_4e', 'inception_5b')})
@@ -154,7 +155,8 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   assert found['per_class_accuracy']['3'] == confusion[3, 3] / confusion[3].sum()
   assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
 
-  evaluate.evaluate_checkpoint(config, uninterrupted, 11, 'train')
+  other = small_config(**CONFIG, weight_decay=0.1, clip_norm=1.0, nesterov=True)  # of no concern to evaluation
+  evaluate.evaluate_checkpoint(other, uninterrupted, 11, 'train')
   assert json.loads((uninterrupted / 'evaluation.json').read_text())['examples'] == 1437
   with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
     evaluate.evaluate_checkpoint(config, uninterrupted, 5, 'test')
@@ -164,12 +166,62 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
     evaluate.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
 
 
+def test_a_class_without_images_is_null_in_json(tmp_path, monkeypatch, capsys):
+  digits = datasets.load('digits')
+  keep = digits.test.labels != 3
+  few = datasets.Split(digits.test.images[keep], digits.test.labels[keep])
+  widths = models.Widths(8, 8, 8, 4, 8, 4)
+  monkeypatch.setattr(models, 'TABLE', {'inception_3b': widths, 'inception_4e': widths, 'inception_5b': widths})
+  monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
+  train.train(small_config(batch_size=128, max_steps=1), tmp_path)
+  evaluate.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test')
+  text = (tmp_path / 'evaluation.json').read_text()
+  assert 'NaN' not in text
+  classes = json.loads(text)['per_class_accuracy']
+  assert [name for name, accuracy in classes.items() if accuracy is None] == ['3']
+  assert '  3     nan ' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('small_network')
+def test_an_ended_run_given_again_adds_nothing(uninterrupted, tmp_path, capsys):
+  shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+  (tmp_path / 'curves.png').unlink()
+  train.train(small_config(**CONFIG), tmp_path)
+  assert read_log(tmp_path) == read_log(uninterrupted)
+  assert (tmp_path / 'summary.json').read_text() == (uninterrupted / 'summary.json').read_text()
+  assert (tmp_path / 'curves.png').exists()
+  assert 'compiling' not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('small_network')
+def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, capsys):
+  config = {'batch_size': 128, 'schedule': 'cosine', 'max_steps': 1}
+  train.train(small_config(**config, epochs=2), tmp_path)
+  capsys.readouterr()
+  train.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
+  assert 'note:' not in capsys.readouterr().out
+  train.train(small_config(**{**config, 'max_steps': 3}, epochs=5), tmp_path)
+  assert 'note: the cosine schedule is now spread over 5 epochs instead of 2' in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures('small_network')
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config = small_config(**{**CONFIG, 'learning_rate': 1e30, 'schedule': 'constant', 'model.norm': 'none'})
   with pytest.raises(UserError, match=r'step \d+: the loss is not finite, at a learning rate of 1e\+30.*no checkpoint'):
     train.train(config, tmp_path)
   assert not (tmp_path / 'summary.json').exists()
+
+
+@pytest.mark.usefixtures('small_network')
+def test_the_rate_named_is_that_of_the_bad_step(tmp_path):
+  # One cycle climbs from 1/25 of its rate; log points are further apart than the first steps.
+  config = small_config(batch_size=128, schedule='one_cycle', learning_rate=1e30, epochs=1, log_every_steps=11)
+  with pytest.raises(UserError) as raised:
+    train.train(config, tmp_path)
+  step, rate = re.search(r'step (\d+): .* rate of (\S+)\. Lower', str(raised.value)).groups()
+  schedule = optimizers.learning_rate_schedule(config, 11)
+  assert int(step) < 11
+  assert float(rate) == pytest.approx(float(schedule(int(step) - 1)), rel=1e-5)
 
 
 def run_main(*arguments, cwd=ROOT, **options):
@@ -239,6 +291,32 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message, tmp_path)
   assert message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
   assert 'Traceback' not in done.stdout
+
+
+DEFAULT = 'from configs import default\ndef get_config():\n  config = default.get_config()\n  '
+
+
+@pytest.mark.parametrize(
+  ('recipe', 'message'),
+  [
+    ('def get_config(:', 'SyntaxError: invalid syntax (recipe.py, line 1)'),
+    ('import no_such_package', "No module named 'no_such_package' ({path}, line 1)"),
+    ('x = 1', "has no attribute 'get_config'"),
+    (DEFAULT + 'config.bach_size = 3\n  return config', 'unknown key config.bach_size: configs/default.py'),
+    (DEFAULT + 'del config.momentum\n  return config', 'lacks key config.momentum: configs/default.py'),
+    (DEFAULT + 'config.epochs = "ten"\n  return config', "cannot be casted to type <class 'int'>"),
+    (DEFAULT + 'return config.nothing', 'nothing'),
+    (DEFAULT, '--config is missing, or its get_config returns None'),
+  ],
+)
+def test_mistakes_in_a_recipe_are_one_line(recipe, message, tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text(recipe)
+  done = run_main(f'--config={path}', f'--workdir={tmp_path}', check=False)
+  assert done.returncode == 2
+  assert message.format(path=path) in done.stderr.splitlines()[-1]
+  assert done.stderr.splitlines()[-1].startswith('error: ')
+  assert 'Traceback' not in done.stderr
 
 
 def test_help_is_readable():

@@ -9,7 +9,7 @@ from conftest import small_config
 from flax import nnx
 from jax import lax
 
-from googlenet_jax import augment, datasets, optimizers, parallel, train
+from googlenet_jax import augment, datasets, layers, optimizers, parallel, train
 from googlenet_jax.errors import UserError
 from googlenet_jax.state import create_state
 
@@ -65,6 +65,14 @@ def test_micro_batches_with_batch_norm_hold_the_same_examples_on_any_number_of_d
   one, two = (run(config, mesh_of(n))[0] for n in (1, 2))
   assert_close(one.batch_stats, two.batch_stats, 2e-4)
   assert_close(one.params, two.params, 2e-4)
+
+
+def test_the_formulation_for_accelerators_trains_the_same(mesh_of, monkeypatch):
+  fast, losses = run(small_config(), mesh_of(2))
+  monkeypatch.setattr(layers, '_cpu', lambda: False)
+  plain, other = run(small_config(), mesh_of(2))
+  np.testing.assert_allclose(losses, other, rtol=1e-5)
+  assert_close(fast.params, plain.params, 1e-6)
 
 
 def test_step_equals_pmap(mesh_of):
