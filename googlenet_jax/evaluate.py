@@ -148,6 +148,6 @@ def _show(result: Evaluation, class_names: tuple[str, ...], title: str) -> None:
   width = max(map(len, class_names))
   monitor.say('accuracy by class, and the confusion matrix (rows: true class, columns: prediction)')
   for name, accuracy, row in zip(class_names, result.per_class_accuracy, result.confusion, strict=True):
-    monitor.say(f'  {name:>{width}}  {accuracy:.4f}  ' + ' '.join(f'{count:5d}' for count in row))
+    monitor.say(f'  {name:>{width}}  {accuracy:6.4f}  ' + ' '.join(f'{count:5d}' for count in row))
   right = int((result.predictions == result.labels).sum())
   monitor.say(f'accuracy {result.accuracy:.4f} ({right} of {len(result.labels)}), loss {result.loss:.4f}')
