@@ -69,8 +69,8 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def validate(config: Any) -> None:
   """Raises UserError, naming the key, at the first that is missing, unknown or out of range."""
   values = flatten(config.to_dict())
-  known = {*CHOICES, *RANGES, *OTHER_KEYS}
-  for problem, keys in (('lacks', known - set(values)), ('has an unknown', set(values) - known)):
+  expected = {*CHOICES, *RANGES, *OTHER_KEYS}
+  for problem, keys in (('lacks', expected - set(values)), ('has an unknown', set(values) - expected)):
     if keys:
       raise UserError(f'the recipe {problem} key config.{min(keys)}: configs/default.py lists them all')
   for key, known in CHOICES.items():

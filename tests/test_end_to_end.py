@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import small_config
+from conftest import small_config, small_table
 from PIL import Image
 
 from googlenet_jax import checkpoints, datasets, evaluate, models, monitor, optimizers, train
 from googlenet_jax.errors import UserError
+from googlenet_jax.state import ITEMS
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything that could make two runs differ is on.
@@ -38,7 +39,7 @@ def last_state(workdir):
   """The arrays of the newest checkpoint, as saved."""
   saved = checkpoints.Checkpoints(workdir)
   step = saved.steps()[0]
-  arguments = {item: ocp.args.StandardRestore() for item in ('network', 'training')}
+  arguments = {item: ocp.args.StandardRestore() for item in ITEMS}
   state = dict(saved._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
   saved.close()
   return step, state
@@ -51,8 +52,7 @@ def read_log(workdir):
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    widths = models.Widths(8, 8, 8, 4, 8, 4)
-    patch.setattr(models, 'TABLE', {name: widths for name in ('inception_3b', 'inception_4e', 'inception_5b')})
+    patch.setattr(models, 'TABLE', small_table())
     workdir = tmp_path_factory.mktemp('whole')
     train.train(small_config(**CONFIG), workdir)
   return workdir
@@ -103,12 +103,11 @@ def test_a_killed_run_goes_on_bit_for_bit_and_passes_over_a_damaged_checkpoint(u
   code = """
 import os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
-from conftest import small_config
+from conftest import small_config, small_table
 from test_end_to_end import CONFIG
 import pathlib
 from googlenet_jax import models, monitor, train
-widths = models.Widths(8, 8, 8, 4, 8, 4)
-models.TABLE = {name: widths for name in ('inception_3b', 'inception_4e', 'inception_5b')}
+models.TABLE = small_table()
 count = monitor.Progress.step
 taken = 0
 def step(self):
@@ -166,12 +165,11 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
     evaluate.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
 
 
+@pytest.mark.usefixtures('small_network')
 def test_a_class_without_images_is_null_in_json(tmp_path, monkeypatch, capsys):
   digits = datasets.load('digits')
   keep = digits.test.labels != 3
   few = datasets.Split(digits.test.images[keep], digits.test.labels[keep])
-  widths = models.Widths(8, 8, 8, 4, 8, 4)
-  monkeypatch.setattr(models, 'TABLE', {'inception_3b': widths, 'inception_4e': widths, 'inception_5b': widths})
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
   train.train(small_config(batch_size=128, max_steps=1), tmp_path)
   evaluate.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test')
