@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from googlenet_jax.layers import Conv, dropout, max_pool, xavier_uniform
+from googlenet_jax.layers import Conv, dropout, max_pool, relu, xavier_uniform
 
 
 class Widths(NamedTuple):
@@ -195,7 +195,7 @@ class GoogLeNet(nnx.Module):
     if self.hidden is None:
       x = x.mean(axis=(1, 2))  # [B, 1024]
     else:
-      x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))  # [B, 1024]
+      x = relu(self.hidden(x.reshape(x.shape[0], -1)))  # [B, 1024]
     out['head'] = x
     if keys is not None and self.dropout_rate > 0:
       x = dropout(x, self.dropout_rate, keys)

@@ -26,12 +26,14 @@ def test_max_pool_equals_pytorch_with_ties(stride, size):
   expected = torch.nn.functional.max_pool2d(t, 3, stride, padding=1)
   expected.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
   np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+  np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x), stride), y)  # without a gradient, as in evaluation
   np.testing.assert_allclose(gradient, t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6)
 
 
 def test_max_pool_passes_nan_on_and_keeps_bfloat16():
   x = jnp.zeros((1, 4, 4, 4), jnp.bfloat16).at[0, 3, 3, 0].set(jnp.nan)
   y, pullback = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+  np.testing.assert_array_equal(layers.max_pool(x, 2).astype(jnp.float32), y.astype(jnp.float32))
   assert y.dtype == jnp.bfloat16
   assert np.isnan(y[0, 1, 1, 0])
   assert np.isfinite(y[0, 0, 0]).all()
@@ -82,6 +84,18 @@ def test_xavier_uniform_has_pytorchs_bound():
   assert float(kernel.std()) == pytest.approx(float(reference.std()), rel=0.03)
   np.testing.assert_array_equal(kernel, jax.jit(lambda k: layers.xavier_uniform(k, (5, 5, 16, 32)))(jax.random.key(0)))
   assert (kernel != layers.xavier_uniform(jax.random.key(1), (5, 5, 16, 32))).any()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_relu_and_its_gradient_at_zero_are_pytorchs(dtype):
+  x = [-1.5, -0.0, 0.0, 1e-30, 2.0, float('nan')]
+  y, pullback = jax.vjp(layers.relu, jnp.array(x, dtype))
+  t = torch.tensor(x, requires_grad=True)
+  expected = torch.relu(t)
+  expected.sum().backward()
+  assert y.dtype == dtype
+  np.testing.assert_allclose(y.astype(jnp.float32), expected.detach(), rtol=0.01)
+  np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0].astype(jnp.float32), t.grad)
 
 
 def test_dropout_masks_belong_to_the_example():
