@@ -25,8 +25,13 @@ class DamagedError(Exception):
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints`."""
 
-  def __init__(self, workdir: pathlib.Path):
-    """Opens the folder; it is made at the first save."""
+  def __init__(self, workdir: pathlib.Path, read_only: bool = False):
+    """Opens the folder, and makes it where it is missing.
+
+    Args:
+      workdir: folder of the run.
+      read_only: nothing in the folder changes: what looks like the rest of a killed save may be one under way.
+    """
     self.directory = workdir.resolve() / 'checkpoints'
 
     def accuracy(metrics):
@@ -35,7 +40,13 @@ class Checkpoints:
     policy = checkpoint_managers.AnyPreservationPolicy(
       [checkpoint_managers.LatestN(2), checkpoint_managers.BestN(get_metric_fn=accuracy, n=1)]
     )
-    options = ocp.CheckpointManagerOptions(best_fn=accuracy, preservation_policy=policy, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+      best_fn=accuracy,
+      preservation_policy=policy,
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      read_only=read_only,
+    )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:

@@ -52,6 +52,21 @@ def test_without_validation_the_newest_two_are_kept(tmp_path):
   assert set(checkpoints.Checkpoints(tmp_path).steps()) >= {4, 3}
 
 
+def test_reading_leaves_a_save_under_way_alone(tmp_path):
+  filled(tmp_path, [None]).close()
+  under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp' / 'network'
+  under_way.mkdir(parents=True)
+  reader = checkpoints.Checkpoints(tmp_path, read_only=True)
+  assert reader.steps() == [1]
+  assert reader.restore({'training': abstract()}, 1)[1] == {'note': 1}
+  reader.close()
+  assert under_way.is_dir()
+  writer = checkpoints.Checkpoints(tmp_path)
+  writer.save(2, items(2.0), {})
+  writer.close()
+  assert not under_way.exists()  # a run that goes on clears what a killed one left
+
+
 def test_a_changed_byte_is_found(tmp_path):
   saved = filled(tmp_path, [None])
   saved.close()

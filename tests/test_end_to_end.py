@@ -142,7 +142,10 @@ def test_another_recipe_in_the_same_workdir_is_refused(uninterrupted):
 @pytest.mark.usefixtures('small_network')
 def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   config = small_config(**CONFIG)
+  under_way = uninterrupted / 'checkpoints' / '23.orbax-checkpoint-tmp'
+  under_way.mkdir()
   evaluate.evaluate_checkpoint(config, uninterrupted, None, 'test')
+  under_way.rmdir()  # still there: it may belong to a training that goes on beside the evaluation
   found = json.loads((uninterrupted / 'evaluation.json').read_text())
   summary = json.loads((uninterrupted / 'summary.json').read_text())
   assert found['accuracy'] == summary['test_accuracy']
