@@ -9,10 +9,12 @@ configs/fashion_fast.py (minutes), configs/fashion.py (the article's, for an acc
 """
 
 # Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
+import os
 import pathlib
 import signal
 import sys
 import traceback
+from types import FrameType
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -77,19 +79,29 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(f'--config cannot be read: {type(error).__name__}: {error}{where}') from error
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+  """Ends what the main thread is doing; the loop in train.py has its own answer to signals."""
+  raise KeyboardInterrupt(number)
+
+
 def run() -> None:
   """Runs `main`; every mistake of the user ends as one line and status 2."""
   from googlenet_jax.errors import UserError
 
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the loop in train.py has its own answer
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, interrupt)
   try:
     app.run(main, flags_parser=parse_flags)
   except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2)
-  except KeyboardInterrupt:
-    print('interrupted; checkpoints already written stay', file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as error:
+    try:
+      print('interrupted; checkpoints already written stay', file=sys.stderr)
+      sys.stdout.flush()
+      sys.stderr.flush()
+    finally:
+      os._exit(128 + error.args[0])  # sys.exit would wait for a thread in which XLA compiles, and then crash
 
 
 if __name__ == '__main__':

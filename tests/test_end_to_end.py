@@ -320,6 +320,31 @@ def test_mistakes_in_a_recipe_are_one_line(recipe, message, tmp_path):
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_loop_waits_for_no_thread(number):
+  # The thread stands for the one in which XLA compiles: an orderly end of Python waits for it.
+  code = """
+import os, threading, time
+import main
+def work(argv):
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  print('not flushed yet')
+  os.write(1, b'compiling\\n')
+  time.sleep(60)
+main.main = work
+main.run()
+"""
+  command, environment = [sys.executable, '-c', code], {**os.environ, 'PYTHONUNBUFFERED': ''}
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+    assert process.stdout.readline() == 'compiling\n'
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+  assert process.returncode == 128 + number
+  assert out == 'not flushed yet\n'
+  assert err == 'interrupted; checkpoints already written stay\n'
+
+
 def test_help_is_readable():
   done = run_main('--help', check=False)
   for text in ('--config', '--workdir', '--mode: <train|evaluate>', 'configs/default.py', 'fashion_fast'):
