@@ -1,4 +1,4 @@
-"""Checkpoints behind four verbs: save, restore, list (`steps`), close. Orbax writes them, asynchronously.
+"""Checkpoints behind five verbs: save, restore, delete, list (`steps`), close. Orbax writes them, asynchronously.
 
 Kept are the two newest, so that damage to one loses no run, and the best by validation accuracy where there is one.
 """
@@ -33,6 +33,7 @@ class Checkpoints:
       read_only: nothing in the folder changes: what looks like the rest of a killed save may be one under way.
     """
     self.directory = workdir.resolve() / 'checkpoints'
+    self.read_only = read_only
 
     def accuracy(metrics):
       return metrics['accuracy'] if metrics else NO_ACCURACY
@@ -74,9 +75,11 @@ class Checkpoints:
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave({**meta, 'crc32': digest}))
     try:
-      self._manager.save(step, args=arguments, metrics=metrics)
+      taken = self._manager.save(step, args=arguments, metrics=metrics)
     except Exception as error:  # also what the background thread of the save before met
       raise UserError(f'step {step} could not be saved in {self.directory}: {error}') from error
+    if not taken:  # Orbax takes no step before the newest that it has
+      raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint and checks it against the checksums written with it.
@@ -103,6 +106,10 @@ class Checkpoints:
     if changed:
       raise DamagedError(f'checkpoint {step} in {self.directory} is damaged: {changed[0]} is not what was saved')
     return found, restored.meta
+
+  def delete(self, step: int) -> None:
+    """Removes one checkpoint."""
+    self._manager.delete(step)
 
   def newest(self) -> str:
     """A phrase that names the newest complete checkpoint."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from googlenet_jax import checkpoints, datasets, evaluate, models, monitor, optimizers, train
 from googlenet_jax.errors import UserError
-from googlenet_jax.state import ITEMS
+from googlenet_jax.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything that could make two runs differ is on.
@@ -99,7 +99,9 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(number, uninter
 # TensorStore's threads grumble when they meet half a file.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.usefixtures('small_network')
-def test_a_killed_run_goes_on_bit_for_bit_and_passes_over_a_damaged_checkpoint(uninterrupted, tmp_path, capsys):
+def test_a_killed_run_goes_on_bit_for_bit_and_replaces_a_damaged_checkpoint(
+  uninterrupted, tmp_path, monkeypatch, capsys
+):
   code = """
 import os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
@@ -126,9 +128,20 @@ train.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.a
   assert (newest, before) in [(14, 11), (11, 7)]  # the last one may not have been complete yet
   for path in (tmp_path / 'checkpoints' / str(newest)).glob('**/d/*'):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  train.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+  save, read_back = checkpoints.Checkpoints.save, []
+
+  def save_and_read(self, step, saved_items, *rest):
+    save(self, step, saved_items, *rest)
+    self.wait()
+    self.restore({item: abstract(tree) for item, tree in saved_items.items()}, step)
+    read_back.append(step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, 'save', save_and_read)
+    train.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+  assert read_back == [step for step in (7, 11, 14, 21, 22) if step > before]  # the damaged one written again, whole
   out = capsys.readouterr().out
-  assert f'warning: checkpoint {newest} in' in out
+  assert re.search(f'warning: checkpoint {newest} in .*; deleted, step {before} is whole', out)
   assert f'continuing after step {before} of 22' in out
   assert_same_run(tmp_path, uninterrupted)
 
