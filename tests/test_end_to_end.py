@@ -204,7 +204,10 @@ def test_an_ended_run_given_again_adds_nothing(uninterrupted, tmp_path, capsys):
   assert read_log(tmp_path) == read_log(uninterrupted)
   assert (tmp_path / 'summary.json').read_text() == (uninterrupted / 'summary.json').read_text()
   assert (tmp_path / 'curves.png').exists()
-  assert 'compiling' not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'already ended at step 22; more --config.epochs or --config.max_steps would go on' in out
+  assert 'compiling' not in out
+  assert 'continuing' not in out
 
 
 @pytest.mark.usefixtures('small_network')
