@@ -96,6 +96,33 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(number, uninter
   assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.usefixtures('small_network', 'uninterrupted')  # the latter has compiled the same step
+def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(tmp_path, monkeypatch):
+  class Late:
+    """A request that comes when the loop has looked five times: once in each step, or oftener in the fourth."""
+
+    def __enter__(self):
+      self.looks = 0
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    @property
+    def signal(self):
+      self.looks += 1
+      return signal.SIGTERM if self.looks > 5 else None
+
+    def exit(self, step, last_step):
+      raise SystemExit(step)
+
+  monkeypatch.setattr(train, 'StopRequest', Late)
+  with pytest.raises(SystemExit) as stopped:
+    train.train(small_config(**CONFIG), tmp_path)
+  assert stopped.value.code == 6  # in the fourth, a log point, nothing was saved
+  assert checkpoints.Checkpoints(tmp_path).steps() == [6]
+
+
 # TensorStore's threads grumble when they meet half a file.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.usefixtures('small_network')
