@@ -63,12 +63,16 @@ def parse_flags(argv: list[str]) -> list[str]:
   from googlenet_jax.errors import UserError
 
   try:
-    return flags.FLAGS(argv)
+    positional = flags.FLAGS(argv)
+    getattr(CONFIG.value, 'to_dict', None)  # of a recipe that cannot be opened ml_collections tells at the first use
+    return positional
   except flags.Error as error:
     text, _, pages = str(error).partition('Traceback')  # of what the recipe raised: the last line says it
     raise UserError(f'{text}{pages.strip().splitlines()[-1]}' if pages else text) from error
-  except FileNotFoundError as error:
-    raise UserError(f'--config: {error.filename or str(error).splitlines()[-1].strip()} does not exist') from error
+  except OSError as error:
+    reason = str(error.__cause__ or error).splitlines()[-1].strip()
+    before, _, path = reason.partition('No such file or directory: ')
+    raise UserError(f'--config: {path} does not exist' if path else f'--config cannot be read: {reason}') from error
   except Exception as error:  # the recipe is Python and may raise anything
     frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if f.filename.endswith('.py')]
     frames = [f for f in frames if 'site-packages' not in f.filename]

@@ -323,7 +323,10 @@ def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
   ('arguments', 'message'),
   [
     ([], '--config is missing'),
-    (['--config=configs/nowhere.py'], 'nowhere.py'),
+    (['--config=configs/nowhere.py'], "--config: 'configs/nowhere.py' does not exist"),
+    (['--config=configs/nowhere.py', '--config.max_steps=3'], "--config: 'configs/nowhere.py' does not exist"),
+    (['--config='], '--config cannot be read: Path to config file is an empty string'),
+    (['--config=configs'], "--config cannot be read: [Errno 21] Is a directory: 'configs'"),
     (['--config=configs/digits.py', '--config.bach_size=3'], 'batch_size'),
     (['--config=configs/digits.py', '--config.batch_size=many'], 'batch_size=many'),
     (['--config=configs/digits.py', '--config.learning_rate=-1'], 'config.learning_rate=-1.0 is out of range'),
