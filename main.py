@@ -9,10 +9,12 @@ configs/fashion_fast.py (minutes), configs/fashion.py (the article's, for an acc
 """
 
 # Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
+import errno
 import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 from types import FrameType
 
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
   if CONFIG.value is None:
     raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
-  logging.set_verbosity(logging.ERROR)  # the libraries' warnings speak of their own affairs
+  quieten_libraries()
 
   from googlenet_jax import config as config_lib
   from googlenet_jax import parallel
@@ -55,7 +57,32 @@ def main(argv: list[str]) -> None:
       workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
-    train.train(CONFIG.value, workdir)
+    try:
+      train.train(CONFIG.value, workdir)
+    except OSError as error:
+      if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk names no file
+
+
+def quieten_libraries() -> None:
+  """Keeps their pages about one failure off the screen: the line at the end of `run` says it.
+
+  Their warnings speak of their own affairs, and what Orbax and TensorStore log as errors they raise as well.
+  """
+  logging.set_verbosity(logging.FATAL)
+
+  def unraisable(args) -> None:
+    # TensorStore's threads report to Orbax's event loop, which is gone after the first failure.
+    if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'):
+      sys.__unraisablehook__(args)
+
+  def thread_failed(args) -> None:
+    # TensorBoard's writer; the main thread meets the full disk at its next line of metrics.jsonl.
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith('tensorboardX')):
+      threading.__excepthook__(args)
+
+  sys.unraisablehook, threading.excepthook = unraisable, thread_failed
 
 
 def parse_flags(argv: list[str]) -> list[str]:

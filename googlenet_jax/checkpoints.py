@@ -77,7 +77,7 @@ class Checkpoints:
     try:
       taken = self._manager.save(step, args=arguments, metrics=metrics)
     except Exception as error:  # also what the background thread of the save before met
-      raise UserError(f'step {step} could not be saved in {self.directory}: {error}') from error
+      raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
     if not taken:  # Orbax takes no step before the newest that it has
       raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
 
@@ -126,12 +126,17 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as error:  # what the background thread met: OSError, or TensorStore's ValueError
-      raise UserError(f'a checkpoint could not be written in {self.directory}: {str(error)[:200]}') from error
+      raise UserError(f'a checkpoint could not be written in {self.directory}: {_reason(error)}') from error
 
   def close(self) -> None:
     """Waits, and stops the background threads."""
     self.wait()
     self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+  full = 'No space left on device'  # which stands far behind in TensorStore's text
+  return full if full in str(error) else str(error)[:200]
 
 
 def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:

@@ -144,6 +144,19 @@ def test_a_disk_that_does_not_take_it_is_one_line(tmp_path, monkeypatch):
   saved.close()
 
 
+def test_the_reason_is_named_though_it_stands_far_behind(tmp_path, monkeypatch):
+  saved = filled(tmp_path, [None])
+  text = 'RESOURCE_EXHAUSTED: Error writing "a/0.0" ' + 'a long path ' * 20 + '[OS error 28: No space left on device]'
+
+  def full(*_, **__):
+    raise ValueError(text)
+
+  monkeypatch.setattr(saved._manager, 'save', full)
+  with pytest.raises(UserError, match=r'^step 2 could not be saved in .*/checkpoints: No space left on device$'):
+    saved.save(2, items(2.0), {})
+  saved.close()
+
+
 def test_json_is_replaced_whole(tmp_path):
   path = tmp_path / 'a.json'
   checkpoints.write_json(path, {'a': 1})
