@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
     raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
   quieten_libraries()
 
+  from googlenet_jax import checkpoints, parallel
   from googlenet_jax import config as config_lib
-  from googlenet_jax import parallel
 
   config_lib.validate(CONFIG.value)
   parallel.use_compilation_cache()
@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
     except OSError as error:
       raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
     try:
-      train.train(CONFIG.value, workdir)
+      with checkpoints.lock(workdir):
+        train.train(CONFIG.value, workdir)
     except OSError as error:
       if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise

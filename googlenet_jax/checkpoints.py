@@ -3,9 +3,12 @@
 Kept are the two newest, so that damage to one loses no run, and the best by validation accuracy where there is one.
 """
 
+import contextlib
+import fcntl
 import json
 import pathlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -156,3 +159,26 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   temporary = path.with_suffix('.tmp')
   temporary.write_text(json.dumps(value, indent=2) + '\n')
   temporary.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON as `write_text` does."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Within the `with` block no other program gets this lock, on one machine; the empty file `.lock` stays.
+
+  Raises:
+    UserError: another run has it.
+  """
+  if jax.process_index() != 0:  # the processes of one run share a workdir
+    yield
+    return
+  with (workdir / '.lock').open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed, also by a kill
+    except BlockingIOError as error:
+      raise UserError(f'another run is writing in {workdir}: wait for it, or give another --workdir') from error
+    yield

@@ -157,6 +157,15 @@ def test_the_reason_is_named_though_it_stands_far_behind(tmp_path, monkeypatch):
   saved.close()
 
 
+def test_a_workdir_is_written_by_one_run_at_a_time(tmp_path):
+  with checkpoints.lock(tmp_path):
+    with pytest.raises(UserError, match=f'another run is writing in {tmp_path}: '), checkpoints.lock(tmp_path):
+      pytest.fail('two runs have the lock')
+    checkpoints.Checkpoints(tmp_path, read_only=True).close()  # evaluation needs none
+  with checkpoints.lock(tmp_path):
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+
+
 def test_json_is_replaced_whole(tmp_path):
   path = tmp_path / 'a.json'
   checkpoints.write_json(path, {'a': 1})

@@ -296,7 +296,7 @@ def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {
     'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'curves.png', 'confusion.png', 'mistakes.png',
-    'summary.json',
+    'summary.json', '.lock',
   }  # fmt: skip
   summary = json.loads((tmp_path / 'summary.json').read_text())
   assert summary['steps'] == 3
@@ -451,6 +451,13 @@ main.run()
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
   assert done.returncode == 2
   assert done.stderr == f'error: No space left on device; the run writes to {tmp_path}\n'
+
+
+def test_two_trainings_in_one_workdir_are_refused(tmp_path):
+  with checkpoints.lock(tmp_path):
+    done = run_main('--config=configs/digits.py', f'--workdir={tmp_path}', check=False)
+  assert done.returncode == 2
+  assert done.stderr == f'error: another run is writing in {tmp_path}: wait for it, or give another --workdir\n'
 
 
 def test_help_is_readable():
