@@ -154,10 +154,10 @@ def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
   return digest, bad
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that a reader finds the old file or the new one, never half of one."""
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader finds the old one or the new one, never half of one."""
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.write_text(text)
   temporary.replace(path)
 
 
