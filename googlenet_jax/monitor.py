@@ -37,7 +37,8 @@ class Progress:
   def __init__(self, first_step: int, last_step: int, steps_per_epoch: int):
     """Starts at `first_step`; ends at `last_step`."""
     self._spe, self._last_step = steps_per_epoch, last_step
-    self._live = sys.stderr.isatty() and jax.process_index() == 0
+    # The bar is drawn on stderr: where stdout goes to a file, that is to have the lines.
+    self._live = sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0
     self._bar = tqdm.tqdm(
       total=last_step, initial=first_step, disable=not self._live, unit='step', dynamic_ncols=True,
       bar_format='{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -33,3 +34,14 @@ def test_the_log_is_never_half_written(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     monitor.MetricsLog(tmp_path, 1)
   assert json.loads(path.read_text()) == record(1)
+
+
+@pytest.mark.parametrize('piped', ['stdout', 'stderr', None])
+def test_lines_are_written_unless_a_terminal_shows_the_bar(piped, monkeypatch, capsys):
+  for name in ('stdout', 'stderr'):
+    monkeypatch.setattr(getattr(sys, name), 'isatty', lambda name=name: name != piped)
+  progress = monitor.Progress(0, 20, 10)
+  progress.show(record(5))
+  progress.close()
+  line = 'step 5/20 epoch 0.50/2: loss 0.500, acc 0.750, 100.0 examples/s\n'
+  assert capsys.readouterr().out == ('' if piped is None else line)
