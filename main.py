@@ -9,10 +9,14 @@ configs/fashion_fast.py (minutes), configs/fashion.py (the article's, for an acc
 """
 
 # Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
+import errno
+import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
+from types import FrameType
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -33,10 +37,10 @@ def main(argv: list[str]) -> None:
     raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
   if CONFIG.value is None:
     raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
-  logging.set_verbosity(logging.ERROR)  # the libraries' warnings speak of their own affairs
+  quieten_libraries()
 
+  from googlenet_jax import checkpoints, parallel
   from googlenet_jax import config as config_lib
-  from googlenet_jax import parallel
 
   config_lib.validate(CONFIG.value)
   parallel.use_compilation_cache()
@@ -54,7 +58,33 @@ def main(argv: list[str]) -> None:
       workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
-    train.train(CONFIG.value, workdir)
+    try:
+      with checkpoints.lock(workdir):
+        train.train(CONFIG.value, workdir)
+    except OSError as error:
+      if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk names no file
+
+
+def quieten_libraries() -> None:
+  """Keeps their pages about one failure off the screen: the line at the end of `run` says it.
+
+  Their warnings speak of their own affairs, and what Orbax and TensorStore log as errors they raise as well.
+  """
+  logging.set_verbosity(logging.FATAL)
+
+  def unraisable(args) -> None:
+    # TensorStore's threads report to Orbax's event loop, which is gone after the first failure.
+    if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'):
+      sys.__unraisablehook__(args)
+
+  def thread_failed(args) -> None:
+    # TensorBoard's writer; the main thread meets the full disk at its next line of metrics.jsonl.
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith('tensorboardX')):
+      threading.__excepthook__(args)
+
+  sys.unraisablehook, threading.excepthook = unraisable, thread_failed
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -62,12 +92,16 @@ def parse_flags(argv: list[str]) -> list[str]:
   from googlenet_jax.errors import UserError
 
   try:
-    return flags.FLAGS(argv)
+    positional = flags.FLAGS(argv)
+    getattr(CONFIG.value, 'to_dict', None)  # of a recipe that cannot be opened ml_collections tells at the first use
+    return positional
   except flags.Error as error:
     text, _, pages = str(error).partition('Traceback')  # of what the recipe raised: the last line says it
     raise UserError(f'{text}{pages.strip().splitlines()[-1]}' if pages else text) from error
-  except FileNotFoundError as error:
-    raise UserError(f'--config: {error.filename or str(error).splitlines()[-1].strip()} does not exist') from error
+  except OSError as error:
+    reason = str(error.__cause__ or error).splitlines()[-1].strip()
+    before, _, path = reason.partition('No such file or directory: ')
+    raise UserError(f'--config: {path} does not exist' if path else f'--config cannot be read: {reason}') from error
   except Exception as error:  # the recipe is Python and may raise anything
     frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if f.filename.endswith('.py')]
     frames = [f for f in frames if 'site-packages' not in f.filename]
@@ -78,19 +112,29 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(f'--config cannot be read: {type(error).__name__}: {error}{where}') from error
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+  """Ends what the main thread is doing; the loop in train.py has its own answer to signals."""
+  raise KeyboardInterrupt(number)
+
+
 def run() -> None:
   """Runs `main`; every mistake of the user ends as one line and status 2."""
   from googlenet_jax.errors import UserError
 
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; the loop in train.py has its own answer
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, interrupt)
   try:
     app.run(main, flags_parser=parse_flags)
   except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2)
-  except KeyboardInterrupt:
-    print('interrupted; checkpoints already written stay', file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as error:
+    try:
+      print('interrupted; checkpoints already written stay', file=sys.stderr)
+      sys.stdout.flush()
+      sys.stderr.flush()
+    finally:
+      os._exit(128 + error.args[0])  # sys.exit would wait for a thread in which XLA compiles, and then crash
 
 
 if __name__ == '__main__':

@@ -10,7 +10,8 @@ from configs import default
 
 
 def get_config():
-  """The values of configs/default.py are the article's; checkpoints come oftener, as an epoch may take long."""
+  """The values of configs/default.py are the article's; lines and checkpoints come oftener, as steps may take long."""
   config = default.get_config()
+  config.log_every_steps = 10
   config.checkpoint_every_steps = 100
   return config

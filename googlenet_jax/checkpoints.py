@@ -1,11 +1,14 @@
-"""Checkpoints behind four verbs: save, restore, list (`steps`), close. Orbax writes them, asynchronously.
+"""Checkpoints behind five verbs: save, restore, delete, list (`steps`), close. Orbax writes them, asynchronously.
 
 Kept are the two newest, so that damage to one loses no run, and the best by validation accuracy where there is one.
 """
 
+import contextlib
+import fcntl
 import json
 import pathlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,9 +28,15 @@ class DamagedError(Exception):
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints`."""
 
-  def __init__(self, workdir: pathlib.Path):
-    """Opens the folder; it is made at the first save."""
+  def __init__(self, workdir: pathlib.Path, read_only: bool = False):
+    """Opens the folder, and makes it where it is missing.
+
+    Args:
+      workdir: folder of the run.
+      read_only: nothing in the folder changes: what looks like the rest of a killed save may be one under way.
+    """
     self.directory = workdir.resolve() / 'checkpoints'
+    self.read_only = read_only
 
     def accuracy(metrics):
       return metrics['accuracy'] if metrics else NO_ACCURACY
@@ -35,7 +44,13 @@ class Checkpoints:
     policy = checkpoint_managers.AnyPreservationPolicy(
       [checkpoint_managers.LatestN(2), checkpoint_managers.BestN(get_metric_fn=accuracy, n=1)]
     )
-    options = ocp.CheckpointManagerOptions(best_fn=accuracy, preservation_policy=policy, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+      best_fn=accuracy,
+      preservation_policy=policy,
+      cleanup_tmp_directories=not read_only,
+      create=not read_only,
+      read_only=read_only,
+    )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:
@@ -63,9 +78,11 @@ class Checkpoints:
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave({**meta, 'crc32': digest}))
     try:
-      self._manager.save(step, args=arguments, metrics=metrics)
+      taken = self._manager.save(step, args=arguments, metrics=metrics)
     except Exception as error:  # also what the background thread of the save before met
-      raise UserError(f'step {step} could not be saved in {self.directory}: {error}') from error
+      raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
+    if not taken:  # Orbax takes no step before the newest that it has
+      raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint and checks it against the checksums written with it.
@@ -93,6 +110,10 @@ class Checkpoints:
       raise DamagedError(f'checkpoint {step} in {self.directory} is damaged: {changed[0]} is not what was saved')
     return found, restored.meta
 
+  def delete(self, step: int) -> None:
+    """Removes one checkpoint."""
+    self._manager.delete(step)
+
   def newest(self) -> str:
     """A phrase that names the newest complete checkpoint."""
     self.wait()
@@ -108,12 +129,17 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as error:  # what the background thread met: OSError, or TensorStore's ValueError
-      raise UserError(f'a checkpoint could not be written in {self.directory}: {str(error)[:200]}') from error
+      raise UserError(f'a checkpoint could not be written in {self.directory}: {_reason(error)}') from error
 
   def close(self) -> None:
     """Waits, and stops the background threads."""
     self.wait()
     self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+  full = 'No space left on device'  # which stands far behind in TensorStore's text
+  return full if full in str(error) else str(error)[:200]
 
 
 def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
@@ -128,8 +154,31 @@ def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
   return digest, bad
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that a reader finds the old file or the new one, never half of one."""
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader finds the old one or the new one, never half of one."""
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.write_text(text)
   temporary.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON as `write_text` does."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+  """Within the `with` block no other program gets this lock, on one machine; the empty file `.lock` stays.
+
+  Raises:
+    UserError: another run has it.
+  """
+  if jax.process_index() != 0:  # the processes of one run share a workdir
+    yield
+    return
+  with (workdir / '.lock').open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed, also by a kill
+    except BlockingIOError as error:
+      raise UserError(f'another run is writing in {workdir}: wait for it, or give another --workdir') from error
+    yield

@@ -109,18 +109,20 @@ def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -
 
   Args:
     config: of this run.
-    workdir: with the `config.json` of the run before, if there was one.
+    workdir: with the checkpoints and the `config.json` of the run before, if there was one.
     only: keys to compare; all but MAY_CHANGE if empty.
 
   Raises:
-    UserError: names the keys that differ, with both values.
+    UserError: names the keys that differ, with both values; or what the recipe was cannot be read.
   """
   path = workdir / 'config.json'
-  if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
+  if not any(step.name.isdigit() for step in (workdir / 'checkpoints').glob('*')):  # others were never complete
     return  # nothing there to lose or to go on from
+  if not path.exists():
+    raise UserError(f'{path} is missing, so that the recipe of the checkpoints is not known: give another --workdir')
   try:
     before = flatten(json.loads(path.read_text()))
-  except (json.JSONDecodeError, AttributeError) as error:
+  except (ValueError, AttributeError) as error:  # neither text, nor JSON, nor keys and values
     raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
   now = flatten(json.loads(config.to_json()))
   keys = only or [key for key in {**before, **now} if key not in MAY_CHANGE]

@@ -115,7 +115,7 @@ def evaluate_checkpoint(config: Any, workdir: pathlib.Path, step: int | None, sp
   if split is None:
     raise UserError('--split=validation: this recipe holds no images out (config.data.validation_examples=0)')
   graphdef, state = create_state(config, len(dataset.class_names), dataset.image_shape[-1], optax.identity(), mesh)
-  saved = checkpoints.Checkpoints(workdir)
+  saved = checkpoints.Checkpoints(workdir, read_only=True)
   restored = restore(saved, state, step, only='network')
   saved.close()
   if restored is None:

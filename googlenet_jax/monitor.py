@@ -10,6 +10,19 @@ import jax
 import tensorboardX
 import tqdm
 
+from googlenet_jax import checkpoints
+
+# What a line of `metrics.jsonl` holds.
+RECORD = {
+  'step': int,
+  'epoch': float,
+  'split': str,
+  'loss': float,
+  'accuracy': float,
+  'learning_rate': float,
+  'examples_per_second': float,
+}
+
 
 def say(text: str) -> None:
   """Prints a line, above the progress bar if there is one, from the first process only."""
@@ -24,7 +37,8 @@ class Progress:
   def __init__(self, first_step: int, last_step: int, steps_per_epoch: int):
     """Starts at `first_step`; ends at `last_step`."""
     self._spe, self._last_step = steps_per_epoch, last_step
-    self._live = sys.stderr.isatty() and jax.process_index() == 0
+    # The bar is drawn on stderr: where stdout goes to a file, that is to have the lines.
+    self._live = sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0
     self._bar = tqdm.tqdm(
       total=last_step, initial=first_step, disable=not self._live, unit='step', dynamic_ncols=True,
       bar_format='{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
@@ -79,14 +93,14 @@ class MetricsLog:
       return
     path = workdir / 'metrics.jsonl'
     if path.exists() and first_step:
-      lines = path.read_text().splitlines()
+      lines = path.read_text(errors='replace').splitlines()
       self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
-    path.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
+    checkpoints.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
     self._file = path.open('a', buffering=1)
     self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends one record: step, epoch, split, loss, accuracy, learning_rate, examples_per_second.
+    """Appends one record, with the keys of RECORD.
 
     What an ended run wrote is not written again when the same command is given once more.
     """
@@ -110,6 +124,8 @@ class MetricsLog:
 
 def _parse(line: str) -> dict[str, Any] | None:
   try:
-    return json.loads(line)
+    record = json.loads(line)
   except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
     return None
+  whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
+  return record if whole else None

@@ -97,7 +97,9 @@ class Report:
           f'No accelerator here: about {hours:.0f} hours for {self._last_step - step} steps on this CPU. '
           'For minutes: --config=configs/fashion_fast.py, or --config=configs/digits.py'
         )
-    if step:
+    if step >= self._last_step:
+      monitor.say(f'already ended at step {step}; more --config.epochs or --config.max_steps would go on')
+    elif step:
       monitor.say(f'continuing after step {step} of {self._last_step}')
       if config.schedule in ('cosine', 'one_cycle') and config.epochs != self._meta['epochs']:
         monitor.say(

@@ -71,6 +71,9 @@ def restore(
 ) -> tuple[TrainState, dict[str, Any]] | None:
   """Reads a checkpoint back, with what was saved beside it.
 
+  Damaged checkpoints newer than the one read are deleted, unless `saved` is to read only: Orbax saves no step that it
+  has, nor one before, and the run would find them damaged for ever.
+
   Args:
     saved: the checkpoints of a run.
     state: of the same shapes; gives what is not read.
@@ -89,12 +92,20 @@ def restore(
       raise UserError(f'there is no checkpoint of step {step} in {saved.directory}: there are {steps or "none"}')
     steps = [step]
   wanted = {item: tree for item, tree in items(abstract(state)).items() if only in (None, item)}
+  damaged = {}
   for step in steps:
     try:
       found, meta = saved.restore(wanted, step)
-      return state.replace(**{field: value for tree in found.values() for field, value in tree.items()}), meta
     except checkpoints.DamagedError as error:
-      monitor.say(f'warning: {error}')
+      damaged[step] = error
+      continue
+    for bad, error in damaged.items():
+      monitor.say(f'warning: {error}' + ('' if saved.read_only else f'; deleted, step {step} is whole'))
+      if not saved.read_only:
+        saved.delete(bad)
+    return state.replace(**{field: value for tree in found.values() for field, value in tree.items()}), meta
+  for error in damaged.values():
+    monitor.say(f'warning: {error}')
   if steps:
     raise UserError(f'every checkpoint tried in {saved.directory} is damaged: move that folder away to start anew')
   return None

@@ -148,7 +148,8 @@ def train(config: Any, workdir: pathlib.Path) -> None:
         batch = next(batches)
       end_of_epoch = step % steps_per_epoch == 0 or step == last_step
       save_now = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
-      if not (end_of_epoch or save_now or stop.signal or step % config.log_every_steps == 0):
+      stop_now = stop.signal  # read once: a signal that comes from here on is answered after the next step
+      if not (end_of_epoch or save_now or stop_now or step % config.log_every_steps == 0):
         continue
 
       report.log_training(step, jax.device_get(state.metrics), saved)
@@ -156,9 +157,9 @@ def train(config: Any, workdir: pathlib.Path) -> None:
       if step % steps_per_epoch == 0:
         report.begin_epoch()
         state = state.replace(metrics=parallel.replicate(empty_metrics(), mesh))
-      if end_of_epoch or save_now or stop.signal:
+      if end_of_epoch or save_now or stop_now:
         saved.save(step, items(state), report.meta(), accuracy)
-      if stop.signal and step < last_step:
+      if stop_now and step < last_step:
         saved.close()
         report.close()
         stop.exit(step, last_step)

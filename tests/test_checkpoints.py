@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax import checkpoints
+from googlenet_jax import checkpoints, state
 from googlenet_jax.errors import UserError
 
 
@@ -52,16 +52,75 @@ def test_without_validation_the_newest_two_are_kept(tmp_path):
   assert set(checkpoints.Checkpoints(tmp_path).steps()) >= {4, 3}
 
 
-def test_a_changed_byte_is_found(tmp_path):
-  saved = filled(tmp_path, [None])
-  saved.close()
-  files = [path for path in (tmp_path / 'checkpoints' / '1').glob('**/d/*') if path.is_file()]
+def test_reading_leaves_a_save_under_way_alone(tmp_path):
+  filled(tmp_path, [None]).close()
+  under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp' / 'network'
+  under_way.mkdir(parents=True)
+  reader = checkpoints.Checkpoints(tmp_path, read_only=True)
+  assert reader.steps() == [1]
+  assert reader.restore({'training': abstract()}, 1)[1] == {'note': 1}
+  reader.close()
+  assert under_way.is_dir()
+  writer = checkpoints.Checkpoints(tmp_path)
+  writer.save(2, items(2.0), {})
+  writer.close()
+  assert not under_way.exists()  # a run that goes on clears what a killed one left
+
+
+def change_a_byte(folder):
+  files = [path for path in folder.glob('**/d/*') if path.is_file()]
   files.sort(key=lambda path: path.stat().st_size)
   content = bytearray(files[-1].read_bytes())
   content[len(content) // 2] ^= 255
   files[-1].write_bytes(content)
+
+
+def test_a_changed_byte_is_found(tmp_path):
+  saved = filled(tmp_path, [None])
+  saved.close()
+  change_a_byte(tmp_path / 'checkpoints' / '1')
   with pytest.raises(checkpoints.DamagedError, match='checkpoint 1 in'):
     checkpoints.Checkpoints(tmp_path).restore({'network': abstract(), 'training': abstract()}, 1)
+
+
+@pytest.mark.parametrize(
+  ('read_only', 'damaged', 'stay', 'said'),
+  [
+    (False, [3, 2], [1], '; deleted, step 1 is whole'),
+    (True, [3, 2], [3, 2, 1], ''),
+    (False, [3, 2, 1], [3, 2, 1], ''),  # nothing to go on from: nothing is touched
+  ],
+)
+def test_damaged_checkpoints_make_room_once_an_older_one_is_read(tmp_path, capsys, read_only, damaged, stay, said):
+  first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0))
+  saved = checkpoints.Checkpoints(tmp_path)
+  for step, accuracy in enumerate([0.9, 0.5, 0.6], start=1):  # the first is the best, or it would be gone
+    saved.save(step, state.items(first.replace(step=jnp.int32(step))), {}, accuracy)
+  saved.close()
+  for step in damaged:
+    change_a_byte(tmp_path / 'checkpoints' / str(step))
+  saved = checkpoints.Checkpoints(tmp_path, read_only)
+  if 1 in damaged:
+    with pytest.raises(UserError, match='every checkpoint tried in .* is damaged'):
+      state.restore(saved, first)
+  else:
+    assert int(state.restore(saved, first)[0].step) == 1
+  warnings = capsys.readouterr().out.splitlines()
+  assert [w[: len('warning: checkpoint 3')] for w in warnings] == [f'warning: checkpoint {step}' for step in damaged]
+  assert all(w.endswith(f' is not what was saved{said}') for w in warnings)
+  assert saved.steps() == stay
+  if stay == [1]:
+    saved.save(2, state.items(first.replace(step=jnp.int32(2))), {})
+  saved.close()
+  assert checkpoints.Checkpoints(tmp_path).steps() == ([2, 1] if stay == [1] else stay)
+
+
+def test_a_step_that_orbax_passes_over_is_not_called_saved(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path)
+  saved.save(5, items(5.0), {})
+  with pytest.raises(UserError, match='step 4 could not be saved in .*: step 5 is there already'):
+    saved.save(4, items(4.0), {})
+  saved.close()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -83,6 +142,28 @@ def test_a_disk_that_does_not_take_it_is_one_line(tmp_path, monkeypatch):
     saved.wait()
   monkeypatch.undo()
   saved.close()
+
+
+def test_the_reason_is_named_though_it_stands_far_behind(tmp_path, monkeypatch):
+  saved = filled(tmp_path, [None])
+  text = 'RESOURCE_EXHAUSTED: Error writing "a/0.0" ' + 'a long path ' * 20 + '[OS error 28: No space left on device]'
+
+  def full(*_, **__):
+    raise ValueError(text)
+
+  monkeypatch.setattr(saved._manager, 'save', full)
+  with pytest.raises(UserError, match=r'^step 2 could not be saved in .*/checkpoints: No space left on device$'):
+    saved.save(2, items(2.0), {})
+  saved.close()
+
+
+def test_a_workdir_is_written_by_one_run_at_a_time(tmp_path):
+  with checkpoints.lock(tmp_path):
+    with pytest.raises(UserError, match=f'another run is writing in {tmp_path}: '), checkpoints.lock(tmp_path):
+      pytest.fail('two runs have the lock')
+    checkpoints.Checkpoints(tmp_path, read_only=True).close()  # evaluation needs none
+  with checkpoints.lock(tmp_path):
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 def test_json_is_replaced_whole(tmp_path):

@@ -58,8 +58,27 @@ def test_every_number_has_a_range():
 def test_a_workdir_of_another_recipe_is_refused_with_the_keys(tmp_path):
   checkpoints.write_json(tmp_path / 'config.json', small_config().to_dict())
   config.check_same(small_config(learning_rate=0.5), tmp_path)  # no checkpoint yet: nothing to lose
-  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+  (tmp_path / 'checkpoints' / '5.orbax-checkpoint-tmp').mkdir(parents=True)
+  config.check_same(small_config(learning_rate=0.5), tmp_path)  # the first save was killed
+  (tmp_path / 'checkpoints' / '5').mkdir()
   config.check_same(small_config(epochs=99, max_steps=3, log_every_steps=1), tmp_path)
   with pytest.raises(UserError, match='learning_rate: 0.01 there, 0.5 now; model.norm: .none. there, .batch. now'):
     config.check_same(small_config(**{'learning_rate': 0.5, 'model.norm': 'batch'}), tmp_path)
   config.check_same(small_config(learning_rate=0.5), tmp_path, config.FOR_EVALUATION)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (None, 'config.json is missing, so that the recipe of the checkpoints is not known'),
+    (b'\xff\xfe\x00', r"config.json is damaged \('utf-8' codec can't decode"),
+    (b'{"seed": 0', 'config.json is damaged'),
+    (b'5', 'config.json is damaged'),
+  ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused(content, message, tmp_path):
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+  if content is not None:
+    (tmp_path / 'config.json').write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    config.check_same(small_config(seed=1), tmp_path)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from googlenet_jax import checkpoints, datasets, evaluate, models, monitor, optimizers, train
 from googlenet_jax.errors import UserError
-from googlenet_jax.state import ITEMS
+from googlenet_jax.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything that could make two runs differ is on.
@@ -96,10 +96,39 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(number, uninter
   assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.usefixtures('small_network', 'uninterrupted')  # the latter has compiled the same step
+def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(tmp_path, monkeypatch):
+  class Late:
+    """A request that comes when the loop has looked five times: once in each step, or oftener in the fourth."""
+
+    def __enter__(self):
+      self.looks = 0
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    @property
+    def signal(self):
+      self.looks += 1
+      return signal.SIGTERM if self.looks > 5 else None
+
+    def exit(self, step, last_step):
+      raise SystemExit(step)
+
+  monkeypatch.setattr(train, 'StopRequest', Late)
+  with pytest.raises(SystemExit) as stopped:
+    train.train(small_config(**CONFIG), tmp_path)
+  assert stopped.value.code == 6  # in the fourth, a log point, nothing was saved
+  assert checkpoints.Checkpoints(tmp_path).steps() == [6]
+
+
 # TensorStore's threads grumble when they meet half a file.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.usefixtures('small_network')
-def test_a_killed_run_goes_on_bit_for_bit_and_passes_over_a_damaged_checkpoint(uninterrupted, tmp_path, capsys):
+def test_a_killed_run_goes_on_bit_for_bit_and_replaces_a_damaged_checkpoint(
+  uninterrupted, tmp_path, monkeypatch, capsys
+):
   code = """
 import os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
@@ -126,9 +155,20 @@ train.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.a
   assert (newest, before) in [(14, 11), (11, 7)]  # the last one may not have been complete yet
   for path in (tmp_path / 'checkpoints' / str(newest)).glob('**/d/*'):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  train.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+  save, read_back = checkpoints.Checkpoints.save, []
+
+  def save_and_read(self, step, saved_items, *rest):
+    save(self, step, saved_items, *rest)
+    self.wait()
+    self.restore({item: abstract(tree) for item, tree in saved_items.items()}, step)
+    read_back.append(step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, 'save', save_and_read)
+    train.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+  assert read_back == [step for step in (7, 11, 14, 21, 22) if step > before]  # the damaged one written again, whole
   out = capsys.readouterr().out
-  assert f'warning: checkpoint {newest} in' in out
+  assert re.search(f'warning: checkpoint {newest} in .*; deleted, step {before} is whole', out)
   assert f'continuing after step {before} of 22' in out
   assert_same_run(tmp_path, uninterrupted)
 
@@ -142,7 +182,10 @@ def test_another_recipe_in_the_same_workdir_is_refused(uninterrupted):
 @pytest.mark.usefixtures('small_network')
 def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   config = small_config(**CONFIG)
+  under_way = uninterrupted / 'checkpoints' / '23.orbax-checkpoint-tmp'
+  under_way.mkdir()
   evaluate.evaluate_checkpoint(config, uninterrupted, None, 'test')
+  under_way.rmdir()  # still there: it may belong to a training that goes on beside the evaluation
   found = json.loads((uninterrupted / 'evaluation.json').read_text())
   summary = json.loads((uninterrupted / 'summary.json').read_text())
   assert found['accuracy'] == summary['test_accuracy']
@@ -188,17 +231,30 @@ def test_an_ended_run_given_again_adds_nothing(uninterrupted, tmp_path, capsys):
   assert read_log(tmp_path) == read_log(uninterrupted)
   assert (tmp_path / 'summary.json').read_text() == (uninterrupted / 'summary.json').read_text()
   assert (tmp_path / 'curves.png').exists()
-  assert 'compiling' not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'already ended at step 22; more --config.epochs or --config.max_steps would go on' in out
+  assert 'compiling' not in out
+  assert 'continuing' not in out
 
 
 @pytest.mark.usefixtures('small_network')
-def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, capsys):
+def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, monkeypatch, capsys):
   config = {'batch_size': 128, 'schedule': 'cosine', 'max_steps': 1}
   train.train(small_config(**config, epochs=2), tmp_path)
   capsys.readouterr()
-  train.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
+
+  class IntroducedError(Exception):
+    """All that is looked at has been said; compiling would only take time."""
+
+  def stop(*_):
+    raise IntroducedError
+
+  monkeypatch.setattr(train, 'make_train_step', stop)
+  with pytest.raises(IntroducedError):
+    train.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
   assert 'note:' not in capsys.readouterr().out
-  train.train(small_config(**{**config, 'max_steps': 3}, epochs=5), tmp_path)
+  with pytest.raises(IntroducedError):
+    train.train(small_config(**{**config, 'max_steps': 3}, epochs=5), tmp_path)
   assert 'note: the cosine schedule is now spread over 5 epochs instead of 2' in capsys.readouterr().out
 
 
@@ -240,7 +296,7 @@ def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {
     'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'curves.png', 'confusion.png', 'mistakes.png',
-    'summary.json',
+    'summary.json', '.lock',
   }  # fmt: skip
   summary = json.loads((tmp_path / 'summary.json').read_text())
   assert summary['steps'] == 3
@@ -267,7 +323,10 @@ def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
   ('arguments', 'message'),
   [
     ([], '--config is missing'),
-    (['--config=configs/nowhere.py'], 'nowhere.py'),
+    (['--config=configs/nowhere.py'], "--config: 'configs/nowhere.py' does not exist"),
+    (['--config=configs/nowhere.py', '--config.max_steps=3'], "--config: 'configs/nowhere.py' does not exist"),
+    (['--config='], '--config cannot be read: Path to config file is an empty string'),
+    (['--config=configs'], "--config cannot be read: [Errno 21] Is a directory: 'configs'"),
     (['--config=configs/digits.py', '--config.bach_size=3'], 'batch_size'),
     (['--config=configs/digits.py', '--config.batch_size=many'], 'batch_size=many'),
     (['--config=configs/digits.py', '--config.learning_rate=-1'], 'config.learning_rate=-1.0 is out of range'),
@@ -315,6 +374,90 @@ def test_mistakes_in_a_recipe_are_one_line(recipe, message, tmp_path):
   assert message.format(path=path) in done.stderr.splitlines()[-1]
   assert done.stderr.splitlines()[-1].startswith('error: ')
   assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_loop_waits_for_no_thread(number):
+  # The thread stands for the one in which XLA compiles: an orderly end of Python waits for it.
+  code = """
+import os, threading, time
+import main
+def work(argv):
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  print('not flushed yet')
+  os.write(1, b'compiling\\n')
+  time.sleep(60)
+main.main = work
+main.run()
+"""
+  command, environment = [sys.executable, '-c', code], {**os.environ, 'PYTHONUNBUFFERED': ''}
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
+    assert process.stdout.readline() == 'compiling\n'
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+  assert process.returncode == 128 + number
+  assert out == 'not flushed yet\n'
+  assert err == 'interrupted; checkpoints already written stay\n'
+
+
+@pytest.mark.parametrize(
+  ('failure', 'silent'),
+  [
+    ("raise RuntimeError('Event loop is closed')", True),
+    ("raise RuntimeError('another')", False),
+    ("raise OSError(28, 'No space left on device')", False),
+  ],
+)
+def test_only_the_closed_event_loop_is_not_told(failure, silent):
+  code = f"""
+import main
+main.quieten_libraries()
+class Dropped:
+  def __del__(self):
+    {failure}
+Dropped()
+"""
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+  assert (done.stderr == '') == silent
+
+
+@pytest.mark.parametrize(('module', 'silent'), [('tensorboardX.event_file_writer', True), ('orbax.checkpoint', False)])
+def test_only_tensorboards_full_disk_is_not_told(module, silent):
+  code = f"""
+import threading
+import main
+main.quieten_libraries()
+class Writer(threading.Thread):
+  __module__ = {module!r}
+  def run(self):
+    raise OSError(28, 'No space left on device')
+Writer().start()
+"""
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+  assert (done.stderr == '') == silent
+
+
+def test_a_full_disk_is_one_line_that_names_the_workdir(tmp_path):
+  code = """
+import main
+from googlenet_jax import train
+def full(config, workdir):
+  raise OSError(28, 'No space left on device')
+train.train = full
+main.run()
+"""
+  command = [sys.executable, '-c', code, '--config=configs/digits.py', f'--workdir={tmp_path}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+  assert done.returncode == 2
+  assert done.stderr == f'error: No space left on device; the run writes to {tmp_path}\n'
+
+
+def test_two_trainings_in_one_workdir_are_refused(tmp_path):
+  with checkpoints.lock(tmp_path):
+    done = run_main('--config=configs/digits.py', f'--workdir={tmp_path}', check=False)
+  assert done.returncode == 2
+  assert done.stderr == f'error: another run is writing in {tmp_path}: wait for it, or give another --workdir\n'
 
 
 def test_help_is_readable():

@@ -122,7 +122,7 @@ def test_every_parameter_gets_a_finite_gradient(norm):
   model = models.GoogLeNet(norm=norm, rngs=nnx.Rngs(0))
   graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
-  # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border: see below.
+  # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border.
   image = jax.random.uniform(jax.random.key(1), (8, 36, 36, 1))
 
   @jax.jit

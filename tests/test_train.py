@@ -142,8 +142,11 @@ def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(mesh_of):
     parallel.check_divides(24, mesh_of(8), 2)
 
 
-def test_batch_statistics_follow_pytorchs_rule(mesh_of):
-  """One step: running mean = 0.9 * 0 + 0.1 * batch mean, over the whole batch."""
+def test_batch_statistics_run_as_pytorchs_but_with_the_biased_variance(mesh_of):
+  """One step: running = 0.9 * initial + 0.1 * that of the whole batch.
+
+  PyTorch takes the unbiased variance, N / (N - 1) times this one over N values; the difference falls with N.
+  """
   config = small_config(**{'model.norm': 'batch'})
   tx = optax.identity()
   graphdef, state = create_state(config, 10, 1, tx, mesh_of(1))
