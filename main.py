@@ -14,11 +14,10 @@ import os
 import pathlib
 import signal
 import sys
-import threading
 import traceback
 from types import FrameType
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 MODES = ('train', 'evaluate')
@@ -37,11 +36,11 @@ def main(argv: list[str]) -> None:
     raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
   if CONFIG.value is None:
     raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
-  quieten_libraries()
 
-  from googlenet_jax import checkpoints, parallel
+  from googlenet_jax import checkpoints, monitor, parallel
   from googlenet_jax import config as config_lib
 
+  monitor.quieten_libraries()
   config_lib.validate(CONFIG.value)
   parallel.use_compilation_cache()
   parallel.keep_freed_memory()
@@ -65,26 +64,6 @@ def main(argv: list[str]) -> None:
       if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise
       raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk names no file
-
-
-def quieten_libraries() -> None:
-  """Keeps their pages about one failure off the screen: the line at the end of `run` says it.
-
-  Their warnings speak of their own affairs, and what Orbax and TensorStore log as errors they raise as well.
-  """
-  logging.set_verbosity(logging.FATAL)
-
-  def unraisable(args) -> None:
-    # TensorStore's threads report to Orbax's event loop, which is gone after the first failure.
-    if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'):
-      sys.__unraisablehook__(args)
-
-  def thread_failed(args) -> None:
-    # TensorBoard's writer; the main thread meets the full disk at its next line of metrics.jsonl.
-    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith('tensorboardX')):
-      threading.__excepthook__(args)
-
-  sys.unraisablehook, threading.excepthook = unraisable, thread_failed
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -84,11 +84,11 @@ def evaluate(
   Returns:
     The evaluation.
   """
-  outputs = []
+  outputs, ahead = [], parallel.steps_ahead()
   for batch in input_pipeline.eval_batches(split, batch_size, mesh):
     outputs.append(eval_step(state.params, state.batch_stats, batch))
-    if len(outputs) > 2:
-      jax.block_until_ready(outputs[-2])  # no more than two batches ahead of the device
+    if len(outputs) > ahead:
+      jax.block_until_ready(outputs[-1 - ahead])
   columns = [np.concatenate(column)[: len(split)] for column in zip(*jax.device_get(outputs), strict=True)]
   return Evaluation(split.labels, *columns, num_classes)
 

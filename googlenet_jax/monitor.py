@@ -3,12 +3,14 @@
 import json
 import pathlib
 import sys
+import threading
 import time
 from typing import Any
 
 import jax
 import tensorboardX
 import tqdm
+from absl import logging
 
 from googlenet_jax import checkpoints
 
@@ -22,6 +24,26 @@ RECORD = {
   'learning_rate': float,
   'examples_per_second': float,
 }
+
+
+def quieten_libraries() -> None:
+  """Keeps their pages about one failure off the screen: the line at the end of `run` says it.
+
+  Their warnings speak of their own affairs, and what Orbax and TensorStore log as errors they raise as well.
+  """
+  logging.set_verbosity(logging.FATAL)
+
+  def unraisable(args) -> None:
+    # TensorStore's threads report to Orbax's event loop, which is gone after the first failure.
+    if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'):
+      sys.__unraisablehook__(args)
+
+  def thread_failed(args) -> None:
+    # TensorBoard's writer; the main thread meets the full disk at its next line of metrics.jsonl.
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith('tensorboardX')):
+      threading.__excepthook__(args)
+
+  sys.unraisablehook, threading.excepthook = unraisable, thread_failed
 
 
 def say(text: str) -> None:

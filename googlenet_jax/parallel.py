@@ -56,6 +56,15 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_compilation_cache_dir', str(home / 'googlenet_jax'))
 
 
+def steps_ahead() -> int:
+  """How many steps the host may start before the device has ended the one at work.
+
+  Two hide the host's work from a GPU or TPU. On a CPU there is nothing to hide it behind, and XLA takes the working
+  memory of a step when it is started: three at a time would need three times as much.
+  """
+  return 0 if jax.default_backend() == 'cpu' else 2
+
+
 def keep_freed_memory() -> None:
   """Has glibc's malloc keep what XLA frees after each step on a CPU, instead of returning it to the system.
 
@@ -66,5 +75,6 @@ def keep_freed_memory() -> None:
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if os.name == 'posix' else None
   if mallopt is not None:
     trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
-    for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+    # One arena, no mapping for large blocks, and never a trim (-1).
+    for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
       mallopt(parameter, value)

@@ -134,7 +134,8 @@ def train(config: Any, workdir: pathlib.Path) -> None:
     meta['compile_seconds'] += time.perf_counter() - begin
 
   # The loop ----------------------------------------------------------------------------------------------------------
-  pending = collections.deque()  # losses of steps under way: the host keeps two steps ahead of the device, no more
+  pending = collections.deque()  # losses of steps under way
+  ahead = parallel.steps_ahead()
   with StopRequest() as stop:
     report.watch.start()
     while step < last_step:
@@ -142,7 +143,7 @@ def train(config: Any, workdir: pathlib.Path) -> None:
       step += 1
       report.progress.step()
       pending.append(loss)
-      if len(pending) > 2:
+      if len(pending) > ahead:
         pending.popleft().block_until_ready()
       if step < last_step:
         batch = next(batches)
