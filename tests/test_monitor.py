@@ -14,7 +14,15 @@ def record(step, split='train'):
 def test_lines_that_are_no_records_are_dropped_from_the_log(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   good = [json.dumps(record(step)).encode() for step in (1, 2, 3)]
-  damaged = [b'\xff\x00\xfe', b'{}', b'5', b'[]', b'null', b'{"step": 2}', json.dumps(record('2')).encode()]
+  damaged = [
+    b'\xff\x00\xfe',
+    b'{}',
+    b'5',
+    b'[]',
+    b'null',
+    b'{"step": 2}',
+    json.dumps({**record(2), 'step': '2'}).encode(),
+  ]
   path.write_bytes(b'\n'.join([good[0], *damaged, good[1], good[2], good[2][:20]]))
   log = monitor.MetricsLog(tmp_path, 2)  # what came after step 2, the last checkpoint, will be done again
   log.write(record(4))
