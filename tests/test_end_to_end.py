@@ -19,6 +19,7 @@ from PIL import Image
 
 from googlenet_jax import checkpoints, datasets, evaluate, models, monitor, optimizers, train
 from googlenet_jax.errors import UserError
+from googlenet_jax.report import Report
 from googlenet_jax.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -242,14 +243,17 @@ def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, monke
   config = {'batch_size': 128, 'schedule': 'cosine', 'max_steps': 1}
   train.train(small_config(**config, epochs=2), tmp_path)
   capsys.readouterr()
+  introduce = Report.introduce
 
   class IntroducedError(Exception):
     """All that is looked at has been said; compiling would only take time."""
 
-  def stop(*_):
+  def introduce_and_stop(self, step):
+    introduce(self, step)
+    self.close()
     raise IntroducedError
 
-  monkeypatch.setattr(train, 'make_train_step', stop)
+  monkeypatch.setattr(Report, 'introduce', introduce_and_stop)
   with pytest.raises(IntroducedError):
     train.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
   assert 'note:' not in capsys.readouterr().out
