@@ -33,14 +33,18 @@ def quieten_libraries() -> None:
   """
   logging.set_verbosity(logging.FATAL)
 
+  def of_tensorboard(error, source) -> bool:
+    # Its thread and its function at exit; the main thread meets the full disk at its next line of metrics.jsonl.
+    return isinstance(error, OSError) and str(getattr(source, '__module__', '')).startswith('tensorboardX')
+
   def unraisable(args) -> None:
     # TensorStore's threads report to Orbax's event loop, which is gone after the first failure.
-    if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'):
+    closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'
+    if not (closed or of_tensorboard(args.exc_value, args.object)):
       sys.__unraisablehook__(args)
 
   def thread_failed(args) -> None:
-    # TensorBoard's writer; the main thread meets the full disk at its next line of metrics.jsonl.
-    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith('tensorboardX')):
+    if not of_tensorboard(args.exc_value, args.thread):
       threading.__excepthook__(args)
 
   sys.unraisablehook, threading.excepthook = unraisable, thread_failed

@@ -1,4 +1,6 @@
 import json
+import re
+import subprocess
 import sys
 
 import pytest
@@ -53,3 +55,44 @@ def test_lines_are_written_unless_a_terminal_shows_the_bar(piped, monkeypatch, c
   progress.close()
   line = 'step 5/20 epoch 0.50/2: loss 0.500, acc 0.750, 100.0 examples/s\n'
   assert capsys.readouterr().out == ('' if piped is None else line)
+
+
+def test_only_what_the_last_line_says_anyway_is_kept_off_the_screen():
+  code = """
+import atexit, threading
+from googlenet_jax import monitor
+monitor.quieten_libraries()
+
+class Unraisable:
+  def __init__(self, error):
+    self.error = error
+  def __del__(self):
+    raise self.error
+
+for error in RuntimeError('Event loop is closed'), RuntimeError('told: another'), OSError(28, 'told: no writer'):
+  Unraisable(error)
+
+def fail(text):
+  raise OSError(28, text)
+
+for module, text in (('tensorboardX.event_file_writer', 'No space left'), ('orbax', 'told')):
+  class Writer(threading.Thread):
+    __module__ = module
+    def run(self):
+      fail(f'{text}: thread')
+  thread = Writer()
+  thread.start()
+  thread.join()
+  def cleanup(text=text):
+    fail(f'{text}: at exit')
+  cleanup.__module__ = module
+  atexit.register(cleanup)
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=200)
+  errors = re.findall(r'^\w+Error: (.*)', done.stderr, re.MULTILINE)
+  assert errors == [
+    'told: another',
+    '[Errno 28] told: no writer',
+    '[Errno 28] told: thread',
+    '[Errno 28] told: at exit',
+  ]
