@@ -16,7 +16,7 @@ from googlenet_jax.datasets import Dataset
 from googlenet_jax.errors import UserError
 from googlenet_jax.state import abstract
 
-# Below what training on a CPU reached of a large matrix product (experiments/results/cpu_efficiency.md).
+# About what training on a CPU reaches of a large matrix product (experiments/results/cpu_efficiency.md).
 CPU_EFFICIENCY = 0.35
 LONG_HOURS = 1.0
 
