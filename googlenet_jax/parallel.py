@@ -59,8 +59,8 @@ def use_compilation_cache() -> None:
 def steps_ahead() -> int:
   """How many steps the host may start before the device has ended the one at work.
 
-  Two hide the host's work from a GPU or TPU. On a CPU there is nothing to hide it behind, and XLA takes the working
-  memory of a step when it is started: three at a time would need three times as much.
+  Two hide the host's work from a GPU or TPU. On a CPU there is nothing to hide it behind, and each
+  step that is started seems to take its working memory at once.
   """
   return 0 if jax.default_backend() == 'cpu' else 2
 
@@ -69,7 +69,7 @@ def keep_freed_memory() -> None:
   """Has glibc's malloc keep what XLA frees after each step on a CPU, instead of returning it to the system.
 
   XLA allocates the hundreds of megabytes that a step works in anew each time; by default every page of them is then
-  faulted in anew, which took a sixth to a quarter of a step's time. To be called before JAX starts its threads: each
+  faulted in anew. To be called before JAX starts its threads: each
   would take an arena of its own, and only the first one can grow so far. Elsewhere than on Linux nothing happens.
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if os.name == 'posix' else None

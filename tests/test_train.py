@@ -43,7 +43,7 @@ def assert_close(state, other, tolerance):
 
 @pytest.fixture
 def float64():
-  """Sums in another order differ by so little that no ReLU near zero goes the other way, as it may in float32."""
+  """Sums in another order differ by so little that no choice (ReLU, max-pool) near a tie should turn."""
   with jax.enable_x64(True):
     yield {'dtype': 'float64'}
 
