@@ -1,0 +1,134 @@
+"""Our side of experiments/benchmark.py, started by it: the steps of train.py and evaluate.py, as a run takes them."""
+
+import collections
+import itertools
+import os
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import default
+from experiments import worker
+from googlenet_jax import models, optimizers, parallel
+
+WARM_UP = 6  # steps: malloc grows during the first ones
+
+
+def recipe(image_size: int, batch_size: int, dtype: str = 'float32'):
+  """The article's recipe at another size."""
+  config = default.get_config()
+  config.image_size, config.batch_size, config.dtype = image_size, batch_size, dtype
+  return config
+
+
+def random_batch(batch_size: int, mesh) -> dict[str, jax.Array]:
+  """Images of noise, as they come from the input pipeline, on the device."""
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (batch_size, 28, 28, 1), np.uint8)
+  return parallel.shard_batch({'image': image, 'label': rng.integers(0, 10, batch_size).astype(np.int32)}, mesh)
+
+
+def make_training(config, mesh):
+  """The compiled training step, its state, and the network."""
+  from googlenet_jax import train
+  from googlenet_jax.state import create_state
+
+  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 100))
+  graphdef, state = create_state(config, 10, 1, tx, mesh)
+  batch = random_batch(config.batch_size, mesh)
+  step = train.make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
+  return step, state, models.nnx.merge(graphdef, state.params, state.batch_stats)
+
+
+class Case:
+  """One network at one size: what is timed."""
+
+  def __init__(self, mode: str, image_size: int, batch_size: int, dtype: str):
+    """Compiles and warms up; `mode` is 'training', 'inference' or 'epochs'."""
+    from googlenet_jax import evaluate
+    from googlenet_jax.state import create_state
+
+    config = recipe(image_size, batch_size, dtype)
+    mesh = parallel.make_mesh(jax.devices()[:1])  # PyTorch gets one device, too
+    self._batches = itertools.repeat(random_batch(batch_size, mesh))
+    if mode == 'inference':
+      import optax
+
+      graphdef, state = create_state(config, 10, 1, optax.identity(), mesh)
+      network = models.nnx.merge(graphdef, state.params, state.batch_stats)
+      arguments = (state.params, state.batch_stats)
+      eval_step = evaluate.make_eval_step(graphdef, config, mesh).lower(*arguments, next(self._batches)).compile()
+      self._step = lambda batch: eval_step(*arguments, batch)
+    else:
+      train_step, self._state, network = make_training(config, mesh)
+
+      def step(batch):
+        self._state, loss = train_step(self._state, batch)
+        return loss
+
+      self._step = step
+    self.multiply_adds = models.count_multiply_adds(network, image_size) * (1 if mode == 'inference' else 3)
+    self.run(WARM_UP)
+    self.whole_epochs = mode == 'epochs'
+    if self.whole_epochs:
+      from googlenet_jax import datasets, input_pipeline
+
+      images, labels = worker.training_images()
+      self._batches = input_pipeline.train_batches(datasets.Split(images, labels), batch_size, 0, 0, mesh)
+
+  def run(self, steps: int) -> float:
+    """Seconds a step; results are waited for as far behind as train.py and evaluate.py do."""
+    pending, ahead = collections.deque(), parallel.steps_ahead()
+    begin = time.perf_counter()
+    for batch in itertools.islice(self._batches, steps):
+      pending.append(self._step(batch))
+      if len(pending) > ahead:
+        jax.block_until_ready(pending.popleft())
+    jax.block_until_ready(pending)
+    return (time.perf_counter() - begin) / steps
+
+
+def product(size: int, dtype: str, repeats: int) -> float:
+  """Floating point operations a second of a square matrix product, median."""
+  a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+  multiply = jax.jit(lambda a: a @ a)
+  multiply(a).block_until_ready()
+  seconds = []
+  for _ in range(repeats):
+    begin = time.perf_counter()
+    multiply(a).block_until_ready()
+    seconds.append(time.perf_counter() - begin)
+  return 2 * size**3 / float(np.median(seconds))
+
+
+def main() -> None:
+  """Answers the parent's requests."""
+  parallel.keep_freed_memory()  # as main.py does
+  cases = []
+
+  def make(mode: str, image_size: int, batch_size: int, dtype: str, **_):
+    begin = time.perf_counter()
+    cases[:] = [Case(mode, image_size, batch_size, dtype)]
+    return {'ready_seconds': time.perf_counter() - begin, 'multiply_adds': cases[0].multiply_adds * batch_size}
+
+  def describe():
+    device, versions = jax.devices()[0], {'jax': jax.__version__}
+    return {'platform': device.platform, 'device': device.device_kind, 'versions': versions, 'pid': os.getpid()}
+
+  def run(steps: int):
+    if not cases[0].whole_epochs:
+      cases[0].run(1)  # not counted: the process was idle
+    return cases[0].run(steps)
+
+  worker.serve({'describe': describe, 'make': make, 'run': run, 'product': product})
+
+
+if __name__ == '__main__':
+  main()

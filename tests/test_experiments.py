@@ -1,0 +1,107 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import benchmark, benchmark_tables, hlo, worker
+from experiments.benchmark_tables import Case
+from googlenet_jax import layers
+
+CASE = Case('training', 32, 100, 'float32')
+RESULT = {
+  'seconds': {'ours': [0.5, 0.5, 0.25], 'eager': [1.0, 2.0, 1.0], 'compiled': [4.0, 4.0, 4.0]},
+  'multiply_adds': 100_000_000_000,
+  'product': 800e9,
+  'steps_per_epoch': None,
+}
+
+
+def test_rows_are_medians_and_ratios_those_of_one_turn():
+  ours, eager, compiled = benchmark_tables.rows(CASE, RESULT, 'some CPU')
+  assert ours['images_per_second'] == 200
+  assert ours['ratio'] == 1
+  assert eager['images_per_second'] == 100
+  assert eager['first_quartile'] == 75
+  assert eager['ratio'] == 4  # of 2, 4, 4; the ratio of the medians would be 2
+  assert compiled['contender'] == 'compiled'
+  assert compiled['epoch_seconds'] is None
+  assert ours['gflops'] == pytest.approx(400)
+  assert ours['share_of_product'] == pytest.approx(0.5)
+  assert ours['share_of_peak'] is None
+
+
+def test_share_of_the_published_peak():
+  row = benchmark_tables.rows(CASE, RESULT, 'NVIDIA H200')[0]
+  assert row['share_of_peak'] == pytest.approx(400e9 / 494.5e12)
+
+
+def test_tables_leave_out_what_nobody_has_and_mark_what_is_missing():
+  result = {**RESULT, 'seconds': {'ours': [0.5]}}
+  by_case = {CASE: benchmark_tables.rows(CASE, result, 'some CPU')}
+  text = benchmark_tables.comparison(by_case, ['eager'], ['eager', 'compiled'])
+  assert text.splitlines()[-1] == '| training | 32 | 100 | float32 | 200 | - | - | - | - |'
+  details = benchmark_tables.details(by_case)
+  assert 'GFLOP/s' in details
+  assert 'of the peak' not in details
+  assert 's an epoch' not in details
+  assert len(benchmark_tables.as_csv(by_case).splitlines()) == 2
+
+
+def test_without_ours_there_is_no_ratio():
+  result = {**RESULT, 'seconds': {'eager': [1.0]}, 'multiply_adds': None, 'product': None}
+  (row,) = benchmark_tables.rows(CASE, result, 'some CPU')
+  assert row['ratio'] is None
+  assert row['gflops'] is None
+
+
+def test_worker_answers_fails_in_a_line_and_goes_on(tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(
+    f'import os, sys\nsys.path.insert(0, {str(worker.ROOT)!r})\n'
+    'from experiments import worker\n'
+    'def add(a, b):\n  print("noise")\n  return a + b\n'
+    'def fail():\n  raise ValueError("CUDA out of memory:\\nmany lines")\n'
+    'worker.serve({"add": add, "fail": fail, "die": lambda: os._exit(3)})\n'
+  )
+  child = worker.Worker(str(script), {})
+  assert child.ask('add', a=1, b=2) == 3
+  with pytest.raises(worker.WorkerError, match='^ValueError: CUDA out of memory:$') as error:
+    child.ask('fail')
+  assert error.value.memory
+  assert child.ask('add', a=3, b=4) == 7
+  with pytest.raises(worker.WorkerError, match='ended with status 3'):
+    child.ask('die')
+  child.close()
+
+
+def test_options_are_checked(capsys):
+  assert benchmark.parse(['--contenders=ours;eager, malloc tuned']).contenders == ['ours', 'eager, malloc tuned']
+  with pytest.raises(SystemExit):
+    benchmark.parse(['--dtypes=float16'])
+  assert "'float16' is none of: float32; bfloat16" in capsys.readouterr().err
+
+
+def test_the_report_names_who_is_missing(tmp_path):
+  machine = {'platform': 'cpu', 'device': 'some CPU', 'cores': 2, 'versions': {'jax': '1'}}
+  results = {CASE: {**RESULT, 'errors': {'compiled': 'no C++ compiler'}, 'alone': False, 'products': {}}}
+  benchmark.report(machine, results, benchmark.parse([f'--output={tmp_path}']))
+  text = (tmp_path / 'benchmark_cpu.md').read_text()
+  assert text.splitlines()[-1] == '- training, 32 px, batch 100, float32: compiled is missing: no C++ compiler'
+  assert json.loads((tmp_path / 'benchmark_cpu.json').read_text())['cases'][0]['seconds'] == RESULT['seconds']
+
+
+def test_instructions_have_kinds_and_sources():
+  x, kernel1, kernel3 = jnp.ones((2, 16, 16, 8)), jnp.ones((1, 1, 8, 8)), jnp.ones((3, 3, 8, 4))
+
+  def loss(x, kernel1, kernel3):
+    return layers.conv(layers.max_pool(layers.conv(x, kernel1), 1), kernel3).sum() ** 2
+
+  text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, kernel1, kernel3).compile().as_text()
+  found = hlo.parse(text)
+  kinds = {hlo.kind(instruction, {kernel3.size}) for instruction in found.values()}
+  for what in ('1x1 product', 'convolution, larger kernel'):
+    for direction in ('forward', 'input gradient', 'kernel gradient'):
+      assert f'{what}: {direction}' in kinds
+  assert any(kind.startswith('max-pool: ') for kind in kinds)
+  assert any('layers.conv' in instruction.functions for instruction in found.values())
