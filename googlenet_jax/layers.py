@@ -1,22 +1,25 @@
 """Convolution, max-pooling, dropout: PyTorch's arithmetic, with gradients that XLA runs fast.
 
-Every layer takes `[B, H, W, C]`. XLA's own gradients are slow on a CPU in three places, and there, and only there,
-the same mathematics is written another way (`_cpu` is the one switch):
+Every layer takes `[B, H, W, C]`. On a GPU or TPU all is XLA's own. On a CPU the same mathematics is written another way
+in four places, and there only (`_cpu` is the one switch; `python experiments/layer_speed.py` measures each):
 
-- a 1x1 convolution is a matrix product;
+- 1x1 convolutions are matrix products, and those that read the same map take their gradients in one product each;
 - a 3x3 or 5x5 convolution on a small map is a product of patches and a matrix (XLA swaps input and kernel for the
   weight gradient and falls off its fast path);
-- the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded).
+- the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded);
+- max-pooling and its gradient are compiled apart from what surrounds them (`unfused`).
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 PATCHES_UP_TO = 8  # pixels: larger maps than this keep XLA's convolution on a CPU
 
@@ -47,6 +50,22 @@ def _cpu() -> bool:
   return jax.default_backend() == 'cpu'
 
 
+def unfused(function: Callable) -> Callable:
+  """`function` of arrays, compiled as a call of its own.
+
+  XLA:CPU fuses cheap arithmetic into each of its consumers, and computes it anew in every one; it removes
+  `lax.optimization_barrier` before that. It leaves alone a call that is not to be inlined. `function` may use `jax.lax`
+  only: each jitted helper of jax.numpy in it, such as `where`, would become a call as well.
+  """
+  jitted = jax.jit(function)
+
+  def call(*arrays):
+    with set_xla_metadata(inlineable='false'):
+      return jitted(*arrays)
+
+  return call
+
+
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   """Convolves with zero padding of `k // 2` on both sides, as PyTorch's `Conv2d(padding=k // 2)`.
 
@@ -61,11 +80,53 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   k = kernel.shape[0]
   if _cpu() and stride == 1:
     if k == 1:
-      return jnp.einsum('bhwi,io->bhwo', x, kernel[0, 0])
+      return pointwise(x, kernel[0, 0])[0]
     if max(x.shape[1:3]) <= PATCHES_UP_TO:
-      return _patches_conv(x, kernel)
+      return _patches_conv(x, _vary_like(x, kernel))
   pad = (k // 2, k // 2)
   return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _vary_like(x, kernel):
+  # Inside shard_map, a derivative written by hand has to vary over the same devices as its argument.
+  axes = jax.typeof(x).mat.varying - jax.typeof(kernel).mat.varying
+  return lax.pcast(kernel, tuple(axes), to='varying') if axes else kernel
+
+
+def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
+  """The 1x1 convolutions of one map with several kernels: `[x @ kernel for kernel in kernels]`.
+
+  On a CPU their gradients are taken together. One product gives the gradient of `x`, and one those of the kernels:
+  XLA's product is slow where both factors are contracted over their first axis, so that copying `x` transposed first
+  pays, once for all kernels.
+
+  Args:
+    x: `[B, H, W, C_in]`.
+    *kernels: each `[C_in, C_out]`.
+
+  Returns:
+    `[B, H, W, C_out]` for each kernel.
+  """
+  if _cpu():
+    return _pointwise(x, *[_vary_like(x, kernel) for kernel in kernels])
+  return [conv(x, kernel[None, None]) for kernel in kernels]
+
+
+@jax.custom_vjp
+def _pointwise(x, *kernels):
+  return [jnp.einsum('bhwi,io->bhwo', x, kernel) for kernel in kernels]
+
+
+def _pointwise_backward(saved, gradients):
+  x, *kernels = saved
+  widths = [kernel.shape[1] for kernel in kernels]
+  gradient = jnp.concatenate(gradients, axis=-1).reshape(-1, sum(widths))  # [pixels, all C_out]
+  dx = gradient @ jnp.concatenate(kernels, axis=1).T
+  transposed = unfused(lambda rows: lax.transpose(rows, (1, 0)))(x.reshape(-1, x.shape[-1]))  # [C_in, pixels]
+  return (dx.reshape(x.shape), *jnp.split(transposed @ gradient, np.cumsum(widths)[:-1].tolist(), axis=1))
+
+
+_pointwise.defvjp(lambda x, *kernels: (_pointwise(x, *kernels), (x, *kernels)), _pointwise_backward)
 
 
 def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
@@ -73,14 +134,33 @@ def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
   return [(i, j) for i in range(k) for j in range(k) if abs(i - k // 2) < height and abs(j - k // 2) < width]
 
 
-def _patches_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _patches(x, k):
   height, width = x.shape[1:3]
-  k, pad = kernel.shape[0], kernel.shape[0] // 2
-  taps = _taps(k, height, width)
+  pad = k // 2
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  patches = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in taps], axis=-1)
-  matrix = jnp.concatenate([kernel[i, j] for i, j in taps])
-  return jnp.einsum('bhwi,io->bhwo', patches, matrix)
+  return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in _taps(k, height, width)], axis=-1)
+
+
+@jax.custom_vjp
+def _patches_conv(x, kernel):
+  k = kernel.shape[0]
+  matrix = jnp.concatenate([kernel[i, j] for i, j in _taps(k, *x.shape[1:3])])
+  return jnp.einsum('bhwi,io->bhwo', _patches(x, k), matrix)
+
+
+def _patches_conv_backward(saved, gradient):
+  x, kernel = saved
+  k = kernel.shape[0]
+  dx = _patches_conv(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+  taps = _taps(k, *x.shape[1:3])
+  matrix = jnp.einsum('bhwi,bhwo->io', _patches(x, k), gradient)
+  by_tap = dict(zip(taps, jnp.split(matrix, len(taps)), strict=True))
+  none = jnp.zeros_like(by_tap[taps[0]])  # of a tap that meets only padding
+  rows = [jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)]
+  return dx, jnp.stack(rows)
+
+
+_patches_conv.defvjp(lambda x, kernel: (_patches_conv(x, kernel), (x, kernel)), _patches_conv_backward)
 
 
 def max_pool(x: jax.Array, stride: int) -> jax.Array:
@@ -117,24 +197,26 @@ def _indexed_max_pool(x, stride):
   return x
 
 
-def _indexed_max_pool_forward(x, stride):
+def _best_and_index(stride, x):
   height, width = x.shape[1:3]
   rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+  x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
   best = index = None
   for i, j in _taps(3, height, width):
-    view = padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-    if best is None:
-      best, index = view, jnp.full(view.shape, 3 * i + j, jnp.int8)
-    else:
-      index = jnp.where(view > best, jnp.int8(3 * i + j), index)  # strictly: ties stay with the first
-      best = jnp.maximum(best, view)  # passes NaN on
-  return best, (index, jnp.zeros((height, width, 0)))  # an empty array carries the size of x to the backward pass
+    end = (x.shape[0], i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1, x.shape[3])
+    view = lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
+    tap = lax.full_like(view, 3 * i + j, jnp.int8)
+    index = tap if best is None else lax.select(view > best, tap, index)  # strictly: ties stay with the first
+    best = view if best is None else lax.max(best, view)  # passes NaN on
+  return best, index
 
 
-def _indexed_max_pool_backward(stride, residuals, gradient):
-  index, size = residuals
-  height, width, _ = size.shape
+def _indexed_max_pool_forward(x, stride):
+  best, index = unfused(functools.partial(_best_and_index, stride))(x)
+  return best, (index, jnp.zeros((*x.shape[1:3], 0)))  # an empty array carries the size of x to the backward pass
+
+
+def _to_winners(stride, height, width, index, gradient):
   rows, columns = index.shape[1:3]
 
   def spread(a, fill):  # one entry a window, at the window's centre; a border of 1
@@ -142,11 +224,19 @@ def _indexed_max_pool_backward(stride, residuals, gradient):
     return lax.pad(a, jnp.array(fill, a.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
 
   gradient, index = spread(gradient, 0), spread(index, -1)
-  total = 0
+  total = None
   for i, j in _taps(3, height, width):
-    near = (slice(None), slice(2 - i, 2 - i + height), slice(2 - j, 2 - j + width))
-    total += jnp.where(index[near] == 3 * i + j, gradient[near], 0)
-  return (total,)
+    start = (0, 2 - i, 2 - j, 0)
+    end = (index.shape[0], 2 - i + height, 2 - j + width, index.shape[3])
+    part = lax.slice(gradient, start, end)
+    part = lax.select(lax.slice(index, start, end) == jnp.int8(3 * i + j), part, lax.full_like(part, 0))
+    total = part if total is None else total + part
+  return total
+
+
+def _indexed_max_pool_backward(stride, residuals, gradient):
+  index, size = residuals
+  return (unfused(functools.partial(_to_winners, stride, *size.shape[:2]))(index, gradient),)
 
 
 _indexed_max_pool.defvjp(_indexed_max_pool_forward, _indexed_max_pool_backward)
@@ -230,9 +320,18 @@ class Conv(nnx.Module):
 
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """`[B, H, W, in]` to `[B, ceil(H / stride), ceil(W / stride), out]`; `train` normalises by the batch."""
-    x = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+    return self._finish(conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride), train)
+
+  def _finish(self, x, train):
     if self.norm is not None:
       x = self.norm(x, use_running_average=not train)
     else:
       x = x + self.bias[...].astype(self.dtype)
     return relu(x)
+
+
+def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> list[jax.Array]:
+  """`[layer(x, train) for layer in layers]` for 1x1 layers of one dtype, by `pointwise`."""
+  dtype = layers[0].dtype
+  maps = pointwise(x.astype(dtype), *[layer.kernel[0, 0].astype(dtype) for layer in layers])
+  return [layer._finish(y, train) for layer, y in zip(layers, maps, strict=True)]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from googlenet_jax.layers import Conv, dropout, max_pool, relu, xavier_uniform
+from googlenet_jax.layers import Conv, dropout, max_pool, read_one_map, relu, xavier_uniform
 
 
 class Widths(NamedTuple):
@@ -70,14 +70,13 @@ class Inception(nnx.Module):
 
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Applies the block; `train` normalises by the batch where there is batch normalisation."""
-
-    def through(layer, x):
-      return x if layer is None else layer(x, train)
-
-    branch1 = self.ch1x1(x, train)  # [B, H, W, ch1x1]
-    branch2 = self.ch3x3(through(self.ch3x3_reduce, x), train)  # [B, H, W, ch3x3]
-    branch3 = self.ch5x5(through(self.ch5x5_reduce, x), train)  # [B, H, W, ch5x5]
-    branch4 = through(self.pool_proj, max_pool(x, stride=1))  # [B, H, W, pool_proj]
+    if self.pool_proj is None:
+      branch1, reduced3, reduced5, branch4 = self.ch1x1(x, train), x, x, max_pool(x, stride=1)
+    else:
+      branch1, reduced3, reduced5 = read_one_map((self.ch1x1, self.ch3x3_reduce, self.ch5x5_reduce), x, train)
+      branch4 = self.pool_proj(max_pool(x, stride=1), train)  # [B, H, W, pool_proj]
+    branch2 = self.ch3x3(reduced3, train)  # [B, H, W, ch3x3]
+    branch3 = self.ch5x5(reduced5, train)  # [B, H, W, ch5x5]
     return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
 
 

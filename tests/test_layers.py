@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from googlenet_jax import layers
 
@@ -74,6 +75,77 @@ def test_conv_on_a_small_map_equals_the_plain_convolution_in_float64():
     x, kernel = rng.normal(size=(2, 2, 3, 4)), rng.normal(size=(5, 5, 4, 3))
     plain = lax.conv_general_dilated(x, kernel, (1, 1), ((2, 2), (2, 2)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     np.testing.assert_allclose(layers.conv(jnp.asarray(x), jnp.asarray(kernel)), plain, rtol=1e-12, atol=1e-12)
+
+
+FAST = {  # what is written another way on a CPU: a function of a map and kernels, and the kernels' shapes
+  'pointwise': (lambda x, *kernels: layers.pointwise(x, *kernels), [(4, 3), (4, 1), (4, 5)]),
+  'conv 1x1': (layers.conv, [(1, 1, 4, 3)]),
+  'conv 3x3': (layers.conv, [(3, 3, 4, 3)]),
+  'conv 5x5': (layers.conv, [(5, 5, 4, 3)]),
+  'max_pool 1': (lambda x: layers.max_pool(x, 1), []),
+  'max_pool 2': (lambda x: layers.max_pool(x, 2), []),
+}
+
+
+def inside_shard_map(function, mesh):
+  """`function(x, *kernels)` with the map cut over the devices and the kernels whole on each."""
+
+  def sharded(x, *kernels):
+    specs = (P('data'), *[P()] * len(kernels))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P('data'))(x, *kernels)
+
+  return sharded
+
+
+@pytest.mark.parametrize('name', FAST)
+@pytest.mark.parametrize(
+  ('transform', 'size'), [('jit', (1, 1)), ('jit', (2, 3)), ('jit', (9, 11)), ('vmap', (7, 5)), ('shard_map', (7, 5))]
+)
+def test_what_is_fast_on_a_cpu_equals_the_plain_definition(name, transform, size, mesh_of, monkeypatch):
+  function, shapes = FAST[name]
+  rng = np.random.default_rng(0)
+  transforms = {
+    'jit': lambda f: f,
+    'vmap': lambda f: lambda x, *kernels: jax.vmap(lambda x: f(x[None], *kernels))(x),
+    'shard_map': lambda f: inside_shard_map(f, mesh_of(2)),
+  }
+
+  def results():
+    def scalar(*arrays):
+      out = jax.tree.leaves(transforms[transform](function)(*arrays))
+      return sum((y * (1 + jnp.arange(y.size).reshape(y.shape) % 7)).sum() for y in out), out
+
+    return jax.jit(jax.value_and_grad(scalar, argnums=tuple(range(1 + len(shapes))), has_aux=True))(*arrays)
+
+  with jax.enable_x64(True):
+    arrays = [jnp.asarray(tied((4, *size, 4)), jnp.float64)]
+    arrays += [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+    fast = results()
+    monkeypatch.setattr(layers, '_cpu', lambda: False)
+    plain = results()
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+      assert a.dtype == jnp.float64
+      np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', FAST)
+def test_what_is_fast_on_a_cpu_keeps_bfloat16(name):
+  function, shapes = FAST[name]
+  keys = jax.random.split(jax.random.key(0), 1 + len(shapes))
+  arrays = [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, [(2, 6, 6, 4), *shapes], strict=True)]
+  value, pullback = jax.vjp(function, *arrays)
+  exact, exact_pullback = jax.vjp(function, *[a.astype(jnp.float32) for a in arrays])
+  gradients, exact_gradients = pullback(value), exact_pullback(jax.tree.map(lambda y: y.astype(jnp.float32), value))
+  for a, b in zip(jax.tree.leaves((value, gradients)), jax.tree.leaves((exact, exact_gradients)), strict=True):
+    assert a.dtype == jnp.bfloat16
+    scale = float(jnp.abs(b).max())
+    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * scale)  # a bfloat16 has 8 bits
+
+
+def test_unfused_is_a_call_in_the_compiled_program():
+  double = layers.unfused(lambda x: x + x)
+  compiled = jax.jit(lambda x: double(x) * 3).lower(jnp.ones(8)).compile()
+  assert ' call(' in compiled.as_text()
 
 
 def test_xavier_uniform_has_pytorchs_bound():
