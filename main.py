@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
   config_lib.validate(CONFIG.value)
   parallel.use_compilation_cache()
   parallel.keep_freed_memory()
+  parallel.use_cpu_cores(CONFIG.value)
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
   if MODE.value == 'evaluate':

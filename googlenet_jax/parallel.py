@@ -20,6 +20,29 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def cpu_devices(cores: int, batch_size: int, image_size: int, norm: str) -> int:
+  """How many devices to make of a CPU: one, or one a core.
+
+  XLA cuts each operation over all cores, which leaves cores waiting at every small one; as devices they wait once a
+  step. With batch normalisation, though, they wait at each layer for the others' statistics. On 2 cores
+  (experiments/results/cpu_devices.md) two devices were faster at 96 and 224 pixels without batch normalisation, and
+  slower at 32 and with it. More cores were not measured: there are at most 8 devices, with 8 images or more each.
+  """
+  if norm == 'batch' or image_size < 96:
+    return 1
+  fits = [n for n in range(1, min(cores, 8) + 1) if batch_size % n == 0 and batch_size // n >= 8]
+  return max(fits, default=1)
+
+
+def use_cpu_cores(config) -> None:
+  """Makes `cpu_devices` for a recipe, unless the user has said how many; to be called before JAX looks for devices."""
+  told = 'JAX_NUM_CPU_DEVICES' in os.environ or 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+  if not told:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    share = config.batch_size // config.micro_batches
+    jax.config.update('jax_num_cpu_devices', cpu_devices(cores, share, config.image_size, config.model.norm))
+
+
 def check_divides(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
   """Raises UserError if the global batch does not divide into equal shares."""
   parts = mesh.size * micro_batches

@@ -1,9 +1,12 @@
 """What parallel.py does to the process; meshes and shardings are tested with the training step."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from googlenet_jax import parallel
 
 # Pages faulted in by writing the same 64 MB for the third time, after it was freed twice.
 CODE = """
@@ -26,3 +29,37 @@ def test_freed_memory_is_kept():
     for case in ('kept', 'returned')
   }
   assert faults['kept'] < 100 < faults['returned']
+
+
+@pytest.mark.parametrize(
+  ('cores', 'batch_size', 'image_size', 'norm', 'devices'),
+  [
+    (2, 256, 224, 'none', 2),
+    (2, 16, 96, 'none', 2),
+    (2, 15, 96, 'none', 1),  # no even shares
+    (2, 8, 96, 'none', 1),  # 4 images a device
+    (2, 256, 95, 'none', 1),
+    (2, 256, 224, 'batch', 1),
+    (6, 256, 224, 'none', 4),
+    (64, 256, 224, 'none', 8),
+    (1, 256, 224, 'none', 1),
+  ],
+)
+def test_devices_of_a_cpu(cores, batch_size, image_size, norm, devices):
+  assert parallel.cpu_devices(cores, batch_size, image_size, norm) == devices
+
+
+@pytest.mark.parametrize(('told', 'expected'), [({}, 2), ({'JAX_NUM_CPU_DEVICES': '3'}, 3)])
+def test_the_user_says_how_many_devices(told, expected):
+  code = """
+import os
+os.sched_getaffinity = lambda _: {0, 1}
+from configs import default
+from googlenet_jax import parallel
+parallel.use_cpu_cores(default.get_config())
+import jax
+print(jax.device_count())
+"""
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | told
+  done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+  assert done.stdout.split() == [str(expected)]
