@@ -56,7 +56,9 @@ class Case:
     from googlenet_jax.state import create_state
 
     config = recipe(image_size, batch_size, dtype)
-    mesh = parallel.make_mesh(jax.devices()[:1])  # PyTorch gets one device, too
+    parallel.use_cpu_cores(config)  # as main.py does
+    on_cpu = jax.default_backend() == 'cpu'
+    mesh = parallel.make_mesh(None if on_cpu else jax.devices()[:1])  # one GPU: PyTorch gets no more
     self._batches = itertools.repeat(random_batch(batch_size, mesh))
     if mode == 'inference':
       import optax
