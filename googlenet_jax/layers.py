@@ -163,8 +163,11 @@ def _patches_conv_backward(saved, gradient):
 _patches_conv.defvjp(lambda x, kernel: (_patches_conv(x, kernel), (x, kernel)), _patches_conv_backward)
 
 
-def max_pool(x: jax.Array, stride: int) -> jax.Array:
+def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
   """Max-pools 3x3 windows with padding 1, as PyTorch's `MaxPool2d(3, stride, padding=1)`.
+
+  With `ceil_mode` there is no padding, the last window may hang over the edge, and it may be of another size than 3x3:
+  PyTorch's `MaxPool2d(window, stride, ceil_mode=True)`, for stride at most `window`.
 
   The gradient goes to the first maximum of a window in row-major order, as in XLA and in PyTorch: after a ReLU, ties
   at zero are common.
@@ -172,10 +175,16 @@ def max_pool(x: jax.Array, stride: int) -> jax.Array:
   Args:
     x: floating point `[B, H, W, C]`.
     stride: 1 or 2.
+    window: side of the window in pixels; 3 without `ceil_mode`.
+    ceil_mode: see above.
 
   Returns:
-    `[B, ceil(H / stride), ceil(W / stride), C]`.
+    `[B, ceil(H / stride), ceil(W / stride), C]`; with `ceil_mode` `[B, ceil((H - window) / stride) + 1, .., C]`.
   """
+  if ceil_mode:
+    over = [(0, -(-(size - window) // stride) * stride + window - size) for size in x.shape[1:3]]
+    sides, strides = (1, window, window, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, sides, strides, ((0, 0), *over, (0, 0)))
   return _indexed_max_pool(x, stride) if _cpu() else _plain_max_pool(x, stride)
 
 

@@ -1,4 +1,4 @@
-"""GoogLeNet as a table, its Inception block, and both heads of the article's comparison.
+"""GoogLeNet as a table, its Inception block, its auxiliary classifiers, and both heads of the article's comparison.
 
 Source: Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842, table 1 and figure 2. Maps are
 `[B, H, W, C]`; padding and pooling arithmetic are PyTorch's, so that weights carried over give the same logits.
@@ -36,18 +36,49 @@ TABLE = {
   'inception_5a': Widths(256, 160, 320, 32, 128, 128),  # -> 832
   'inception_5b': Widths(384, 192, 384, 48, 128, 128),  # -> 1024
 }
-POOL_AFTER = ('inception_3b', 'inception_4e')  # 3x3, stride 2
+POOL_AFTER = {'inception_3b': 3, 'inception_4e': 2}  # stride 2; windows of torchvision, the paper's are all 3x3
 HIDDEN = 1024  # of the fully connected head
 
 # The smallest input, in pixels, in which every halving still has two pixels to choose from (five, or three halvings).
 MIN_IMAGE_SIZE = {'article': 17, 'small': 5}
 
-CHOICES = {
+CHOICES = {  # keys of a recipe
   'inception': ('reduced', 'naive'),
   'head': ('average_pool', 'fully_connected'),
   'stem': tuple(MIN_IMAGE_SIZE),
   'norm': ('none', 'batch'),
 }
+VARIANTS = {  # for weights from elsewhere; no keys of a recipe
+  'auxiliary': ('none', 'average_pool', 'adaptive_pool'),
+  'pool': ('padded', 'torchvision'),
+  'ch5x5_kernel': (5, 3),
+}
+
+AUXILIARY_AFTER = ('inception_4a', 'inception_4d')  # section 5 of the paper
+AUXILIARY_DROPOUT = 0.7
+
+# What torchvision's `transform_input` does: from images normalised by ImageNet's mean and standard deviation to images
+# in [-1, 1], for which its published weights were trained.
+TRANSFORM_SCALE = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5)
+TRANSFORM_SHIFT = ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
+
+
+def map_sides(image_size: int, stem: str = 'article', pool: str = 'padded') -> tuple[int, int]:
+  """Sides in pixels of the square maps of stages 4 and 5 for an image of `image_size` pixels: 14 and 7 for 224."""
+
+  def halved(side, window):
+    return -(-side // 2) if pool == 'padded' else -(-(side - window) // 2) + 1
+
+  side = image_size
+  if stem == 'article':
+    side = halved(-(-side // 2), 3)
+  side = halved(halved(side, 3), 3)
+  return side, halved(side, 2)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+  """`[B, H, W, C]` to `[B, C * H * W]`: channels first, as PyTorch flattens, so that linear weights carry over."""
+  return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 class Inception(nnx.Module):
@@ -57,14 +88,14 @@ class Inception(nnx.Module):
   grows from block to block (416 channels after 3a instead of 256, 4944 after 5b instead of 1024).
   """
 
-  def __init__(self, in_features: int, widths: Widths, naive: bool = False, **conv_options):
-    """Makes the block; `conv_options` go to every `layers.Conv`."""
+  def __init__(self, in_features: int, widths: Widths, naive: bool = False, ch5x5_kernel: int = 5, **conv_options):
+    """Makes the block; `ch5x5_kernel` is the side of `ch5x5`'s kernel, `conv_options` go to every `layers.Conv`."""
     w, c = widths, conv_options
     self.ch1x1 = Conv(in_features, w.ch1x1, 1, **c)
     self.ch3x3_reduce = None if naive else Conv(in_features, w.ch3x3_reduce, 1, **c)
     self.ch3x3 = Conv(in_features if naive else w.ch3x3_reduce, w.ch3x3, 3, **c)
     self.ch5x5_reduce = None if naive else Conv(in_features, w.ch5x5_reduce, 1, **c)
-    self.ch5x5 = Conv(in_features if naive else w.ch5x5_reduce, w.ch5x5, 5, **c)
+    self.ch5x5 = Conv(in_features if naive else w.ch5x5_reduce, w.ch5x5, ch5x5_kernel, **c)
     self.pool_proj = None if naive else Conv(in_features, w.pool_proj, 1, **c)
     self.out_features = w.ch1x1 + w.ch3x3 + w.ch5x5 + (in_features if naive else w.pool_proj)
 
@@ -94,11 +125,72 @@ class Linear(nnx.Module):
     return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
 
 
+class AuxiliaryClassifier(nnx.Module):
+  """A small classifier on an inner map (section 5 of the paper), `[B, H, W, in]` to logits `[B, num_classes]`.
+
+  Pool to a small map, 1x1 convolution to 128 channels, 1024 hidden units with ReLU, dropout of 70 %, linear.
+  """
+
+  def __init__(self, in_features: int, num_classes: int, pool: str, side: int, *, dtype, rngs, **conv_options):
+    """Makes the classifier.
+
+    Args:
+      in_features: channels of the map.
+      num_classes: length of the logits.
+      pool: 'average_pool', the paper's 5x5 windows with stride 3; or 'adaptive_pool', torchvision's: 4x4 windows that
+        share the map among them, however large it is. On the map of 14 pixels both give 4x4.
+      side: of the map in pixels; read for 'average_pool' only.
+      dtype: of the computation.
+      rngs: stream `params`.
+      **conv_options: for `layers.Conv`.
+    """
+    self.pool = pool
+    pooled = 4 if pool == 'adaptive_pool' else (side - 5) // 3 + 1
+    self.conv = Conv(in_features, 128, 1, dtype=dtype, rngs=rngs, **conv_options)
+    self.fc1 = Linear(pooled * pooled * 128, 1024, dtype, rngs)
+    self.fc2 = Linear(1024, num_classes, dtype, rngs)
+
+  def __call__(self, x: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
+    """Logits, float32; `train` and `keys` (for dropout) as in `GoogLeNet.end_points`."""
+    if self.pool == 'adaptive_pool':
+      x = adaptive_average_pool(x, 4)  # [B, 4, 4, in]
+    else:
+      x = nnx.avg_pool(x, (5, 5), (3, 3))  # [B, 4, 4, in]
+    x = self.conv(x, train)  # [B, 4, 4, 128]
+    x = relu(self.fc1(flatten(x)))  # [B, 1024]
+    if keys is not None:
+      x = dropout(x, AUXILIARY_DROPOUT, keys)
+    return self.fc2(x).astype(jnp.float32)
+
+
+def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
+  """Means over `side` by `side` windows, as PyTorch's `AdaptiveAvgPool2d`: where they do not divide a map they overlap.
+
+  Args:
+    x: `[B, H, W, C]`.
+    side: of the result.
+
+  Returns:
+    `[B, side, side, C]`.
+  """
+  for axis in (1, 2):
+    size = x.shape[axis]
+    bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+    windows = [jax.lax.slice_in_dim(x, start, end, axis=axis) for start, end in bounds]
+    x = jnp.stack([window.mean(axis) for window in windows], axis)
+  return x
+
+
+def _auxiliary_name(block: str) -> str:
+  return block.replace('inception', 'aux')
+
+
 class GoogLeNet(nnx.Module):
   """The article's network: stem, nine Inception blocks, global average pool, linear.
 
   With one input channel and ten classes it has 5,977,530 parameters. Stages are attributes and end points by the same
-  names: `conv1, conv2_reduce, conv2, inception_3a .. inception_5b, head, logits`.
+  names: `conv1, conv2_reduce, conv2, inception_3a .. inception_5b, head, logits`, with auxiliary classifiers also
+  `aux_4a, aux_4d`.
   """
 
   def __init__(
@@ -111,6 +203,10 @@ class GoogLeNet(nnx.Module):
     stem: str = 'article',
     norm: str = 'none',
     dropout: float = 0.0,
+    auxiliary: str = 'none',
+    pool: str = 'padded',
+    ch5x5_kernel: int = 5,
+    transform_input: bool = False,
     image_size: int | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     axis_name: str | None = None,
@@ -129,20 +225,41 @@ class GoogLeNet(nnx.Module):
         (3x3 stride 1 and one pool: a map of 1/2).
       norm: 'none', or 'batch' for batch normalisation after every convolution.
       dropout: probability of zeroing a feature before the last linear layer; the paper uses 0.4.
-      image_size: side of the square input in pixels; needed by the fully connected head only.
+      auxiliary: 'none', or classifiers on the outputs of 4a and 4d: 'average_pool' as in the paper, 'adaptive_pool' as
+        in torchvision; see `AuxiliaryClassifier`.
+      pool: what halves the maps: 'padded', 3x3 windows with padding 1; or 'torchvision', 3x3 without padding, the last
+        window hanging over the edge (`ceil_mode`), and 2x2 after 4e.
+      ch5x5_kernel: side of the kernel of the 5x5 branches; torchvision has 3 there.
+      transform_input: takes images normalised by ImageNet's mean and standard deviation to [-1, 1] first, as
+        torchvision does for its published weights; for 3 channels.
+      image_size: side of the square input in pixels; needed by the fully connected head and by
+        `auxiliary='average_pool'`, whose weights depend on it.
       dtype: of the computation, float32 or bfloat16; parameters and logits are float32.
       axis_name: mesh axis over which batch statistics are averaged, or None.
       rngs: stream `params`.
 
     Raises:
-      ValueError: an unknown option, or a fully connected head without `image_size`.
+      ValueError: an unknown option, `image_size` missing where it is needed or too small for `average_pool`, or
+        `transform_input` with other than 3 channels.
     """
-    for name, value in {'inception': inception, 'head': head, 'stem': stem, 'norm': norm}.items():
-      if value not in CHOICES[name]:
-        raise ValueError(f'{name}={value!r} is unknown: choose from {", ".join(CHOICES[name])}')
-    if head == 'fully_connected' and image_size is None:
+    options = dict(inception=inception, head=head, stem=stem, norm=norm)
+    options |= dict(auxiliary=auxiliary, pool=pool, ch5x5_kernel=ch5x5_kernel)
+    for name, known in (CHOICES | VARIANTS).items():
+      if options[name] not in known:
+        raise ValueError(f'{name}={options[name]!r} is unknown: choose from {", ".join(map(str, known))}')
+    if image_size is None and head == 'fully_connected':
       raise ValueError("head='fully_connected' needs image_size: its weights depend on it")
+    if image_size is None and auxiliary == 'average_pool':
+      raise ValueError("auxiliary='average_pool' needs image_size: its weights depend on it")
+    if transform_input and channels != 3:
+      raise ValueError(f'transform_input is for images of 3 channels, not {channels}')
     self.channels, self.stem, self.dropout_rate = channels, stem, dropout
+    self.pool, self.transform_input = pool, transform_input
+    middle, last = map_sides(image_size, stem, pool) if image_size else (0, 0)
+    if auxiliary == 'average_pool' and middle < 5:
+      raise ValueError(
+        f"auxiliary='average_pool' needs maps of 5 pixels in stage 4: image_size={image_size} gives {middle}"
+      )
 
     c = {'norm': norm, 'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
     self.conv1 = Conv(channels, 64, 7, 2, **c) if stem == 'article' else Conv(channels, 64, 3, 1, **c)
@@ -150,22 +267,32 @@ class GoogLeNet(nnx.Module):
     self.conv2 = Conv(64, 192, 3, **c)
     features = 192
     for name, widths in TABLE.items():
-      block = Inception(features, widths, naive=inception == 'naive', **c)
+      block = Inception(features, widths, naive=inception == 'naive', ch5x5_kernel=ch5x5_kernel, **c)
       setattr(self, name, block)
       features = block.out_features
     if head == 'fully_connected':
-      side = -(-image_size // (32 if stem == 'article' else 8))
-      self.hidden = Linear(side * side * features, HIDDEN, dtype, rngs)
+      self.hidden = Linear(last * last * features, HIDDEN, dtype, rngs)
       features = HIDDEN
     else:
       self.hidden = None
     self.logits = Linear(features, num_classes, dtype, rngs)
+    # Last, so that the other initial weights are the same with and without them.
+    self.auxiliary = auxiliary != 'none'
+    for name in AUXILIARY_AFTER * self.auxiliary:
+      classifier = AuxiliaryClassifier(getattr(self, name).out_features, num_classes, auxiliary, middle, **c)
+      setattr(self, _auxiliary_name(name), classifier)
+
+  def _halve(self, x: jax.Array, window: int = 3) -> jax.Array:
+    """A pool between stages; only torchvision's know other windows than 3x3."""
+    if self.pool == 'torchvision':
+      return max_pool(x, stride=2, window=window, ceil_mode=True)
+    return max_pool(x, stride=2)
 
   def end_points(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> dict[str, jax.Array]:
     """Every stage's output by name; under jit, what is not used costs nothing.
 
     Args:
-      image: floating point `[B, H, W, channels]` in [0, 1].
+      image: floating point `[B, H, W, channels]` in [0, 1], or whatever the weights were trained for.
       train: normalise by the batch and update the running statistics, instead of using them.
       keys: typed keys `[B]` for dropout; None for no dropout.
 
@@ -181,20 +308,26 @@ class GoogLeNet(nnx.Module):
         f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
       )
     out = {}
+    if self.transform_input:
+      image = image * jnp.array(TRANSFORM_SCALE, image.dtype) + jnp.array(TRANSFORM_SHIFT, image.dtype)
     x = out['conv1'] = self.conv1(image, train)  # [B, 112, 112, 64]
     if self.stem == 'article':
-      x = max_pool(x, stride=2)  # [B, 56, 56, 64]
+      x = self._halve(x)  # [B, 56, 56, 64]
     x = out['conv2_reduce'] = self.conv2_reduce(x, train)  # [B, 56, 56, 64]
     x = out['conv2'] = self.conv2(x, train)  # [B, 56, 56, 192]
-    x = max_pool(x, stride=2)  # [B, 28, 28, 192]
+    x = self._halve(x)  # [B, 28, 28, 192]
     for name in TABLE:
       x = out[name] = getattr(self, name)(x, train)  # 3: [B, 28, 28, .]  4: [B, 14, 14, .]  5: [B, 7, 7, .]
+      if self.auxiliary and name in AUXILIARY_AFTER:
+        stream = AUXILIARY_AFTER.index(name)
+        own_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
+        out[_auxiliary_name(name)] = getattr(self, _auxiliary_name(name))(x, train, own_keys)  # [B, num_classes]
       if name in POOL_AFTER:
-        x = max_pool(x, stride=2)
+        x = self._halve(x, window=POOL_AFTER[name])
     if self.hidden is None:
       x = x.mean(axis=(1, 2))  # [B, 1024]
     else:
-      x = relu(self.hidden(x.reshape(x.shape[0], -1)))  # [B, 1024]
+      x = relu(self.hidden(flatten(x)))  # [B, 1024]
     out['head'] = x
     if keys is not None and self.dropout_rate > 0:
       x = dropout(x, self.dropout_rate, keys)

@@ -29,6 +29,16 @@ from flax import traverse_util
 from googlenet_jax import models
 from googlenet_jax.errors import UserError
 
+# Options of `models.GoogLeNet` that make it torchvision's `googlenet` with its auxiliary classifiers. The published
+# weights ask for `transform_input=True` besides, and for images normalised by ImageNet's mean and standard deviation.
+TORCHVISION = {
+  'norm': 'batch',
+  'pool': 'torchvision',
+  'ch5x5_kernel': 3,
+  'auxiliary': 'adaptive_pool',
+  'dropout': 0.2,
+}
+
 NAMINGS = ('own', 'torchvision')
 COUNTER = 'num_batches_tracked'  # of PyTorch's batch normalisation; with a fixed momentum nothing depends on it
 

@@ -2,9 +2,10 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_tables, hlo, worker
+from experiments import benchmark, benchmark_tables, compare_sides, hlo, worker
 from experiments.benchmark_tables import Case
 from googlenet_jax import layers
 
@@ -105,3 +106,14 @@ def test_instructions_have_kinds_and_sources():
       assert f'{what}: {direction}' in kinds
   assert any(kind.startswith('max-pool: ') for kind in kinds)
   assert any('layers.conv' in instruction.functions for instruction in found.values())
+
+
+@pytest.mark.parametrize(('size', 'factor', 'before'), [(28, 1, 0), (32, 1, 2), (61, 2, 2), (96, 3, 6), (224, 8, 0)])
+def test_images_are_enlarged_by_a_whole_factor_and_padded(size, factor, before):
+  images = np.random.default_rng(0).integers(1, 256, (2, 28, 28, 1), np.uint8)
+  found = compare_sides.enlarged(images, size)
+  assert found.shape == (2, size, size, 1)
+  assert found.dtype == np.uint8
+  inside = slice(before, before + 28 * factor)
+  np.testing.assert_array_equal(found[:, inside, inside], np.kron(images, np.ones((1, factor, factor, 1), np.uint8)))
+  assert found.sum(dtype=np.int64) == factor**2 * images.sum(dtype=np.int64)  # zeros outside

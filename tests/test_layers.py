@@ -31,6 +31,21 @@ def test_max_pool_equals_pytorch_with_ties(stride, size):
   np.testing.assert_allclose(gradient, t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize('window', [2, 3])
+@pytest.mark.parametrize('size', [(2, 3), (4, 7), (8, 9)])
+def test_max_pool_in_ceil_mode_equals_pytorch_with_ties(window, size):
+  x = tied((2, *size, 4))
+  y, pullback = jax.vjp(jax.jit(lambda x: layers.max_pool(x, 2, window, ceil_mode=True)), jnp.asarray(x))
+  t = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  expected = torch.nn.functional.max_pool2d(t, window, 2, ceil_mode=True)
+  np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+  weights = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+  expected.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
+  np.testing.assert_allclose(
+    pullback(jnp.asarray(weights))[0], t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6
+  )
+
+
 def test_max_pool_passes_nan_on_and_keeps_bfloat16():
   x = jnp.zeros((1, 4, 4, 4), jnp.bfloat16).at[0, 3, 3, 0].set(jnp.nan)
   y, pullback = jax.vjp(lambda x: layers.max_pool(x, 2), x)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from googlenet_jax import models
@@ -105,7 +106,83 @@ def test_fully_connected_head():
     make(head='fully_connected')
 
 
-@pytest.mark.parametrize('option', ['inception', 'head', 'stem', 'norm'])
+def test_parameters_of_the_papers_auxiliary_classifiers():
+  paper = {'auxiliary': 'average_pool', 'image_size': 224}
+  assert models.count_parameters(make(**paper)) == 5_977_530 + 4_350_228
+  assert models.count_parameters(make(**paper, num_classes=1000, channels=3)) == 6_998_552 + 6_379_728
+  # torchvision's have the same at any size; at 96 pixels the paper's window fits once into the map of 6.
+  assert models.count_parameters(make(auxiliary='adaptive_pool')) == 5_977_530 + 4_350_228
+  assert make(auxiliary='average_pool', image_size=96).aux_4d.fc1.kernel.shape == (128, 1024)
+
+
+def test_auxiliary_classifiers_are_end_points_and_change_nothing_else():
+  found = shapes(make(auxiliary='average_pool', image_size=224), 224)
+  assert found.pop('aux_4a') == found.pop('aux_4d') == (2, 10)
+  assert found == shapes(make(), 224)
+
+
+def test_the_other_initial_weights_are_the_same_with_auxiliary_classifiers(monkeypatch):
+  monkeypatch.setattr(models, 'TABLE', dict.fromkeys(models.AUXILIARY_AFTER, models.Widths(8, 8, 8, 4, 8, 4)))
+  plain, with_heads = (models.GoogLeNet(auxiliary=a, rngs=nnx.Rngs(0)) for a in ('none', 'adaptive_pool'))
+  for name in ('conv1', 'inception_4d', 'logits'):
+    for a, b in zip(*(jax.tree.leaves(nnx.state(getattr(m, name))) for m in (plain, with_heads)), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_auxiliary_classifiers_need_a_map_that_holds_their_window():
+  with pytest.raises(ValueError, match="auxiliary='average_pool' needs image_size"):
+    make(auxiliary='average_pool')
+  with pytest.raises(ValueError, match='needs maps of 5 pixels in stage 4: image_size=64 gives 4'):
+    make(auxiliary='average_pool', image_size=64)
+  assert make(auxiliary='average_pool', image_size=65).aux_4a.fc1.kernel.shape == (128, 1024)
+
+
+def test_the_papers_auxiliary_classifier_equals_pytorchs_operations():
+  head = models.AuxiliaryClassifier(8, 3, 'average_pool', 14, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  head.fc1.bias[...] = jnp.linspace(-1, 1, 1024)
+  x = np.random.default_rng(0).normal(size=(2, 14, 14, 8)).astype(np.float32)
+  weight = lambda layer: torch.tensor(np.asarray(layer.kernel[...])).movedim((-1, -2), (0, 1))
+  t = torch.nn.functional.avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 5, 3)
+  t = torch.relu(torch.nn.functional.conv2d(t, weight(head.conv)))
+  t = torch.relu(t.flatten(1) @ weight(head.fc1).T + torch.tensor(np.asarray(head.fc1.bias[...])))
+  t = t @ weight(head.fc2).T
+  assert t.shape == (2, 3)
+  np.testing.assert_allclose(head(jnp.asarray(x)), t, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (4, 4), (7, 6), (14, 14)])
+def test_adaptive_average_pool_equals_pytorchs(size):
+  x = np.random.default_rng(0).normal(size=(2, *size, 4)).astype(np.float32)
+  expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 4)
+  ours = models.adaptive_average_pool(jnp.asarray(x), 4)
+  np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_auxiliary_dropout_zeroes_seventy_percent_with_keys_of_its_own():
+  model = models.AuxiliaryClassifier(4, 3, 'adaptive_pool', 0, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  model.fc1.bias[...] = jnp.ones(1024)
+  model.fc2.kernel[...] = jnp.ones((1024, 3))
+  keys = jax.random.split(jax.random.key(0), 64)
+  logits = model(jnp.zeros((64, 5, 5, 4)), True, keys)  # 1024 ones, of which 30 % are kept and scaled by 1 / 0.3
+  assert float(logits.mean() * 0.3 / 1024) == pytest.approx(0.3, abs=0.01)
+  assert len(np.unique(logits[:, 0])) > 20
+
+
+@pytest.mark.parametrize('size', [17, 33, 46, 224])
+@pytest.mark.parametrize('stem', ['article', 'small'])
+@pytest.mark.parametrize('pool', ['padded', 'torchvision'])
+def test_map_sides_are_those_of_the_network(size, stem, pool):
+  found = shapes(make(stem=stem, pool=pool), size)
+  assert (found['inception_4a'][1], found['inception_5b'][1]) == models.map_sides(size, stem, pool)
+
+
+def test_transform_input_is_for_three_channels():
+  assert shapes(make(transform_input=True, channels=3), 32)['logits'] == (2, 10)
+  with pytest.raises(ValueError, match='3 channels, not 1'):
+    make(transform_input=True)
+
+
+@pytest.mark.parametrize('option', ['inception', 'head', 'stem', 'norm', 'auxiliary', 'pool', 'ch5x5_kernel'])
 def test_unknown_options_are_named(option):
   with pytest.raises(ValueError, match=f"{option}='x' is unknown"):
     make(**{option: 'x'})
