@@ -1,4 +1,4 @@
-"""One device for the whole CPU, or one a core: training steps of both by turns.
+"""One device for the whole CPU, or two: training steps of both by turns.
 
   python experiments/cpu_devices.py
 
@@ -52,10 +52,10 @@ def worker(image_size: int, batch_size: int, norm: str, devices: int) -> None:
     print(statistics.median(seconds[-count:]), flush=True)
 
 
-def compare(case: tuple[int, int, str], cores: int) -> tuple[list[float], list[float]]:
-  """Seconds a step, of every round, on one device and on one a core."""
+def compare(case: tuple[int, int, str]) -> tuple[list[float], list[float]]:
+  """Seconds a step, of every round, on one device and on two."""
   workers = []
-  for devices in (1, cores):
+  for devices in (1, 2):
     command = [sys.executable, __file__, *map(str, case), str(devices)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     process.stdout.readline()  # warm, before the next one starts
@@ -78,13 +78,13 @@ def main() -> None:
   cores = len(os.sched_getaffinity(0))
   lines = [
     f'Measured by `python experiments/cpu_devices.py`: jax {jax.__version__}, {cores} CPU cores, float32; medians of',
-    f'{ROUNDS} rounds of {STEPS} steps after {WARM_UP} of warm-up, one device and {cores} by turns.',
+    f'{ROUNDS} rounds of {STEPS} steps after {WARM_UP} of warm-up, one device and two by turns.',
     '',
-    f'| image size | batch | norm | 1 device, images/s | {cores} devices | ratio, median and range of the rounds |',
+    '| image size | batch | norm | 1 device, images/s | 2 devices | ratio, median and range of the rounds |',
     '|---|---|---|---|---|---|',
   ]
   for image_size, batch_size, norm in CASES:
-    one, many = compare((image_size, batch_size, norm), cores)
+    one, many = compare((image_size, batch_size, norm))
     ratios = sorted(a / b for a, b in zip(one, many, strict=True))
     one, many = (batch_size / statistics.median(s) for s in (one, many))
     spread = f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})'

@@ -97,17 +97,18 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
     kernel_sizes: numbers of values of the network's convolution kernels, to know their gradients by.
   """
   inner = instruction.functions[0] if instruction.functions else ''
-  product = re.search(r' dot\(.*?lhs_contracting_dims={(\d)}, rhs_contracting_dims={(\d)}', instruction.text)
+  product = ' dot(' in instruction.text
   convolution = ' convolution(' in instruction.text
   if inner.startswith('augment.'):
     return 'image preparation'
   if inner.startswith('models.Linear'):
     return 'linear layer'
   if product or convolution:
-    what = '1x1 product' if product and inner == 'layers.conv' else 'convolution, larger kernel'
-    values = math.prod(map(int, re.findall(r'\d+', instruction.shape.partition('[')[2])))
-    # x^T g contracts over the rows of x; of a convolution's gradients XLA sometimes forgets where they came from.
-    if (instruction.backward and product[1] == '0') if product else values in kernel_sizes:
+    what = '1x1 product' if any('pointwise' in f for f in instruction.functions) else 'convolution, larger kernel'
+    values = math.prod(int(n) for n in re.findall(r'\d+', instruction.shape.partition('[')[2]))
+    # layers.py writes these products as sums that end in ->io; of a convolution's gradients XLA sometimes forgets where
+    # they came from.
+    if '->io' in instruction.op_name if product else values in kernel_sizes:
       return f'{what}: kernel gradient'
     return f'{what}: {"input gradient" if instruction.backward else "forward"}'
   direction = 'backward' if instruction.backward else 'forward'

@@ -1,7 +1,7 @@
 """Convolution, max-pooling, dropout: PyTorch's arithmetic, with gradients that XLA runs fast.
 
 Every layer takes `[B, H, W, C]`. On a GPU or TPU all is XLA's own. On a CPU the same mathematics is written another way
-in four places, and there only (`_cpu` is the one switch; `python experiments/layer_speed.py` measures each):
+in four places, and there only (`_cpu` is the one switch; `python experiments/layer_speed.py` times layers both ways):
 
 - 1x1 convolutions are matrix products, and those that read the same map take their gradients in one product each;
 - a 3x3 or 5x5 convolution on a small map is a product of patches and a matrix (XLA swaps input and kernel for the
@@ -89,7 +89,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 def _vary_like(x, kernel):
   # Inside shard_map, a derivative written by hand has to vary over the same devices as its argument.
-  axes = jax.typeof(x).mat.varying - jax.typeof(kernel).mat.varying
+  axes = jax.typeof(x).manual_axis_type.varying - jax.typeof(kernel).manual_axis_type.varying
   return lax.pcast(kernel, tuple(axes), to='varying') if axes else kernel
 
 
@@ -112,6 +112,9 @@ def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
   return [conv(x, kernel[None, None]) for kernel in kernels]
 
 
+_transpose = unfused(lambda rows: lax.transpose(rows, (1, 0)))
+
+
 @jax.custom_vjp
 def _pointwise(x, *kernels):
   return [jnp.einsum('bhwi,io->bhwo', x, kernel) for kernel in kernels]
@@ -122,8 +125,8 @@ def _pointwise_backward(saved, gradients):
   widths = [kernel.shape[1] for kernel in kernels]
   gradient = jnp.concatenate(gradients, axis=-1).reshape(-1, sum(widths))  # [pixels, all C_out]
   dx = gradient @ jnp.concatenate(kernels, axis=1).T
-  transposed = unfused(lambda rows: lax.transpose(rows, (1, 0)))(x.reshape(-1, x.shape[-1]))  # [C_in, pixels]
-  return (dx.reshape(x.shape), *jnp.split(transposed @ gradient, np.cumsum(widths)[:-1].tolist(), axis=1))
+  dkernels = jnp.einsum('ip,po->io', _transpose(x.reshape(-1, x.shape[-1])), gradient)  # [C_in, all C_out]
+  return (dx.reshape(x.shape), *jnp.split(dkernels, np.cumsum(widths)[:-1].tolist(), axis=1))
 
 
 _pointwise.defvjp(lambda x, *kernels: (_pointwise(x, *kernels), (x, *kernels)), _pointwise_backward)
@@ -176,11 +179,16 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
     x: floating point `[B, H, W, C]`.
     stride: 1 or 2.
     window: side of the window in pixels; 3 without `ceil_mode`.
-    ceil_mode: see above.
+    ceil_mode: see above; XLA's own on every backend, and its gradient slow on a CPU.
 
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), C]`; with `ceil_mode` `[B, ceil((H - window) / stride) + 1, .., C]`.
+
+  Raises:
+    ValueError: another window than 3x3 without `ceil_mode`.
   """
+  if window != 3 and not ceil_mode:
+    raise ValueError(f'window={window} needs ceil_mode=True: with padding windows are 3x3')
   if ceil_mode:
     over = [(0, -(-(size - window) // stride) * stride + window - size) for size in x.shape[1:3]]
     sides, strides = (1, window, window, 1), (1, stride, stride, 1)

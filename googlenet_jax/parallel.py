@@ -21,17 +21,14 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def cpu_devices(cores: int, batch_size: int, image_size: int, norm: str) -> int:
-  """How many devices to make of a CPU: one, or one a core.
+  """How many devices to make of a CPU: one, or two.
 
-  XLA cuts each operation over all cores, which leaves cores waiting at every small one; as devices they wait once a
-  step. With batch normalisation, though, they wait at each layer for the others' statistics. On 2 cores
-  (experiments/results/cpu_devices.md) two devices were faster at 96 and 224 pixels without batch normalisation, and
-  slower at 32 and with it. More cores were not measured: there are at most 8 devices, with 8 images or more each.
+  On 2 cores (experiments/results/cpu_devices.md: training, float32) two devices were faster at 96 and 224 pixels
+  without batch normalisation, and slower at 32 pixels, with it or without. Nothing else was measured: there are two
+  devices where that was, with 8 images or more each, and one elsewhere. Batch normalisation would have them wait for
+  each other at each layer.
   """
-  if norm == 'batch' or image_size < 96:
-    return 1
-  fits = [n for n in range(1, min(cores, 8) + 1) if batch_size % n == 0 and batch_size // n >= 8]
-  return max(fits, default=1)
+  return 2 if cores == 2 and norm == 'none' and image_size >= 96 and batch_size % 2 == 0 and batch_size >= 16 else 1
 
 
 def use_cpu_cores(config) -> None:

@@ -93,7 +93,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any,
       if path is None:
         continue
       raise UserError(f'{name} is missing from the weights: the network expects it with shape {_torch_shape(leaf)}')
-    array = left.pop(name)
+    array = np.asarray(left.pop(name))  # also a CPU tensor of PyTorch
     if tuple(array.shape) != _torch_shape(leaf):
       raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {_torch_shape(leaf)}')
     if not np.can_cast(array.dtype, leaf.dtype):
@@ -139,7 +139,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     path: of a file that holds a flat dict of tensors, as `torch.save(model.state_dict(), path)` writes.
 
   Returns:
-    Tensor name to array of the file's own type.
+    Tensor name to array of the file's own type, but float32 for bfloat16, which NumPy does not have.
 
   Raises:
     UserError: the file is missing, of another kind, damaged, or holds something else; or the package that reads it
@@ -167,8 +167,10 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   path = pathlib.Path(path).expanduser()
   _, writer = _functions(path)
   data = writer(path, tensors)
+  half = path.with_name(path.name + '.part')  # a full disk leaves what was there
   try:
-    path.write_bytes(data)
+    half.write_bytes(data)
+    half.replace(path)
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}') from error
 
@@ -282,7 +284,8 @@ def _read_safetensors(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
   for name, entry in entries:
     if entry['dtype'] not in SAFETENSORS_TYPES:
       raise UserError(f'{path}: {name!r} is {entry["dtype"]}: expected one of {", ".join(SAFETENSORS_TYPES)}')
-    tensors[name] = np.frombuffer(entry['data'], SAFETENSORS_TYPES[entry['dtype']]).reshape(entry['shape'])
+    array = np.frombuffer(entry['data'], SAFETENSORS_TYPES[entry['dtype']]).reshape(entry['shape'])
+    tensors[name] = array.astype(np.float32) if entry['dtype'] == 'BF16' else array
   return tensors
 
 

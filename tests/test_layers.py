@@ -157,6 +157,23 @@ def test_what_is_fast_on_a_cpu_keeps_bfloat16(name):
     np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * scale)  # a bfloat16 has 8 bits
 
 
+def test_on_a_cpu_xlas_slow_forms_are_not_used():
+  def compiled(function, *arrays):
+    gradients = jax.grad(lambda *arrays: sum((y**2).sum() for y in jax.tree.leaves(function(*arrays))), (0, 1))
+    return jax.jit(gradients).lower(*arrays).compile().as_text()
+
+  x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+  text = compiled(lambda x, kernel: layers.conv(layers.max_pool(x, 2), kernel), x, kernel)
+  assert 'convolution(' not in text
+  assert 'select-and-scatter(' not in text and 'scatter(' not in text
+  assert 'convolution(' not in compiled(layers.pointwise, x, kernel[0, 0])
+
+
+def test_windows_of_another_size_need_ceil_mode():
+  with pytest.raises(ValueError, match='window=2 needs ceil_mode'):
+    layers.max_pool(jnp.ones((1, 4, 4, 1)), 2, window=2)
+
+
 def test_unfused_is_a_call_in_the_compiled_program():
   double = layers.unfused(lambda x: x + x)
   compiled = jax.jit(lambda x: double(x) * 3).lower(jnp.ones(8)).compile()

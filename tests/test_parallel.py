@@ -40,8 +40,7 @@ def test_freed_memory_is_kept():
     (2, 8, 96, 'none', 1),  # 4 images a device
     (2, 256, 95, 'none', 1),
     (2, 256, 224, 'batch', 1),
-    (6, 256, 224, 'none', 4),
-    (64, 256, 224, 'none', 8),
+    (6, 256, 224, 'none', 1),  # not measured
     (1, 256, 224, 'none', 1),
   ],
 )
@@ -49,7 +48,10 @@ def test_devices_of_a_cpu(cores, batch_size, image_size, norm, devices):
   assert parallel.cpu_devices(cores, batch_size, image_size, norm) == devices
 
 
-@pytest.mark.parametrize(('told', 'expected'), [({}, 2), ({'JAX_NUM_CPU_DEVICES': '3'}, 3)])
+@pytest.mark.parametrize(
+  ('told', 'expected'),
+  [({}, 2), ({'JAX_NUM_CPU_DEVICES': '3'}, 3), ({'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}, 4)],
+)
 def test_the_user_says_how_many_devices(told, expected):
   code = """
 import os
