@@ -7,10 +7,10 @@
 Training (forward, backward, momentum SGD) and inference start from uint8 images on the device, as a run's do; `epochs`
 is a whole epoch of Fashion-MNIST with each framework's own input pipeline. Each contender has a process of its own,
 which idles while another is timed; they take turns, forwards and backwards, and a ratio is that of two blocks of the
-same turn. 'malloc tuned' gives PyTorch by environment what `parallel.keep_freed_memory` gives us. Missing PyTorch, a
-missing compiler or too little memory leaves that row out and says so; --contenders chooses. It needs optax, flax,
-ml_collections and orbax-checkpoint, and the rest of the package's requirements as far as googlenet_jax.train imports
-them; no TFDS. Writes experiments/results/benchmark_cpu or benchmark_gpu, each .md, .csv and .json.
+same turn. 'tuned' gives PyTorch by environment what `parallel.keep_freed_memory` gives us: a malloc that keeps what was
+freed. Missing PyTorch, a missing compiler or too little memory leaves that row out and says so; --contenders chooses.
+Beside jax, flax, optax, orbax-checkpoint, tqdm and torch it needs ml_collections, grain, array_record and portpicker,
+but neither TFDS nor tensorboardX. Writes experiments/results/benchmark_cpu or benchmark_gpu: .md, .csv and .json.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import statistics
 import sys
 from typing import Any
@@ -37,15 +38,16 @@ TUNED = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOL
 CONTENDERS = {
   OURS: ('benchmark_jax.py', {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, {}),
   'eager': ('benchmark_torch.py', {}, {'compiled': False}),
-  'eager, malloc tuned': ('benchmark_torch.py', TUNED, {'compiled': False}),
+  'eager tuned': ('benchmark_torch.py', TUNED, {'compiled': False}),
   'compiled': ('benchmark_torch.py', {}, {'compiled': True}),
-  'compiled, malloc tuned': ('benchmark_torch.py', TUNED, {'compiled': True}),
+  'compiled tuned': ('benchmark_torch.py', TUNED, {'compiled': True}),
 }
 STOCK = ['eager', 'compiled']
 CPU_BATCHES = {32: 256, 96: 64, 224: 16}
 GPU_BATCHES = (256, 1024)
 PRODUCT = {'cpu': 2048, 'gpu': 8192}  # side of the matrices
 MAX_STEPS = 500  # in a block
+JAX_PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu'}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -61,9 +63,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--repeats', type=int, default=9, help='blocks of each contender')
   parser.add_argument('--block_seconds', type=float, default=2.0, help='about so long is a block')
   parser.add_argument('--epoch_repeats', type=int, default=1)
-  parser.add_argument('--contenders', type=lambda text: text.split(';'), help='separated by ;')
+  parser.add_argument('--contenders', type=names, help=','.join(CONTENDERS))
   parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'experiments' / 'results')
   options = parser.parse_args(arguments)
+  for value in (options.repeats, options.epoch_repeats, *options.sizes, *(options.batches or ())):
+    if value < 1:
+      parser.error(f'{value} should be 1 or more')
   for given, known in (
     (options.modes, ('training', 'inference', 'epochs')),
     (options.dtypes or (), ('float32', 'bfloat16')),
@@ -71,13 +76,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   ):
     for name in given:
       if name not in known:
-        parser.error(f'{name!r} is none of: {"; ".join(known)}')
+        parser.error(f'{name!r} is none of: {", ".join(known)}')
   return options
 
 
 def describe(device: str) -> dict[str, Any]:
   """What there is to run on; raises WorkerError where `device` is not there."""
-  environment = {'auto': {}, 'cpu': {'JAX_PLATFORMS': 'cpu'}, 'gpu': {'JAX_PLATFORMS': 'cuda'}}[device]
+  environment = {} if device == 'auto' else {'JAX_PLATFORMS': JAX_PLATFORMS[device]}
   with contextlib.closing(Worker('benchmark_jax.py', CONTENDERS[OURS][1] | environment)) as worker:
     found = worker.ask('describe')
   if found['platform'] not in ('cpu', 'gpu'):
@@ -85,7 +90,7 @@ def describe(device: str) -> dict[str, Any]:
   if found['platform'] == 'cpu':
     with contextlib.suppress(OSError):
       lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-      found['device'] = next(line.split(': ')[1] for line in lines if line.startswith('model name'))
+      found['device'] = next((line.split(': ')[1] for line in lines if line.startswith('model name')), found['device'])
   found['cores'] = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   found['versions'] = {'Python': platform.python_version(), **found['versions']}
   return found
@@ -104,7 +109,7 @@ class Contest:
     self._device = {'cpu': 'cpu', 'gpu': 'cuda'}[self.platform]
     for name in names:
       script, environment, arguments = CONTENDERS[name]
-      environment = environment | {'JAX_PLATFORMS': self._device}
+      environment = environment | {'JAX_PLATFORMS': JAX_PLATFORMS[self.platform]}
       worker = self._workers[name] = Worker(script, environment)
       with self._noting(name):
         if name != OURS:
@@ -207,9 +212,10 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
   names = [name for name in CONTENDERS if name != OURS]
   size = PRODUCT[machine['platform']]
   text = [
-    f'Measured by `python experiments/benchmark.py` on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
+    f'Measured by `{shlex.join(["python", "experiments/benchmark.py", *sys.argv[1:]])}` on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
     f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: of {options.epoch_repeats}),',
-    'the contenders by turns; a ratio is the median over turns. PyTorch is channels_last, with fused SGD.',
+    'the contenders by turns; a ratio is the median over turns. PyTorch is channels_last, with fused SGD; tuned: with',
+    'the malloc settings that we use.',
     f'GFLOP/s counts the convolutions, backward as twice forward; beside it a {size}x{size} matrix product of the',
     'same dtype in the same run (the faster framework).',
     '',
@@ -232,7 +238,7 @@ def main() -> None:
   except WorkerError as error:
     sys.exit(f'error: no {options.device} device to measure on: {error}')
   on_gpu = machine['platform'] == 'gpu'
-  names = options.contenders or [name for name in CONTENDERS if not (on_gpu and 'malloc' in name)]
+  names = options.contenders or [name for name in CONTENDERS if not (on_gpu and 'tuned' in name)]
   results = {}
   options.output.mkdir(parents=True, exist_ok=True)
   dtypes = options.dtypes or (['bfloat16', 'float32'] if on_gpu else ['float32'])

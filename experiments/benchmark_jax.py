@@ -56,7 +56,6 @@ class Case:
     from googlenet_jax.state import create_state
 
     config = recipe(image_size, batch_size, dtype)
-    parallel.use_cpu_cores(config)  # as main.py does
     on_cpu = jax.default_backend() == 'cpu'
     mesh = parallel.make_mesh(None if on_cpu else jax.devices()[:1])  # one GPU: PyTorch gets no more
     self._batches = itertools.repeat(random_batch(batch_size, mesh))
@@ -116,6 +115,7 @@ def main() -> None:
   cases = []
 
   def make(mode: str, image_size: int, batch_size: int, dtype: str, **_):
+    parallel.use_cpu_cores(recipe(image_size, batch_size, dtype))  # as main.py does
     begin = time.perf_counter()
     cases[:] = [Case(mode, image_size, batch_size, dtype)]
     return {'ready_seconds': time.perf_counter() - begin, 'multiply_adds': cases[0].multiply_adds * batch_size}

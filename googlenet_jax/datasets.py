@@ -316,10 +316,17 @@ def _read(builder) -> Dataset:
 
 
 def _read_split(builder, name: str, shape: tuple[int, ...]) -> Split:
-  source = builder.as_data_source(split=name)
+  import tensorflow_datasets as tfds
+
+  # Images are decoded here, by TFDS's own function: its way there is longer, and to read labels they need not be.
+  source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
+  decode = builder.info.features['image'].decode_example_np
   count = len(source)
   in_memory = count * int(np.prod(shape)) <= MAX_BYTES_IN_MEMORY
-  images = np.empty((count, *shape), np.uint8) if in_memory else RecordImages(source, np.arange(count))
+  if in_memory:
+    images = np.empty((count, *shape), np.uint8)
+  else:
+    images = RecordImages(builder.as_data_source(split=name), np.arange(count))
   labels = np.empty(count, np.int32)
   try:
     for start in range(0, count, 1000):
@@ -327,7 +334,7 @@ def _read_split(builder, name: str, shape: tuple[int, ...]) -> Split:
       for i, record in zip(block, source.__getitems__(block), strict=True):
         labels[i] = record['label']
         if in_memory:
-          images[i] = record['image']
+          images[i] = decode(record['image'])
   except RuntimeError as error:  # array_record keeps checksums of its own
     raise UserError(
       f'{builder.data_path} is damaged ({str(error).splitlines()[0]}): delete that folder and run again'

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import jax
-import tensorboardX
 import tqdm
 from absl import logging
 
@@ -123,7 +122,7 @@ class MetricsLog:
       self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
     checkpoints.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
     self._file = path.open('a', buffering=1)
-    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
+    self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends one record, with the keys of RECORD.
@@ -146,6 +145,19 @@ class MetricsLog:
     if self._file is not None:
       self._file.close()
       self._events.close()
+
+
+def _summary_writer() -> Any:
+  """tensorboardX's class. Where PyTorch is installed it would import that, in more than a second, for nothing here."""
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None  # which makes `import torch` raise ImportError
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return tensorboardX.SummaryWriter
 
 
 def _parse(line: str) -> dict[str, Any] | None:

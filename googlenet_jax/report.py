@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, models, monitor, parallel, plots
+from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, models, monitor, parallel
 from googlenet_jax.datasets import Dataset
 from googlenet_jax.errors import UserError
 from googlenet_jax.state import abstract
@@ -67,11 +68,13 @@ class Report:
     self._parameters = models.count_parameters(self._model)
     self._graphdef = graphdef
     first_step = int(state.step)
+    self._trains = first_step < last_step  # if not, the summary that is made again says what it said
     self.watch = monitor.Stopwatch(meta['train_seconds'])
     self._log = monitor.MetricsLog(workdir, first_step)
     self._sums = jax.device_get(state.metrics)
     self._step = first_step
     self._state_shapes = abstract(state)
+    self._eval_step: Callable[..., Any] | None = None
     self._last_evaluation: tuple[int, evaluate.Evaluation] | None = None
     self.progress = monitor.Progress(first_step, last_step, steps_per_epoch)
 
@@ -110,11 +113,14 @@ class Report:
       monitor.say('compiling ...')
     checkpoints.write_json(self._workdir / 'config.json', config.to_dict())
 
-  def compile_evaluation(self) -> None:
-    """Compiles the evaluation step ahead of the loop."""
+  def _compile_evaluation(self) -> None:
+    """Compiles the evaluation step: at the first evaluation, so that the first step need not wait for it."""
+    begin = time.perf_counter()
     batch = next(input_pipeline.eval_batches(self._dataset.test, self._config.batch_size, self._mesh))
     step = evaluate.make_eval_step(self._graphdef, self._config, self._mesh)
     self._eval_step = step.lower(self._state_shapes.params, self._state_shapes.batch_stats, batch).compile()
+    if self._trains:
+      self._meta['compile_seconds'] += time.perf_counter() - begin
 
   def _record(self, step: int, split: str, loss: float, accuracy: float, speed: float) -> dict[str, Any]:
     record = {
@@ -166,6 +172,8 @@ class Report:
 
   def evaluate(self, step: int, state: Any) -> float | None:
     """Evaluates on the validation and test images, draws the curves; returns the validation accuracy, if any."""
+    if self._eval_step is None:
+      self._compile_evaluation()
     accuracy, line = None, []
     for name, split in (('validation', self._dataset.validation), ('test', self._dataset.test)):
       if split is None:
@@ -186,6 +194,8 @@ class Report:
       + '; '.join(line)
     )
     if jax.process_index() == 0:
+      from googlenet_jax import plots  # matplotlib takes its time to come, and is not needed before
+
       plots.curves(self._log.records, self._workdir / 'curves.png')
     return accuracy
 
@@ -218,6 +228,8 @@ class Report:
       'seed': self._config.seed,
     }
     if jax.process_index() == 0:
+      from googlenet_jax import plots
+
       names = self._dataset.class_names
       plots.confusion(result, names, self._workdir / 'confusion.png')
       plots.mistakes(result, self._dataset.test, names, self._workdir / 'mistakes.png')

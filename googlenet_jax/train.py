@@ -125,12 +125,10 @@ def train(config: Any, workdir: pathlib.Path) -> None:
 
   # Compile, so that speed is that of training alone ------------------------------------------------------------------
   batches = input_pipeline.train_batches(dataset.train, config.batch_size, config.seed, step, mesh)
-  begin = time.perf_counter()
   if step < last_step:
     batch = next(batches)
+    begin = time.perf_counter()
     train_step = make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
-  report.compile_evaluation()
-  if step < last_step:
     meta['compile_seconds'] += time.perf_counter() - begin
 
   # The loop ----------------------------------------------------------------------------------------------------------

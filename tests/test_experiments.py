@@ -78,10 +78,10 @@ def test_worker_answers_fails_in_a_line_and_goes_on(tmp_path):
 
 
 def test_options_are_checked(capsys):
-  assert benchmark.parse(['--contenders=ours;eager, malloc tuned']).contenders == ['ours', 'eager, malloc tuned']
+  assert benchmark.parse(['--contenders=ours,eager tuned']).contenders == ['ours', 'eager tuned']
   with pytest.raises(SystemExit):
     benchmark.parse(['--dtypes=float16'])
-  assert "'float16' is none of: float32; bfloat16" in capsys.readouterr().err
+  assert "'float16' is none of: float32, bfloat16" in capsys.readouterr().err
 
 
 def test_the_report_names_who_is_missing(tmp_path):
@@ -119,3 +119,20 @@ def test_images_are_enlarged_by_a_whole_factor_and_padded(size, factor, before):
   inside = slice(before, before + 28 * factor)
   np.testing.assert_array_equal(found[:, inside, inside], np.kron(images, np.ones((1, factor, factor, 1), np.uint8)))
   assert found.sum(dtype=np.int64) == factor**2 * images.sum(dtype=np.int64)  # zeros outside
+
+
+def test_contenders_that_do_not_fit_together_are_measured_alone(monkeypatch):
+  def contest(case, names, machine, options):
+    together = len(names) > 1
+    seconds = {} if together or names == ['compiled'] else {names[0]: [1.0]}
+    failed = names[-1:] if together or names == ['compiled'] else []
+    errors = {name: worker.WorkerError('RESOURCE_EXHAUSTED: Out of memory') for name in failed}
+    products = {name: [1e12] for name in seconds}
+    product = 1e12 if seconds else None
+    return {'seconds': seconds, 'errors': errors, 'multiply_adds': 7, 'product': product, 'products': products}
+
+  monkeypatch.setattr(benchmark, 'contest', contest)
+  result = benchmark.measure(CASE, ['ours', 'eager', 'compiled'], {}, None)
+  assert result['alone']
+  assert result['seconds'] == {'ours': [1.0], 'eager': [1.0]}
+  assert result['errors'] == {'compiled': 'RESOURCE_EXHAUSTED: Out of memory'}
