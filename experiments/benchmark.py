@@ -211,8 +211,10 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
   versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
   names = [name for name in CONTENDERS if name != OURS]
   size = PRODUCT[machine['platform']]
+  command = shlex.join(['python', 'experiments/benchmark.py', *sys.argv[1:]])
   text = [
-    f'Measured by `{shlex.join(["python", "experiments/benchmark.py", *sys.argv[1:]])}` on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
+    f'Measured by `{command}`',
+    f'on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
     f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: of {options.epoch_repeats}),',
     'the contenders by turns; a ratio is the median over turns. PyTorch is channels_last, with fused SGD; tuned: with',
     'the malloc settings that we use.',
