@@ -8,13 +8,13 @@ options being the same, a difference between the curves is rounding.
 
 How it is measured. Each framework runs in a process of its own, with its own threads, and works only when it is told
 to: the two train in turns, a block of steps each, and then evaluate in turns, so that a machine which slows down slows
-both. Speed is the median over the blocks after the first. Both get the same uint8 batches from the same NumPy code,
-and scale them to [0, 1] on the device; images are enlarged by a whole factor and padded with zeros, because the two
-resize differently. PyTorch runs as it
-comes, eagerly, channels last, its SGD not fused, with its own malloc settings (benchmark.py has faster ones beside it); `--compile` adds a third column for `torch.compile`. Time to
-first step is that from the start of the process to the end of its first training step, imports included; the second
-start finds what the first has left in caches, that of compiled programs among them. Peak memory is the process's
-(`ru_maxrss`), on a GPU also the device's. The settings were chosen on held-out training images (`--validation`).
+both. Speed is the median over the blocks after the first. Both get the same uint8 batches from the same NumPy code, and
+scale them to [0, 1] on the device; images are enlarged by a whole factor and padded with zeros, because the two resize
+differently. PyTorch runs as it comes, eagerly, channels last, its SGD not fused, with its own malloc settings
+(benchmark.py has faster ones beside it); `--compile` adds a third column for `torch.compile`. Time to first step is
+that from the start of the process to the end of its first training step, imports included; the second start finds what
+the first has left in caches, that of compiled programs among them. Peak memory is the process's (`ru_maxrss`), on a GPU
+also the device's. The settings were chosen on held-out training images (`--validation`).
 """
 
 import argparse
