@@ -85,6 +85,8 @@ def describe(device: str) -> dict[str, Any]:
   environment = {} if device == 'auto' else {'JAX_PLATFORMS': JAX_PLATFORMS[device]}
   with contextlib.closing(Worker('benchmark_jax.py', CONTENDERS[OURS][1] | environment)) as worker:
     found = worker.ask('describe')
+  if device not in ('auto', found['platform']):
+    raise WorkerError(f'JAX finds only {found["platform"]}')
   if found['platform'] not in ('cpu', 'gpu'):
     raise WorkerError(f'PyTorch cannot be compared on {found["platform"]}: --device=cpu')
   if found['platform'] == 'cpu':

@@ -77,7 +77,7 @@ def _stacks(tables: dict[str, list[str]], package: str) -> dict[int, tuple[str, 
     path, function = files[field(row, 'file_name_id')].strip('"'), functions[field(row, 'function_name_id')].strip('"')
     module = path.rpartition('/')[2].removesuffix('.py')
     inside = f'/{package}/' in path
-    places[number] = f'{module}.{function.replace(".<locals>", "")}' if inside else None
+    places[number] = f'{module}.{re.sub(r"[.]<.*?>", "", function)}' if inside else None
   frames = rows('StackFrames')
   stacks = {}
   for number in frames:
