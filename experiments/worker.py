@@ -4,6 +4,7 @@ Thread pools and malloc settings of two frameworks do not mix so, and they can t
 are one line of JSON each.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -62,7 +63,8 @@ class Worker:
 
   def close(self) -> None:
     """Ends the process."""
-    self._process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # of what a dead process has not read
+      self._process.stdin.close()
     self._process.wait()
     self._process.stdout.close()
     self._stderr.close()
