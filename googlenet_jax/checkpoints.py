@@ -154,11 +154,18 @@ def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
   return digest, bad
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that a reader finds the old one or the new one, never half of one."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(text)
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a path to write to, which then takes the place of `path`: a reader never finds half of a file."""
+  temporary = path.with_name(path.name + '.tmp')
+  yield temporary
   temporary.replace(path)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file as `replacing` does."""
+  with replacing(path) as temporary:
+    temporary.write_text(text)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -189,16 +189,13 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
   """
   if window != 3 and not ceil_mode:
     raise ValueError(f'window={window} needs ceil_mode=True: with padding windows are 3x3')
+  if _cpu() and not ceil_mode:
+    return _indexed_max_pool(x, stride)
+  padding = [(1, 1), (1, 1)]
   if ceil_mode:
-    over = [(0, -(-(size - window) // stride) * stride + window - size) for size in x.shape[1:3]]
-    sides, strides = (1, window, window, 1), (1, stride, stride, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, sides, strides, ((0, 0), *over, (0, 0)))
-  return _indexed_max_pool(x, stride) if _cpu() else _plain_max_pool(x, stride)
-
-
-def _plain_max_pool(x, stride):
-  window, strides = (1, 3, 3, 1), (1, stride, stride, 1)
-  return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padding = [(0, -(-(size - window) // stride) * stride + window - size) for size in x.shape[1:3]]
+  sides, strides = (1, window, window, 1), (1, stride, stride, 1)
+  return lax.reduce_window(x, -jnp.inf, lax.max, sides, strides, ((0, 0), *padding, (0, 0)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -278,7 +278,7 @@ class GoogLeNet(nnx.Module):
     self.logits = Linear(features, num_classes, dtype, rngs)
     # Last, so that the other initial weights are the same with and without them.
     self.auxiliary = auxiliary != 'none'
-    for name in AUXILIARY_AFTER * self.auxiliary:
+    for name in AUXILIARY_AFTER if self.auxiliary else ():
       classifier = AuxiliaryClassifier(getattr(self, name).out_features, num_classes, auxiliary, middle, **c)
       setattr(self, _auxiliary_name(name), classifier)
 

@@ -24,9 +24,9 @@ def cpu_devices(cores: int, batch_size: int, image_size: int, norm: str) -> int:
   """How many devices to make of a CPU: one, or two.
 
   On 2 cores (experiments/results/cpu_devices.md: training, float32) two devices were faster at 96 and 224 pixels
-  without batch normalisation, and slower at 32 pixels, with it or without. Nothing else was measured: there are two
-  devices where that was, with 8 images or more each, and one elsewhere. Batch normalisation would have them wait for
-  each other at each layer.
+  without batch normalisation; at 32 pixels they were no faster, and slower with it. Nothing else was measured: there
+  are two devices where they were faster, with 8 images or more each, and one elsewhere. Batch normalisation would have
+  them wait for each other at each layer.
   """
   return 2 if cores == 2 and norm == 'none' and image_size >= 96 and batch_size % 2 == 0 and batch_size >= 16 else 1
 

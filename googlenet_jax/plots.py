@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from googlenet_jax.checkpoints import replacing
 from googlenet_jax.datasets import Split
 from googlenet_jax.evaluate import Evaluation
 
@@ -17,9 +18,8 @@ LABELLED_CLASSES = 20  # with more than this, cells and ticks of the confusion m
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
   FigureCanvasAgg(figure)  # draws without a screen and without pyplot's global state
-  temporary = path.with_suffix('.tmp')
-  figure.savefig(temporary, dpi=120, format='png')
-  temporary.replace(path)
+  with replacing(path) as temporary:
+    figure.savefig(temporary, dpi=120, format='png')
 
 
 def curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:

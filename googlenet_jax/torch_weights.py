@@ -27,6 +27,7 @@ import numpy as np
 from flax import traverse_util
 
 from googlenet_jax import models
+from googlenet_jax.checkpoints import replacing
 from googlenet_jax.errors import UserError
 
 # Options of `models.GoogLeNet` that make it torchvision's `googlenet` with its auxiliary classifiers. The published
@@ -167,10 +168,9 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   path = pathlib.Path(path).expanduser()
   _, writer = _functions(path)
   data = writer(path, tensors)
-  half = path.with_name(path.name + '.part')  # a full disk leaves what was there
   try:
-    half.write_bytes(data)
-    half.replace(path)
+    with replacing(path) as temporary:  # a full disk leaves what was there
+      temporary.write_bytes(data)
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}') from error
 
