@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments import benchmark_tables as tables
-from experiments.benchmark_tables import OURS, Case
+from experiments.benchmark_tables import CPU_BATCHES, OURS, Case
 from experiments.worker import Worker, WorkerError
 
 # glibc: one arena, no mapping for large blocks, never a trim.
@@ -43,7 +43,6 @@ CONTENDERS = {
   'compiled tuned': ('benchmark_torch.py', TUNED, {'compiled': True}),
 }
 STOCK = ['eager', 'compiled']
-CPU_BATCHES = {32: 256, 96: 64, 224: 16}
 GPU_BATCHES = (256, 1024)
 PRODUCT = {'cpu': 2048, 'gpu': 8192}  # side of the matrices
 MAX_STEPS = 500  # in a block
@@ -117,7 +116,7 @@ class Contest:
         if name != OURS:
           machine['versions'] |= worker.ask('describe', device=self._device)['versions']
         made = worker.ask('make', **case._asdict(), **arguments, **self._where(name))
-        self.multiply_adds = made.get('multiply_adds', self.multiply_adds)
+        self.multiply_adds = made['multiply_adds'] or self.multiply_adds
 
   def _where(self, name: str) -> dict[str, str]:
     return {} if name == OURS else {'device': self._device}

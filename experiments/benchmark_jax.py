@@ -2,10 +2,10 @@
 
 import collections
 import itertools
-import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -21,10 +21,10 @@ from googlenet_jax import models, optimizers, parallel
 WARM_UP = 6  # steps: malloc grows during the first ones
 
 
-def recipe(image_size: int, batch_size: int, dtype: str = 'float32'):
+def recipe(image_size: int, batch_size: int, dtype: str = 'float32', norm: str = 'none'):
   """The article's recipe at another size."""
   config = default.get_config()
-  config.image_size, config.batch_size, config.dtype = image_size, batch_size, dtype
+  config.image_size, config.batch_size, config.dtype, config.model.norm = image_size, batch_size, dtype, norm
   return config
 
 
@@ -47,15 +47,26 @@ def make_training(config, mesh):
   return step, state, models.nnx.merge(graphdef, state.params, state.batch_stats)
 
 
+def timed_steps(step, state, batch, count: int) -> tuple[list[float], Any]:
+  """Seconds of each of `count` training steps, and the state after them."""
+  seconds = []
+  for _ in range(count):
+    begin = time.perf_counter()
+    state, loss = step(state, batch)
+    loss.block_until_ready()
+    seconds.append(time.perf_counter() - begin)
+  return seconds, state
+
+
 class Case:
   """One network at one size: what is timed."""
 
-  def __init__(self, mode: str, image_size: int, batch_size: int, dtype: str):
+  def __init__(self, mode: str, image_size: int, batch_size: int, dtype: str, norm: str = 'none'):
     """Compiles and warms up; `mode` is 'training', 'inference' or 'epochs'."""
     from googlenet_jax import evaluate
     from googlenet_jax.state import create_state
 
-    config = recipe(image_size, batch_size, dtype)
+    config = recipe(image_size, batch_size, dtype, norm)
     on_cpu = jax.default_backend() == 'cpu'
     mesh = parallel.make_mesh(None if on_cpu else jax.devices()[:1])  # one GPU: PyTorch gets no more
     self._batches = itertools.repeat(random_batch(batch_size, mesh))
@@ -75,7 +86,8 @@ class Case:
         return loss
 
       self._step = step
-    self.multiply_adds = models.count_multiply_adds(network, image_size) * (1 if mode == 'inference' else 3)
+    passes = 1 if mode == 'inference' else 3  # backward is twice forward
+    self.multiply_adds = passes * batch_size * models.count_multiply_adds(network, image_size)  # of a step
     self.run(WARM_UP)
     self.whole_epochs = mode == 'epochs'
     if self.whole_epochs:
@@ -112,24 +124,16 @@ def product(size: int, dtype: str, repeats: int) -> float:
 def main() -> None:
   """Answers the parent's requests."""
   parallel.keep_freed_memory()  # as main.py does
-  cases = []
 
-  def make(mode: str, image_size: int, batch_size: int, dtype: str, **_):
-    parallel.use_cpu_cores(recipe(image_size, batch_size, dtype))  # as main.py does
-    begin = time.perf_counter()
-    cases[:] = [Case(mode, image_size, batch_size, dtype)]
-    return {'ready_seconds': time.perf_counter() - begin, 'multiply_adds': cases[0].multiply_adds * batch_size}
+  def make_case(mode: str, image_size: int, batch_size: int, dtype: str, norm: str = 'none'):
+    parallel.use_cpu_cores(recipe(image_size, batch_size, dtype, norm))  # as main.py does
+    return Case(mode, image_size, batch_size, dtype, norm)
 
   def describe():
     device, versions = jax.devices()[0], {'jax': jax.__version__}
-    return {'platform': device.platform, 'device': device.device_kind, 'versions': versions, 'pid': os.getpid()}
+    return {'platform': device.platform, 'device': device.device_kind, 'versions': versions}
 
-  def run(steps: int):
-    if not cases[0].whole_epochs:
-      cases[0].run(1)  # not counted: the process was idle
-    return cases[0].run(steps)
-
-  worker.serve({'describe': describe, 'make': make, 'run': run, 'product': product})
+  worker.serve_cases(make_case, describe=describe, product=product)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
-"""The numbers of experiments/benchmark.py as tables."""
+"""The numbers of experiments/benchmark.py as tables, and what other experiments share with it."""
 
 import csv
 import io
+import pathlib
 import statistics
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ PEAKS = {
   'NVIDIA A100-SXM4-80GB': {'bfloat16': 312e12, 'float32': 156e12},
 }
 OURS = 'ours'
+CPU_BATCHES = {32: 256, 96: 64, 224: 16}  # by pixels
 
 
 class Case(NamedTuple):
@@ -89,6 +91,13 @@ def number(value: float | None, form: str = '.3g') -> str:
 def table(head: list[str], lines: list[list[str]]) -> str:
   """Markdown."""
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in [head, ['---'] * len(head), *lines]) + '\n'
+
+
+def publish(text: str, path: pathlib.Path) -> None:
+  """Prints a result and writes it."""
+  print(text)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
 
 
 def comparison(by_case: dict[Case, list[dict[str, Any]]], stock: list[str], all_names: list[str]) -> str:

@@ -73,6 +73,8 @@ def loader(batch_size: int, device: str):
 class Case:
   """One network at one size: what is timed."""
 
+  multiply_adds = None  # ours counts them
+
   def __init__(self, mode: str, image_size: int, batch_size: int, dtype: str, compiled: bool, device: str):
     """Compiles and warms up; `mode` is 'training', 'inference' or 'epochs'."""
     import torch
@@ -147,19 +149,7 @@ def describe(device: str):
 
 def main() -> None:
   """Answers the parent's requests."""
-  cases = []
-
-  def make(**arguments):
-    begin = time.perf_counter()
-    cases[:] = [Case(**arguments)]
-    return {'ready_seconds': time.perf_counter() - begin}
-
-  def run(steps: int):
-    if not cases[0].whole_epochs:
-      cases[0].run(1)  # not counted: the process was idle
-    return cases[0].run(steps)
-
-  worker.serve({'describe': describe, 'make': make, 'run': run, 'product': product})
+  worker.serve_cases(Case, describe=describe, product=product)
 
 
 if __name__ == '__main__':

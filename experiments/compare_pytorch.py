@@ -14,8 +14,8 @@ differently. PyTorch runs as it comes, eagerly, channels last, its SGD not fused
 (benchmark.py has faster ones beside it); `--compile` adds a third column for `torch.compile`. Time to first step is
 that from the start of the process to the end of its first training step, imports included; the second start finds what
 the first has left in caches, that of compiled programs among them. Peak memory is the process's (`ru_maxrss`), on a GPU
-also the device's. `--validation` looks at
-held-out training images instead; there a learning rate of 0.02 left the plateau sooner than the default 0.05.
+also the device's. `--validation` looks at held-out training images instead; there a learning rate of 0.02 left the
+plateau sooner than the default 0.05.
 """
 
 import argparse
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
+from experiments.benchmark_tables import publish, table
 from experiments.compare_sides import MOMENTUM
 from experiments.worker import Worker, WorkerError
 
@@ -200,31 +201,24 @@ def rows_of(found: dict, test: str) -> list[tuple[str, str, dict]]:
 def write(arguments: argparse.Namespace, found: dict) -> None:
   """Prints the table; writes it as Markdown and CSV, and the picture."""
   folder = arguments.results
-  folder.mkdir(parents=True, exist_ok=True)
   sides = list(found['losses'])
   rows = rows_of(found, 'validation' if arguments.validation else 'test')
   versions = '; '.join(dict.fromkeys(about for about, _ in found['about'].values()))
   devices = ', '.join(dict.fromkeys(device for _, device in found['about'].values()))
   cores = arguments.threads or os.cpu_count()
-  lines = [
+  head = [
     f'Measured by experiments/{pathlib.Path(__file__).name}: {versions}; {devices}, {cores} CPU cores, float32.',
     f'Fashion-MNIST at {arguments.image_size} pixels, batch {arguments.batch_size}, {arguments.steps} steps of SGD, '
     f'learning rate {arguments.learning_rate:g}, momentum {MOMENTUM:g}, seed {arguments.seed}.',
     '',
-    f'| | {" | ".join(SIDES[side] for side in sides)} |',
-    '|---' * (len(sides) + 1) + '|',
-    *(f'| {name} | {" | ".join(format(values[side], spec) for side in sides)} |' for name, spec, values in rows),
-    '',
-    '| JAX against PyTorch | |',
-    '|---|---|',
-    *(f'| {name} | {value:{".2g" if value < 0.1 else ".4g"}} |' for name, value in found['against'].items()),
   ]
-  text = '\n'.join(lines) + '\n'
-  print('\n' + text)
-  (folder / 'table.md').write_text(text)
+  names = [SIDES[side] for side in sides]
+  by_side = table(['', *names], [[name, *(format(values[s], spec) for s in sides)] for name, spec, values in rows])
+  against = [[name, f'{value:{".2g" if value < 0.1 else ".4g"}}'] for name, value in found['against'].items()]
+  publish('\n'.join([*head, by_side, table(['JAX against PyTorch', ''], against)]), folder / 'table.md')
   with (folder / 'table.csv').open('w', newline='') as file:
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['quantity', *(SIDES[side] for side in sides)])
+    writer.writerow(['quantity', *names])
     writer.writerows([name, *(values[side] for side in sides)] for name, _, values in rows)
     writer.writerows([f'JAX against PyTorch: {name}', value] for name, value in found['against'].items())
   draw(found['losses'], folder / 'loss.png')

@@ -10,35 +10,21 @@ import os
 import pathlib
 import statistics
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from configs import fashion_fast
-from googlenet_jax import models, optimizers, parallel, train
-from googlenet_jax.state import create_state
+from experiments import benchmark_jax
+from experiments.benchmark_tables import publish, table
+from googlenet_jax import models, parallel
 
 SIZES = ((32, 128), (96, 64), (224, 32))  # pixels, batch
 REPEATS = 7
 WARM_UP = 4  # steps, until malloc has all the memory that it will need
-
-
-def product_rate() -> float:
-  """Multiply-adds a second of a 1024x1024 product."""
-  a = jnp.ones((1024, 1024))
-  product = jax.jit(lambda a: a @ a)
-  product(a).block_until_ready()
-  seconds = []
-  for _ in range(REPEATS):
-    begin = time.perf_counter()
-    product(a).block_until_ready()
-    seconds.append(time.perf_counter() - begin)
-  return 1024**3 / statistics.median(seconds)
+PRODUCT = 1024  # side of the matrices
 
 
 def training_rate(image_size: int, batch_size: int) -> tuple[float, float]:
@@ -46,47 +32,29 @@ def training_rate(image_size: int, batch_size: int) -> tuple[float, float]:
   config = fashion_fast.get_config()
   config.image_size, config.batch_size = image_size, batch_size
   mesh = parallel.make_mesh()
-  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 100))
-  graphdef, state = create_state(config, 10, 1, tx, mesh)
-  model = models.nnx.merge(graphdef, state.params, state.batch_stats)
-  rng = np.random.default_rng(0)
-  batch = {
-    'image': rng.integers(0, 256, (batch_size, 28, 28, 1), np.uint8),
-    'label': rng.integers(0, 10, batch_size).astype(np.int32),
-  }
-  batch = parallel.shard_batch(batch, mesh)
-  step = train.make_train_step(graphdef, tx, config, mesh)
-  for _ in range(WARM_UP):
-    state, loss = step(state, batch)
-    loss.block_until_ready()
-  seconds = []
-  for _ in range(REPEATS):
-    begin = time.perf_counter()
-    state, loss = step(state, batch)
-    loss.block_until_ready()
-    seconds.append(time.perf_counter() - begin)
+  step, state, network = benchmark_jax.make_training(config, mesh)
+  batch = benchmark_jax.random_batch(batch_size, mesh)
+  _, state = benchmark_jax.timed_steps(step, state, batch, WARM_UP)
+  seconds, _ = benchmark_jax.timed_steps(step, state, batch, REPEATS)
   images = batch_size / statistics.median(seconds)
-  return images, 3 * images * models.count_multiply_adds(model, image_size)
+  return images, 3 * images * models.count_multiply_adds(network, image_size)
 
 
 def main() -> None:
   """Prints and writes the table."""
   parallel.keep_freed_memory()  # as main.py does
-  lines = [
-    f'Measured by `python experiments/cpu_efficiency.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32,',
-    f'median of {REPEATS} steps after {WARM_UP}, batch normalisation on.',
-    '',
-    '| image size | batch | training, images/s | share of a 1024x1024 product |',
-    '|---|---|---|---|',
-  ]
+  lines = []
   for image_size, batch_size in SIZES:
-    before = product_rate()
+    before = benchmark_jax.product(PRODUCT, 'float32', REPEATS)
     images, rate = training_rate(image_size, batch_size)
-    peak = (before + product_rate()) / 2
-    lines.append(f'| {image_size} | {batch_size} | {images:.0f} | {rate / peak:.2f} |')
-  text = '\n'.join(lines) + '\n'
-  print(text)
-  (ROOT / 'experiments' / 'results' / 'cpu_efficiency.md').write_text(text)
+    peak = (before + benchmark_jax.product(PRODUCT, 'float32', REPEATS)) / 2
+    lines.append([str(image_size), str(batch_size), f'{images:.0f}', f'{2 * rate / peak:.2f}'])
+  head = (
+    f'Measured by `python experiments/cpu_efficiency.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32,\n'
+    f'median of {REPEATS} steps after {WARM_UP}, batch normalisation on.\n\n'
+  )
+  names = ['image size', 'batch', 'training, images/s', f'share of a {PRODUCT}x{PRODUCT} product']
+  publish(head + table(names, lines), ROOT / 'experiments' / 'results' / 'cpu_efficiency.md')
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmark_tables import publish, table
 from googlenet_jax import layers, parallel
 
 REPEATS = 15
@@ -82,19 +83,16 @@ def measure(name):
 def main() -> None:
   """Prints and writes the table."""
   parallel.keep_freed_memory()
-  lines = [
-    f'Measured by `python experiments/layer_speed.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32;',
-    f'forward and backward of one layer, medians of {REPEATS - 3} by turns.',
-    '',
-    "| layer | map | XLA's own, ms | ours, ms | ratio |",
-    '|---|---|---|---|---|',
-  ]
+  lines = []
   for name, (shape, _) in CASES.items():
     plain, fast = measure(name)
-    lines.append(f'| {name} | {list(shape)} | {plain:.1f} | {fast:.1f} | {plain / fast:.1f} |')
-  text = '\n'.join(lines) + '\n'
-  print(text)
-  (ROOT / 'experiments' / 'results' / 'layer_speed.md').write_text(text)
+    lines.append([name, str(list(shape)), f'{plain:.1f}', f'{fast:.1f}', f'{plain / fast:.1f}'])
+  head = (
+    f'Measured by `python experiments/layer_speed.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32;\n'
+    f'forward and backward of one layer, medians of {REPEATS - 3} by turns.\n\n'
+  )
+  text = head + table(['layer', 'map', "XLA's own, ms", 'ours, ms', 'ratio'], lines)
+  publish(text, ROOT / 'experiments' / 'results' / 'layer_speed.md')
 
 
 if __name__ == '__main__':

@@ -22,11 +22,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from experiments import benchmark_jax, worker
-from experiments.benchmark_tables import number, table
+from experiments.benchmark_tables import CPU_BATCHES, number, publish, table
 from googlenet_jax import datasets, input_pipeline, monitor, optimizers, parallel
 from googlenet_jax.state import create_state
 
-SIZES = {32: 256, 96: 64, 224: 16}  # pixels, batch
 WARM_UP = 20
 DEVICE_WORK = 0.01  # seconds
 LIMIT_MS = 1.0  # that we set ourselves
@@ -102,7 +101,7 @@ def main() -> None:
   mesh = parallel.make_mesh()
   device = jax.devices()[0]
   rates, host = [], []
-  for size, batch_size in SIZES.items():
+  for size, batch_size in CPU_BATCHES.items():
     pipeline = pipeline_rate(split, batch_size, mesh, options.steps)
     step_seconds = benchmark_jax.Case('training', size, batch_size, 'float32').run(options.train_steps)
     step = batch_size / step_seconds
@@ -122,9 +121,7 @@ def main() -> None:
       table(['batch', *parts, 'of the real step'], host),
     ]
   )
-  print(text)
-  options.output.mkdir(parents=True, exist_ok=True)
-  (options.output / f'overheads_{jax.default_backend()}.md').write_text(text)
+  publish(text, options.output / f'overheads_{jax.default_backend()}.md')
 
 
 if __name__ == '__main__':

@@ -12,17 +12,16 @@ import collections
 import multiprocessing
 import os
 import pathlib
+import statistics
 import sys
 import tempfile
-import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.benchmark_tables import number, table
+from experiments.benchmark_tables import CPU_BATCHES, number, table
 
-BATCHES = {32: 256, 96: 64, 224: 16}
 WARM_UP = 6  # steps
 DEAREST = 10
 
@@ -45,20 +44,12 @@ def profile_jax(image_size: int, batch_size: int, steps: int) -> dict[str, Any]:
   mesh = parallel.make_mesh()
   step, state, network = benchmark_jax.make_training(config, mesh)
   batch = benchmark_jax.random_batch(batch_size, mesh)
-
-  def run(count: int) -> float:
-    nonlocal state
-    begin = time.perf_counter()
-    for _ in range(count):
-      state, loss = step(state, batch)
-      loss.block_until_ready()
-    return (time.perf_counter() - begin) / count * 1e3
-
-  run(WARM_UP)
-  wall = run(steps)
+  _, state = benchmark_jax.timed_steps(step, state, batch, WARM_UP)
+  seconds, state = benchmark_jax.timed_steps(step, state, batch, steps)
+  wall = 1e3 * statistics.mean(seconds)
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
-      run(steps)
+      benchmark_jax.timed_steps(step, state, batch, steps)
     (path,) = pathlib.Path(folder).rglob('*.xplane.pb')
     profile = ProfileData.from_file(str(path))
   instructions = hlo.parse(step.as_text())
@@ -158,8 +149,8 @@ def main() -> None:
   if hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the processes started below inherit it
   versions, sections = {}, []
-  for size in options.sizes or BATCHES:
-    batch = options.batch or BATCHES.get(size, 16)
+  for size in options.sizes or CPU_BATCHES:
+    batch = options.batch or CPU_BATCHES.get(size, 16)
     sections.append(f'## {size} pixels, batch {batch}\n')
     for function, section in ((profile_jax, jax_section), (profile_torch, torch_section)):
       try:

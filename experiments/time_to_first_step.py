@@ -22,7 +22,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.benchmark_tables import table
+from experiments.benchmark_tables import publish, table
 
 START, OUTPUT = 'FIRST_STEP_START', 'FIRST_STEP_OUTPUT'  # environment of the run that is timed
 
@@ -104,9 +104,7 @@ def main() -> None:
     f'Seconds from `python main.py --config={options.config}` to the end of the first step, medians of '
     f'{options.repeats} runs by\n`python experiments/time_to_first_step.py` on {os.cpu_count()} CPU cores.\n\n'
   ) + table(['', *columns], lines)
-  print(text)
-  options.output.mkdir(parents=True, exist_ok=True)
-  (options.output / 'time_to_first_step.md').write_text(text)
+  publish(text, options.output / 'time_to_first_step.md')
 
 
 if __name__ == '__main__':

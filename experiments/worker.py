@@ -90,6 +90,29 @@ def serve(functions: dict[str, Callable[..., Any]]) -> None:
     print(json.dumps(answer), file=answers)
 
 
+def serve_cases(make_case: Callable[..., Any], **functions: Callable[..., Any]) -> None:
+  """The end of a worker of experiments/benchmark.py: answers `make` and `run`, beside `functions`.
+
+  Args:
+    make_case: of the arguments of `make`; its result has `run(steps)`, which returns seconds a step, `multiply_adds` of
+      a step, and `whole_epochs`.
+    **functions: other requests.
+  """
+  case = None
+
+  def make(**arguments):
+    nonlocal case
+    case = make_case(**arguments)
+    return {'multiply_adds': case.multiply_adds}
+
+  def run(steps: int):
+    if not case.whole_epochs:
+      case.run(1)  # not counted: the process was idle
+    return case.run(steps)
+
+  serve({'make': make, 'run': run, **functions})
+
+
 def one_line(error: Exception) -> str:
   """The kind of an error and the first line that says something, at most 200 characters."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['']
