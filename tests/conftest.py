@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and one compilation cache for every test; flags parsed, as grain expects."""
 
+import json
 import os
 import tempfile
 
@@ -31,6 +32,11 @@ def mesh_of():
   from googlenet_jax import parallel
 
   return lambda n: parallel.make_mesh(jax.devices()[:n])
+
+
+def read_log(workdir):
+  """The records of `metrics.jsonl`."""
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
 def small_table():

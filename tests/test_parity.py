@@ -6,7 +6,6 @@ was measured). Both networks then differ by 4e-8 only, which is what rounding th
 """
 
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import torch
 from conftest import small_config
 from flax import nnx
 
-from experiments import pytorch_twin
+from experiments import pytorch_twin, worker
 from googlenet_jax import augment, datasets, models, optimizers, parallel, torch_weights, train
 from googlenet_jax.errors import UserError
 from googlenet_jax.state import create_state
@@ -28,12 +27,10 @@ STEPS, BATCH = 10, 32
 @pytest.fixture(scope='module')
 def real():
   """Real images and labels: Fashion-MNIST where its files are at hand, else the digits."""
-  folder = os.environ.get('FASHION_MNIST_DIR')
-  if not folder:
-    data = datasets.load('digits').train
-    return data.images, data.labels
-  images, labels = (datasets.read_idx(pathlib.Path(folder, name)) for name in datasets.IDX_FILES['train'])
-  return images[..., None], labels.astype(np.int32)
+  if os.environ.get(worker.SOURCE_VARIABLE):
+    return worker.training_images()
+  data = datasets.load('digits').train
+  return data.images, data.labels
 
 
 def numpy_state(module):
