@@ -4,8 +4,7 @@ Every layer takes `[B, H, W, C]`. On a GPU or TPU all is XLA's own. On a CPU the
 in four places, and there only (`_cpu` is the one switch; `python experiments/layer_speed.py` times layers both ways):
 
 - 1x1 convolutions are matrix products, and those that read the same map take their gradients in one product each;
-- a 3x3 or 5x5 convolution on a small map is a product of patches and a matrix (XLA swaps input and kernel for the
-  weight gradient and falls off its fast path);
+- a pass of a 3x3 or 5x5 convolution is a product of patches and a matrix where that is faster (`PATCHES_UP_TO`);
 - the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded);
 - max-pooling and its gradient are compiled apart from what surrounds them (`unfused`).
 """
@@ -21,7 +20,10 @@ from flax import nnx
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-PATCHES_UP_TO = 8  # pixels: larger maps than this keep XLA's convolution on a CPU
+# On a CPU a pass of a convolution is a product of patches on maps up to this side in pixels, and XLA's own on larger
+# ones: by side of the kernel, for the forward pass, the gradient of the input and that of the kernel. Measured by
+# experiments/layer_speed.py. XLA is slow by a factor of 4 to 20 where a kernel is larger than the map.
+PATCHES_UP_TO = {3: (2, 2, math.inf), 5: (7, 4, 2)}
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -81,9 +83,13 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   if _cpu() and stride == 1:
     if k == 1:
       return pointwise(x, kernel[0, 0])[0]
-    if max(x.shape[1:3]) <= PATCHES_UP_TO:
-      return _patches_conv(x, _vary_like(x, kernel))
-  pad = (k // 2, k // 2)
+    if k in PATCHES_UP_TO:
+      return _conv(x, _vary_like(x, kernel))
+  return _xla_conv(x, kernel, stride)
+
+
+def _xla_conv(x, kernel, stride=1):
+  pad = (kernel.shape[0] // 2,) * 2
   return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
@@ -144,26 +150,41 @@ def _patches(x, k):
   return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in _taps(k, height, width)], axis=-1)
 
 
-@jax.custom_vjp
 def _patches_conv(x, kernel):
   k = kernel.shape[0]
   matrix = jnp.concatenate([kernel[i, j] for i, j in _taps(k, *x.shape[1:3])])
   return jnp.einsum('bhwi,io->bhwo', _patches(x, k), matrix)
 
 
-def _patches_conv_backward(saved, gradient):
-  x, kernel = saved
-  k = kernel.shape[0]
-  dx = _patches_conv(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+def _patches_kernel_gradient(x, gradient, k):
   taps = _taps(k, *x.shape[1:3])
   matrix = jnp.einsum('bhwi,bhwo->io', _patches(x, k), gradient)
   by_tap = dict(zip(taps, jnp.split(matrix, len(taps)), strict=True))
   none = jnp.zeros_like(by_tap[taps[0]])  # of a tap that meets only padding
-  rows = [jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)]
-  return dx, jnp.stack(rows)
+  return jnp.stack([jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)])
 
 
-_patches_conv.defvjp(lambda x, kernel: (_patches_conv(x, kernel), (x, kernel)), _patches_conv_backward)
+def _on_small_map(x, kernel, limit):
+  form = _patches_conv if min(x.shape[1:3]) <= limit else _xla_conv
+  return form(x, kernel)
+
+
+@jax.custom_vjp
+def _conv(x, kernel):
+  return _on_small_map(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0])
+
+
+def _conv_backward(saved, gradient):
+  x, kernel = saved
+  k = kernel.shape[0]
+  _, input_limit, kernel_limit = PATCHES_UP_TO[k]
+  dx = _on_small_map(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit)
+  if min(x.shape[1:3]) <= kernel_limit:
+    return dx, _patches_kernel_gradient(x, gradient, k)
+  return dx, *jax.vjp(functools.partial(_xla_conv, x), kernel)[1](gradient)
+
+
+_conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_backward)
 
 
 def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
@@ -200,29 +221,25 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _indexed_max_pool(x, stride):
-  # Without a gradient: the maxima over rows, then over columns: faster than XLA's own window reduction.
-  for axis in (1, 2):
-    size = x.shape[axis]
-    last = (size - 1) // stride * stride + 1
-    padding = [(0, 0)] * 4
-    padding[axis] = (1, 1)
-    padded = jnp.pad(x, padding, constant_values=-jnp.inf)
-    x = functools.reduce(jnp.maximum, [lax.slice_in_dim(padded, t, t + last, stride, axis) for t in range(3)])
-  return x
+  return unfused(lambda x: _best_and_index(stride, x)[0])(x)
 
 
 def _best_and_index(stride, x):
   height, width = x.shape[1:3]
   rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
   x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
-  best = index = None
+  best = index = nan = None
   for i, j in _taps(3, height, width):
     end = (x.shape[0], i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1, x.shape[3])
     view = lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
     tap = lax.full_like(view, 3 * i + j, jnp.int8)
-    index = tap if best is None else lax.select(view > best, tap, index)  # strictly: ties stay with the first
-    best = view if best is None else lax.max(best, view)  # passes NaN on
-  return best, index
+    if best is None:
+      best, index, nan = view, tap, view != view
+      continue
+    greater = view > best  # strictly: ties stay with the first
+    best, index = lax.select(greater, view, best), lax.select(greater, tap, index)
+    nan = nan | (view != view)  # by itself: lax.max, which passes NaN on, looks for it in both of its arguments
+  return lax.select(nan, lax.full_like(best, jnp.nan), best), index
 
 
 def _indexed_max_pool_forward(x, stride):
@@ -231,21 +248,29 @@ def _indexed_max_pool_forward(x, stride):
 
 
 def _to_winners(stride, height, width, index, gradient):
-  rows, columns = index.shape[1:3]
+  images, rows, columns, features = gradient.shape
+  border = ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0))
+  gradient = lax.pad(gradient, jnp.array(0, gradient.dtype), border)
+  index = lax.pad(index, jnp.array(-1, index.dtype), border)
 
-  def spread(a, fill):  # one entry a window, at the window's centre; a border of 1
-    edges = [(1, n + 1 - (stride * (m - 1) + 1), stride - 1) for n, m in ((height, rows), (width, columns))]
-    return lax.pad(a, jnp.array(fill, a.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+  def windows(remainder, count):  # over the pixels stride * n + remainder: (window - n, tap) of those that there are
+    taps = [(d, remainder + 1 - stride * d) for d in (-1, 0, 1) if abs(d) < count]
+    return [(d, tap) for d, tap in taps if 0 <= tap < 3]
 
-  gradient, index = spread(gradient, 0), spread(index, -1)
-  total = None
-  for i, j in _taps(3, height, width):
-    start = (0, 2 - i, 2 - j, 0)
-    end = (index.shape[0], 2 - i + height, 2 - j + width, index.shape[3])
-    part = lax.slice(gradient, start, end)
-    part = lax.select(lax.slice(index, start, end) == jnp.int8(3 * i + j), part, lax.full_like(part, 0))
-    total = part if total is None else total + part
-  return total
+  def gather(down, right):  # of the pixels stride * row + down, stride * column + right
+    total = None
+    for d, i in windows(down, rows):
+      for e, j in windows(right, columns):
+        start, end = (0, 1 + d, 1 + e, 0), (images, 1 + d + rows, 1 + e + columns, features)
+        part = lax.slice(gradient, start, end)
+        part = lax.select(lax.slice(index, start, end) == jnp.int8(3 * i + j), part, lax.full_like(part, 0))
+        total = part if total is None else total + part
+    return lax.reshape(total, (images, rows, 1, columns, 1, features))
+
+  remainders = range(stride)
+  lines = [lax.concatenate([gather(down, right) for right in remainders], 4) for down in remainders]
+  whole = lax.reshape(lax.concatenate(lines, 2), (images, stride * rows, stride * columns, features))
+  return lax.slice(whole, (0, 0, 0, 0), (images, height, width, features))
 
 
 def _indexed_max_pool_backward(stride, residuals, gradient):
