@@ -106,8 +106,8 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
   if product or convolution:
     what = '1x1 product' if any('pointwise' in f for f in instruction.functions) else 'convolution, larger kernel'
     values = math.prod(int(n) for n in re.findall(r'\d+', instruction.shape.partition('[')[2]))
-    # layers.py writes these products as sums that end in ->io; of a convolution's gradients XLA sometimes forgets where
-    # they came from.
+    # cpu_layers.py writes these products as sums that end in ->io; of a convolution's gradients XLA sometimes forgets
+    # where they came from.
     if '->io' in instruction.op_name if product else values in kernel_sizes:
       return f'{what}: kernel gradient'
     return f'{what}: {"input gradient" if instruction.backward else "forward"}'

@@ -1,10 +1,10 @@
-"""What layers.py writes another way on a CPU, beside XLA's own: one layer, forward and backward.
+"""What cpu_layers.py writes another way on a CPU, beside XLA's own: one layer, forward and backward.
 
   python experiments/layer_speed.py
 
 Writes experiments/results/layer_speed.md: layers as they are, and every pass of a convolution in both forms, on which
-`layers.PATCHES_UP_TO` rests. A layer alone says less than a step: what surrounds it is fused with it, or competes with
-it for memory. `python experiments/benchmark.py` times whole steps.
+`cpu_layers.PATCHES_UP_TO` rests. A layer alone says less than a step: what surrounds it is fused with it, or competes
+with it for memory. `python experiments/benchmark.py` times whole steps.
 """
 
 import os
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark_tables import publish, table
-from googlenet_jax import layers, parallel
+from googlenet_jax import cpu_layers, layers, parallel
 
 REPEATS, WARM_UP = 15, 3
 
@@ -106,7 +106,7 @@ def convolution(images, side, in_features, out_features, k):
   """Milliseconds of every pass of a convolution: XLA's own, patches."""
   shapes = [(images, side, side, in_features), (k, k, in_features, out_features), (images, side, side, out_features)]
   arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
-  limits, found = dict(layers.PATCHES_UP_TO), []
+  limits, found = dict(cpu_layers.PATCHES_UP_TO), []
   passes = {
     'forward': lambda x, kernel, _: layers.conv(x, kernel),
     'input': lambda x, kernel, gradient: jax.vjp(layers.conv, x, kernel)[1](gradient)[0],
@@ -115,10 +115,10 @@ def convolution(images, side, in_features, out_features, k):
   for function in passes.values():
     programs = []
     for limit in (0, side):
-      layers.PATCHES_UP_TO[k] = (limit,) * 3
+      cpu_layers.PATCHES_UP_TO[k] = (limit,) * 3
       programs.append(jax.jit(lambda *arrays, function=function: function(*arrays)).lower(*arrays).compile())
     found += by_turns(programs, arrays)
-  layers.PATCHES_UP_TO.update(limits)
+  cpu_layers.PATCHES_UP_TO.update(limits)
   return found
 
 

@@ -1,0 +1,207 @@
+"""What XLA:CPU runs slowly, written another way: the same mathematics, chosen by `layers.py` on a CPU only.
+
+- 1x1 convolutions are matrix products, and those that read the same map take their gradients in one product each;
+- a pass of a 3x3 or 5x5 convolution is a product of patches and a matrix where that is faster (`PATCHES_UP_TO`);
+- the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded);
+- max-pooling and its gradient are compiled apart from what surrounds them (`unfused`).
+
+`python experiments/layer_speed.py` times layers both ways. Maps are `[B, H, W, C]`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+# A pass of a convolution is a product of patches on maps up to this side in pixels, and XLA's own on larger
+# ones: by side of the kernel, for the forward pass, the gradient of the input and that of the kernel. Measured by
+# experiments/layer_speed.py. XLA is slow by a factor of 4 to 20 where a kernel is larger than the map.
+PATCHES_UP_TO = {3: (2, 2, math.inf), 5: (7, 4, 2)}
+
+
+def unfused(function: Callable) -> Callable:
+  """`function` of arrays, compiled as a call of its own.
+
+  XLA:CPU fuses cheap arithmetic into each of its consumers, and computes it anew in every one; it removes
+  `lax.optimization_barrier` before that. It leaves alone a call that is not to be inlined. `function` may use `jax.lax`
+  only: each jitted helper of jax.numpy in it, such as `where`, would become a call as well.
+  """
+  jitted = jax.jit(function)
+
+  def call(*arrays):
+    with set_xla_metadata(inlineable='false'):
+      return jitted(*arrays)
+
+  return call
+
+
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """See `layers.conv`; stride 1."""
+  k = kernel.shape[0]
+  if k == 1:
+    return pointwise(x, kernel[0, 0])[0]
+  if k in PATCHES_UP_TO:
+    return _conv(x, _vary_like(x, kernel))
+  return xla_conv(x, kernel)
+
+
+def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+  """See `layers.conv`: XLA's own, on every backend."""
+  pad = (kernel.shape[0] // 2,) * 2
+  return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _vary_like(x, kernel):
+  # Inside shard_map, a derivative written by hand has to vary over the same devices as its argument.
+  axes = jax.typeof(x).manual_axis_type.varying - jax.typeof(kernel).manual_axis_type.varying
+  return lax.pcast(kernel, tuple(axes), to='varying') if axes else kernel
+
+
+def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
+  """See `layers.pointwise`.
+
+  One product gives the gradient of `x`, and one those of the kernels: XLA's product is slow where both factors are
+  contracted over their first axis, so that copying `x` transposed first pays, once for all kernels.
+  """
+  return _pointwise(x, *[_vary_like(x, kernel) for kernel in kernels])
+
+
+_transpose = unfused(lambda rows: lax.transpose(rows, (1, 0)))
+
+
+@jax.custom_vjp
+def _pointwise(x, *kernels):
+  return [jnp.einsum('bhwi,io->bhwo', x, kernel) for kernel in kernels]
+
+
+def _pointwise_backward(saved, gradients):
+  x, *kernels = saved
+  widths = [kernel.shape[1] for kernel in kernels]
+  gradient = jnp.concatenate(gradients, axis=-1).reshape(-1, sum(widths))  # [pixels, all C_out]
+  dx = gradient @ jnp.concatenate(kernels, axis=1).T
+  dkernels = jnp.einsum('ip,po->io', _transpose(x.reshape(-1, x.shape[-1])), gradient)  # [C_in, all C_out]
+  return (dx.reshape(x.shape), *jnp.split(dkernels, np.cumsum(widths)[:-1].tolist(), axis=1))
+
+
+_pointwise.defvjp(lambda x, *kernels: (_pointwise(x, *kernels), (x, *kernels)), _pointwise_backward)
+
+
+def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
+  """Offsets of a k x k window that meet the map at all: the others would read only padding."""
+  return [(i, j) for i in range(k) for j in range(k) if abs(i - k // 2) < height and abs(j - k // 2) < width]
+
+
+def _patches(x, k):
+  height, width = x.shape[1:3]
+  pad = k // 2
+  x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in _taps(k, height, width)], axis=-1)
+
+
+def _patches_conv(x, kernel):
+  k = kernel.shape[0]
+  matrix = jnp.concatenate([kernel[i, j] for i, j in _taps(k, *x.shape[1:3])])
+  return jnp.einsum('bhwi,io->bhwo', _patches(x, k), matrix)
+
+
+def _patches_kernel_gradient(x, gradient, k):
+  taps = _taps(k, *x.shape[1:3])
+  matrix = jnp.einsum('bhwi,bhwo->io', _patches(x, k), gradient)
+  by_tap = dict(zip(taps, jnp.split(matrix, len(taps)), strict=True))
+  none = jnp.zeros_like(by_tap[taps[0]])  # of a tap that meets only padding
+  return jnp.stack([jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)])
+
+
+def _on_small_map(x, kernel, limit):
+  form = _patches_conv if min(x.shape[1:3]) <= limit else xla_conv
+  return form(x, kernel)
+
+
+@jax.custom_vjp
+def _conv(x, kernel):
+  return _on_small_map(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0])
+
+
+def _conv_backward(saved, gradient):
+  x, kernel = saved
+  k = kernel.shape[0]
+  _, input_limit, kernel_limit = PATCHES_UP_TO[k]
+  dx = _on_small_map(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit)
+  if min(x.shape[1:3]) <= kernel_limit:
+    return dx, _patches_kernel_gradient(x, gradient, k)
+  return dx, *jax.vjp(functools.partial(xla_conv, x), kernel)[1](gradient)
+
+
+_conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_backward)
+
+
+def max_pool(x: jax.Array, stride: int) -> jax.Array:
+  """See `layers.max_pool`; 3x3 windows with padding 1."""
+  return _max_pool(x, stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x, stride):
+  return unfused(lambda x: _best_and_index(stride, x)[0])(x)
+
+
+def _best_and_index(stride, x):
+  height, width = x.shape[1:3]
+  rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
+  x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
+  best = index = nan = None
+  for i, j in _taps(3, height, width):
+    end = (x.shape[0], i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1, x.shape[3])
+    view = lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1))
+    tap = lax.full_like(view, 3 * i + j, jnp.int8)
+    if best is None:
+      best, index, nan = view, tap, view != view
+      continue
+    greater = view > best  # strictly: ties stay with the first
+    best, index = lax.select(greater, view, best), lax.select(greater, tap, index)
+    nan = nan | (view != view)  # by itself: lax.max, which passes NaN on, looks for it in both of its arguments
+  return lax.select(nan, lax.full_like(best, jnp.nan), best), index
+
+
+def _max_pool_forward(x, stride):
+  best, index = unfused(functools.partial(_best_and_index, stride))(x)
+  return best, (index, jnp.zeros((*x.shape[1:3], 0)))  # an empty array carries the size of x to the backward pass
+
+
+def _to_winners(stride, height, width, index, gradient):
+  images, rows, columns, features = gradient.shape
+  border = ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0))
+  gradient = lax.pad(gradient, jnp.array(0, gradient.dtype), border)
+  index = lax.pad(index, jnp.array(-1, index.dtype), border)
+
+  def windows(remainder, count):  # over the pixels stride * n + remainder: (window - n, tap) of those that there are
+    taps = [(d, remainder + 1 - stride * d) for d in (-1, 0, 1) if abs(d) < count]
+    return [(d, tap) for d, tap in taps if 0 <= tap < 3]
+
+  def gather(down, right):  # of the pixels stride * row + down, stride * column + right
+    total = None
+    for d, i in windows(down, rows):
+      for e, j in windows(right, columns):
+        start, end = (0, 1 + d, 1 + e, 0), (images, 1 + d + rows, 1 + e + columns, features)
+        part = lax.slice(gradient, start, end)
+        part = lax.select(lax.slice(index, start, end) == jnp.int8(3 * i + j), part, lax.full_like(part, 0))
+        total = part if total is None else total + part
+    return lax.reshape(total, (images, rows, 1, columns, 1, features))
+
+  remainders = range(stride)
+  lines = [lax.concatenate([gather(down, right) for right in remainders], 4) for down in remainders]
+  whole = lax.reshape(lax.concatenate(lines, 2), (images, stride * rows, stride * columns, features))
+  return lax.slice(whole, (0, 0, 0, 0), (images, height, width, features))
+
+
+def _max_pool_backward(stride, residuals, gradient):
+  index, size = residuals
+  return (unfused(functools.partial(_to_winners, stride, *size.shape[:2]))(index, gradient),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
