@@ -129,6 +129,27 @@ def test_gradients_and_ten_steps_of_momentum_sgd(twin, real, mesh_of):
         assert np.abs(params[name] - parameter.detach().numpy()).max() < 1e-6 * moved, name
 
 
+@pytest.mark.parametrize('shape', [(2, 33, 33), (1, 35, 47)])
+def test_gradients_at_odd_sizes_and_of_one_image(shape, twin, real):
+  module = pytorch_twin.GoogLeNet().double()
+  module.load_state_dict(twin.state_dict())
+  images = np.tile(real[0][: shape[0]], (1, 6, 6, 1))[:, : shape[1], : shape[2]] / 255.0
+  labels = real[1][: shape[0]]
+  with jax.enable_x64(True):
+    graphdef, params, _ = split(nnx.eval_shape(lambda: models.GoogLeNet(dtype=jnp.float64, rngs=nnx.Rngs(0))))
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float64), params)
+    params = torch_weights.from_torch(numpy_state(module), params, {}).params
+
+    def loss(params):
+      logits = nnx.merge(graphdef, params, {})(jnp.asarray(images), train=True)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)).mean()
+
+    gradients = torch_weights.to_torch(jax.jit(jax.grad(loss))(params), {})
+  torch.nn.functional.cross_entropy(module(to_torch(images)), torch.tensor(labels, dtype=torch.long)).backward()
+  for name, parameter in module.named_parameters():
+    assert relative_error(gradients[name], parameter.grad) < 1e-6, name
+
+
 def test_ten_steps_in_float32_have_the_same_losses(twin, real, mesh_of):
   module = pytorch_twin.GoogLeNet()
   module.load_state_dict(twin.state_dict())
