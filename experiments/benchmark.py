@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import pathlib
 import platform
 import shlex
@@ -89,10 +88,8 @@ def describe(device: str) -> dict[str, Any]:
   if found['platform'] not in ('cpu', 'gpu'):
     raise WorkerError(f'PyTorch cannot be compared on {found["platform"]}: --device=cpu')
   if found['platform'] == 'cpu':
-    with contextlib.suppress(OSError):
-      lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-      found['device'] = next((line.split(': ')[1] for line in lines if line.startswith('model name')), found['device'])
-  found['cores'] = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    found['device'] = tables.cpu_model()
+  found['cores'] = tables.cores()
   found['versions'] = {'Python': platform.python_version(), **found['versions']}
   return found
 

@@ -1,8 +1,11 @@
 """The numbers of experiments/benchmark.py as tables, and what other experiments share with it."""
 
+import contextlib
 import csv
 import io
+import os
 import pathlib
+import platform
 import statistics
 from typing import Any, NamedTuple
 
@@ -15,6 +18,28 @@ PEAKS = {
 }
 OURS = 'ours'
 CPU_BATCHES = {32: 256, 96: 64, 224: 16}  # by pixels
+
+
+def cores() -> int:
+  """How many cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+  """What CPU this is: on Linux with family, model and vector width, as processors of one name differ in them."""
+  fields = {}
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      name, _, value = line.partition(':')
+      fields.setdefault(name.strip(), value.strip())
+  if 'model name' not in fields:
+    return platform.processor() or platform.machine()
+  vectors = [
+    name for flag, name in (('avx512f', 'AVX-512'), ('avx2', 'AVX2')) if flag in fields.get('flags', '').split()
+  ]
+  details = [f'{key} {fields[key]}' for key in ('cpu family', 'model') if key in fields]
+  details += vectors[:1]
+  return fields['model name'] + (f' ({", ".join(details)})' if details else '')
 
 
 class Case(NamedTuple):

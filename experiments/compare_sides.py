@@ -177,6 +177,16 @@ def enlarged(images: np.ndarray, image_size: int) -> np.ndarray:
   return np.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
 
 
+def peak_memory() -> int:
+  """Most bytes that this process has held in memory."""
+  if sys.platform == 'linux':  # where ru_maxrss may be that of the process that started this one
+    lines = pathlib.Path('/proc/self/status').read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
+  import resource
+
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
 def main() -> None:
   """Answers the parent's requests; `make` comes first."""
   side = data = options = None
@@ -217,10 +227,7 @@ def main() -> None:
       np.savez(options.folder / f'{options.side}_{precision}.npz', logits=logits, **gradients)
 
   def memory():
-    import resource
-
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, side.device_memory()
+    return peak_memory(), side.device_memory()
 
   functions = {'make': make, 'train': train, 'evaluate': evaluate, 'start': start, 'memory': memory}
   worker.serve(functions | {'describe': lambda: side.describe()})

@@ -6,7 +6,6 @@ Writes experiments/results/cpu_devices.md, on which `parallel.cpu_devices` rests
 """
 
 import contextlib
-import os
 import pathlib
 import statistics
 import sys
@@ -17,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 
 from experiments.benchmark_jax import WARM_UP
-from experiments.benchmark_tables import publish, table
+from experiments.benchmark_tables import cores, cpu_model, publish, table
 from experiments.worker import Worker
 
 CASES = ((32, 256, 'none'), (96, 64, 'none'), (224, 16, 'none'), (32, 128, 'batch'))  # pixels, batch, norm
@@ -33,9 +32,9 @@ def compare(image_size: int, batch_size: int, norm: str) -> tuple[list[float], l
       worker = Worker('benchmark_jax.py', {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': devices})
       workers.append(stack.enter_context(contextlib.closing(worker)))
       worker.ask('make', mode='training', image_size=image_size, batch_size=batch_size, dtype='float32', norm=norm)
-    for _ in range(ROUNDS):
-      for worker, found in zip(workers, seconds, strict=True):
-        found.append(worker.ask('run', steps=STEPS))
+    for turn in range(ROUNDS):
+      for i in (0, 1) if turn % 2 == 0 else (1, 0):
+        seconds[i].append(workers[i].ask('run', steps=STEPS))
   return seconds
 
 
@@ -49,7 +48,8 @@ def main() -> None:
     spread = f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})'
     lines.append([str(image_size), str(batch_size), norm, *rates, spread])
   head = (
-    f'Measured by `python experiments/cpu_devices.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32;\n'
+    f'Measured by `python experiments/cpu_devices.py`: jax {jax.__version__}, float32, {cores()} cores of\n'
+    f'{cpu_model()};\n'
     f'medians of {ROUNDS} rounds of {STEPS} steps, one device and two by turns; not counted are the first {WARM_UP}\n'
     'steps, and one in each round.\n\n'
   )

@@ -6,7 +6,6 @@ Writes experiments/results/cpu_efficiency.md. `CPU_EFFICIENCY` in googlenet_jax/
 start of a run rests, is a round figure from here.
 """
 
-import os
 import pathlib
 import statistics
 import sys
@@ -18,7 +17,7 @@ import jax
 
 from configs import fashion_fast
 from experiments import benchmark_jax
-from experiments.benchmark_tables import publish, table
+from experiments.benchmark_tables import cores, cpu_model, publish, table
 from googlenet_jax import models, parallel
 
 SIZES = ((32, 128), (96, 64), (224, 32))  # pixels, batch
@@ -50,7 +49,8 @@ def main() -> None:
     peak = (before + benchmark_jax.product(PRODUCT, 'float32', REPEATS)) / 2
     lines.append([str(image_size), str(batch_size), f'{images:.0f}', f'{2 * rate / peak:.2f}'])
   head = (
-    f'Measured by `python experiments/cpu_efficiency.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32,\n'
+    f'Measured by `python experiments/cpu_efficiency.py`: jax {jax.__version__}, float32, {cores()} cores of\n'
+    f'{cpu_model()},\n'
     f'median of {REPEATS} steps after {WARM_UP}, batch normalisation on.\n\n'
   )
   names = ['image size', 'batch', 'training, images/s', f'share of a {PRODUCT}x{PRODUCT} product']

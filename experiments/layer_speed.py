@@ -7,7 +7,6 @@ Writes experiments/results/layer_speed.md: layers as they are, and every pass of
 with it for memory. `python experiments/benchmark.py` times whole steps.
 """
 
-import os
 import pathlib
 import statistics
 import sys
@@ -19,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark_tables import publish, table
+from experiments.benchmark_tables import cores, cpu_model, publish, table
 from googlenet_jax import cpu_layers, layers, parallel
 
 REPEATS, WARM_UP = 15, 3
@@ -130,7 +129,8 @@ def main() -> None:
     plain, fast = layer(name)
     lines.append([name, str(list(shape)), f'{plain:.1f}', f'{fast:.1f}', f'{plain / fast:.1f}'])
   head = (
-    f'Measured by `python experiments/layer_speed.py`: jax {jax.__version__}, {os.cpu_count()} CPU cores, float32;\n'
+    f'Measured by `python experiments/layer_speed.py`: jax {jax.__version__}, float32, {cores()} cores of\n'
+    f'{cpu_model()};\n'
     f'medians of {REPEATS - WARM_UP} by turns. Layers, forward and backward:\n\n'
   )
   text = head + table(['layer', 'map', "XLA's own, ms", 'ours, ms', 'ratio'], lines)

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.benchmark_tables import CPU_BATCHES, number, table
+from experiments.benchmark_tables import CPU_BATCHES, cpu_model, number, table
 
 WARM_UP = 6  # steps
 DEAREST = 10
@@ -156,14 +156,17 @@ def main() -> None:
       try:
         found = in_a_process(function, size, batch, options.steps)
       except ImportError as error:
+        if function is profile_jax:
+          raise
         sections.append(f'PyTorch is missing here: {error}\n')
         continue
       versions[function] = found['version']
       sections.append(section(found))
       print(sections[-2] if function is profile_jax else '', sections[-1], sep='\n', flush=True)
   head = [
-    f'Measured by `python experiments/profile_steps.py` on one core; {", ".join(versions.values())}; float32, means of',
-    f'{options.steps} steps after {WARM_UP}. Shares are of the step without a profiler. On several cores the step is',
+    f'Measured by `python experiments/profile_steps.py` on one core of {cpu_model()};',
+    f'{", ".join(versions.values())}; float32, means of {options.steps} steps after {WARM_UP}. Shares are of the step',
+    'without a profiler. On several cores the step is',
     "faster, and what XLA or PyTorch does not spread over them has a larger share. A fusion's kind and source are",
     'those of its last operation.\n',
   ]

@@ -22,7 +22,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.benchmark_tables import publish, table
+from experiments.benchmark_tables import cores, cpu_model, publish, table
 
 START, OUTPUT = 'FIRST_STEP_START', 'FIRST_STEP_OUTPUT'  # environment of the run that is timed
 
@@ -102,7 +102,8 @@ def main() -> None:
   lines = [[phase, *(f'{column.get(phase, 0):.2f}' for column in columns.values())] for phase in phases]
   text = (
     f'Seconds from `python main.py --config={options.config}` to the end of the first step, medians of '
-    f'{options.repeats} runs by\n`python experiments/time_to_first_step.py` on {os.cpu_count()} CPU cores.\n\n'
+    f'{options.repeats} runs by\n`python experiments/time_to_first_step.py` on {cores()} cores of\n'
+    f'{cpu_model()}.\n\n'
   ) + table(['', *columns], lines)
   publish(text, options.output / 'time_to_first_step.md')
 

@@ -5,7 +5,8 @@
 - the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded);
 - max-pooling and its gradient are compiled apart from what surrounds them (`unfused`).
 
-`python experiments/layer_speed.py` times layers both ways. Maps are `[B, H, W, C]`.
+`python experiments/layer_speed.py` times layers both ways. Maps are `[B, H, W, C]`; map and kernel are of one dtype.
+Their gradients are for reverse mode only (`custom_vjp`): `jax.jvp` and `jax.hessian` raise.
 """
 
 import functools
@@ -18,10 +19,12 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-# A pass of a convolution is a product of patches on maps up to this side in pixels, and XLA's own on larger
-# ones: by side of the kernel, for the forward pass, the gradient of the input and that of the kernel. Measured by
-# experiments/layer_speed.py. XLA is slow by a factor of 4 to 20 where a kernel is larger than the map.
-PATCHES_UP_TO = {3: (2, 2, math.inf), 5: (7, 4, 2)}
+# A pass of a convolution is a product of patches on maps whose shorter side has up to so many pixels, and XLA's own on
+# larger ones: by side of the kernel, for the forward pass, the gradient of the input and that of the kernel. Measured
+# on a processor with AVX2 and one with AVX-512 (experiments/results/layer_speed*.md); whole steps decide where layers
+# disagree. XLA is slow by a factor of 4 to 20 where a kernel is larger than the map. Patches take memory: those of the
+# paper's conv2 at 224 pixels 7 MB an image.
+PATCHES_UP_TO = {3: (8, 3, math.inf), 5: (7, 4, 2)}
 
 
 def unfused(function: Callable) -> Callable:
@@ -134,20 +137,32 @@ def _conv_backward(saved, gradient):
   dx = _on_small_map(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit)
   if min(x.shape[1:3]) <= kernel_limit:
     return dx, _patches_kernel_gradient(x, gradient, k)
-  return dx, *jax.vjp(functools.partial(xla_conv, x), kernel)[1](gradient)
+  return dx, *jax.linear_transpose(functools.partial(xla_conv, x), kernel)(gradient)
 
 
 _conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, stride: int) -> jax.Array:
   """See `layers.max_pool`; 3x3 windows with padding 1."""
-  return _max_pool(x, stride)
+  return _maxima(stride)(x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(x, stride):
-  return unfused(lambda x: _best_and_index(stride, x)[0])(x)
+# Made once for each stride and size: outside jit, a new function would be compiled at every call.
+@functools.cache
+def _maxima(stride):
+  return unfused(lambda x: _best_and_index(stride, x)[0])
+
+
+@functools.cache
+def _maxima_and_index(stride):
+  return unfused(functools.partial(_best_and_index, stride))
+
+
+@functools.cache
+def _gather(stride, height, width):
+  return unfused(functools.partial(_to_winners, stride, height, width))
 
 
 def _best_and_index(stride, x):
@@ -169,7 +184,7 @@ def _best_and_index(stride, x):
 
 
 def _max_pool_forward(x, stride):
-  best, index = unfused(functools.partial(_best_and_index, stride))(x)
+  best, index = _maxima_and_index(stride)(x)
   return best, (index, jnp.zeros((*x.shape[1:3], 0)))  # an empty array carries the size of x to the backward pass
 
 
@@ -201,7 +216,7 @@ def _to_winners(stride, height, width, index, gradient):
 
 def _max_pool_backward(stride, residuals, gradient):
   index, size = residuals
-  return (unfused(functools.partial(_to_winners, stride, *size.shape[:2]))(index, gradient),)
+  return (_gather(stride, *size.shape[:2])(index, gradient),)
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

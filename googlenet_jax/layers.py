@@ -81,8 +81,8 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
   With `ceil_mode` there is no padding, the last window may hang over the edge, and it may be of another size than 3x3:
   PyTorch's `MaxPool2d(window, stride, ceil_mode=True)`, for stride at most `window`.
 
-  The gradient goes to the first maximum of a window in row-major order, as in XLA and in PyTorch: after a ReLU, ties
-  at zero are common.
+  The gradient goes to the first maximum of a window of finite values in row-major order, as in XLA and in PyTorch:
+  after a ReLU, ties at zero are common.
 
   Args:
     x: floating point `[B, H, W, C]`.
@@ -94,8 +94,10 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
     `[B, ceil(H / stride), ceil(W / stride), C]`; with `ceil_mode` `[B, ceil((H - window) / stride) + 1, .., C]`.
 
   Raises:
-    ValueError: another window than 3x3 without `ceil_mode`.
+    ValueError: another window than 3x3 without `ceil_mode`, or another stride than 1 or 2.
   """
+  if stride not in (1, 2):
+    raise ValueError(f'stride={stride}: choose 1 or 2')
   if window != 3 and not ceil_mode:
     raise ValueError(f'window={window} needs ceil_mode=True: with padding windows are 3x3')
   if _cpu() and not ceil_mode:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,15 +21,17 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def cpu_devices(cores: int, batch_size: int, image_size: int, norm: str) -> int:
+def cpu_devices(cores: int, batch_size: int, image_size: int, model: Any) -> int:
   """How many devices to make of a CPU: one, or two.
 
-  On 2 cores (experiments/results/cpu_devices.md: training, float32) two devices were faster at 96 and 224 pixels
-  without batch normalisation; at 32 pixels they were no faster, and slower with it. Nothing else was measured: there
-  are two devices where they were faster, with 8 images or more each, and one elsewhere. Batch normalisation would have
-  them wait for each other at each layer.
+  Two were faster, or as fast, in training on 2 cores, with the article's network and batches of 256 images of 32
+  pixels, 64 of 96 and 16 of 224 (experiments/results/cpu_devices*.md). With batch normalisation they were slower:
+  they wait for each other at each layer. Nothing else was measured, so that there is one device for anything smaller
+  or else.
   """
-  return 2 if cores == 2 and norm == 'none' and image_size >= 96 and batch_size % 2 == 0 and batch_size >= 16 else 1
+  measured = cores == 2 and model.norm == 'none' and model.head == 'average_pool'
+  large = batch_size % 2 == 0 and batch_size * image_size**2 >= 256 * 32**2
+  return 2 if measured and large else 1
 
 
 def use_cpu_cores(config) -> None:
@@ -37,7 +40,7 @@ def use_cpu_cores(config) -> None:
   if not told:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     share = config.batch_size // config.micro_batches
-    jax.config.update('jax_num_cpu_devices', cpu_devices(cores, share, config.image_size, config.model.norm))
+    jax.config.update('jax_num_cpu_devices', cpu_devices(cores, share, config.image_size, config.model))
 
 
 def check_divides(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import small_config
 
 from googlenet_jax import parallel
 
@@ -32,20 +33,21 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize(
-  ('cores', 'batch_size', 'image_size', 'norm', 'devices'),
+  ('cores', 'batch_size', 'image_size', 'changes', 'devices'),
   [
-    (2, 256, 224, 'none', 2),
-    (2, 16, 96, 'none', 2),
-    (2, 15, 96, 'none', 1),  # no even shares
-    (2, 8, 96, 'none', 1),  # 4 images a device
-    (2, 256, 95, 'none', 1),
-    (2, 256, 224, 'batch', 1),
-    (6, 256, 224, 'none', 1),  # not measured
-    (1, 256, 224, 'none', 1),
+    (2, 16, 224, {}, 2),
+    (2, 64, 96, {}, 2),
+    (2, 256, 32, {}, 2),
+    (2, 17, 224, {}, 1),  # no even shares
+    (2, 254, 32, {}, 1),  # smaller than anything measured
+    (2, 256, 224, {'model.norm': 'batch'}, 1),
+    (2, 256, 224, {'model.head': 'fully_connected'}, 1),
+    (6, 256, 224, {}, 1),
+    (1, 256, 224, {}, 1),
   ],
 )
-def test_devices_of_a_cpu(cores, batch_size, image_size, norm, devices):
-  assert parallel.cpu_devices(cores, batch_size, image_size, norm) == devices
+def test_devices_of_a_cpu(cores, batch_size, image_size, changes, devices):
+  assert parallel.cpu_devices(cores, batch_size, image_size, small_config(**changes).model) == devices
 
 
 @pytest.mark.parametrize(
@@ -62,6 +64,6 @@ parallel.use_cpu_cores(default.get_config())
 import jax
 print(jax.device_count())
 """
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | told
+  environment = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES')} | told
   done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
   assert done.stdout.split() == [str(expected)]
