@@ -34,11 +34,12 @@ def cpu_model() -> str:
       fields.setdefault(name.strip(), value.strip())
   if 'model name' not in fields:
     return platform.processor() or platform.machine()
-  vectors = [
-    name for flag, name in (('avx512f', 'AVX-512'), ('avx2', 'AVX2')) if flag in fields.get('flags', '').split()
-  ]
   details = [f'{key} {fields[key]}' for key in ('cpu family', 'model') if key in fields]
-  details += vectors[:1]
+  flags = fields.get('flags', '').split()
+  if 'avx512f' in flags:
+    details.append('AVX-512')
+  elif 'avx2' in flags:
+    details.append('AVX2')
   return fields['model name'] + (f' ({", ".join(details)})' if details else '')
 
 

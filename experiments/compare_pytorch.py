@@ -14,9 +14,9 @@ differently. PyTorch runs as it comes, eagerly, channels last, its SGD not fused
 (benchmark.py has faster ones beside it); `--compile` adds a third column for `torch.compile`. Time to first step is
 that from the start of the process to the end of its first training step, imports included; the second start finds what
 the first has left in caches, that of compiled programs among them. Peak memory is the process's, on a GPU also the
-device's. `--validation` looks at held-out training images instead. Where training leaves
-the plateau near 2.30 depends on rounding: at a learning rate of 0.02 one and two devices of ours, which differ in the
-order of sums, had losses of 1.80 and 2.30 after 300 steps.
+device's. `--validation` looks at held-out training images instead. Where training leaves the plateau near 2.30 depends
+on rounding: at a learning rate of 0.02 one and two devices of ours, which differ in the order of sums, had losses of
+1.80 and 2.30 after 300 steps.
 """
 
 import argparse

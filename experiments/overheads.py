@@ -30,7 +30,7 @@ from googlenet_jax.state import create_state
 WARM_UP = 20
 HOST_BATCH = 256
 DEVICE_WORK = 0.02  # seconds; meanwhile the input pipeline gathers ahead
-OTHER_WORK = 32 << 20  # bytes that are read and written: more than a processor's caches hold of ours
+OTHER_WORK = 32 << 20  # bytes read and written, as much as a large last-level cache holds
 
 
 def pipeline_rate(split: datasets.Split, batch_size: int, mesh, batches: int) -> float:
