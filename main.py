@@ -20,6 +20,8 @@ from types import FrameType
 from absl import app, flags
 from ml_collections import config_flags
 
+from googlenet_jax import huge_pages
+
 MODES = ('train', 'evaluate')
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/digits.py.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/NAME for configs/NAME.py.')
@@ -43,7 +45,6 @@ def main(argv: list[str]) -> None:
   monitor.quieten_libraries()
   config_lib.validate(CONFIG.value)
   parallel.use_compilation_cache()
-  parallel.keep_freed_memory()
   parallel.use_cpu_cores(CONFIG.value)
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
@@ -118,4 +119,5 @@ def run() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   run()

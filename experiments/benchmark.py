@@ -7,8 +7,8 @@
 Training (forward, backward, momentum SGD) and inference start from uint8 images on the device, as a run's do; `epochs`
 is a whole epoch of Fashion-MNIST with each framework's own input pipeline. Each contender has a process of its own,
 which idles while another is timed; they take turns, forwards and backwards, and a ratio is that of two blocks of the
-same turn. 'tuned' gives PyTorch by environment what `parallel.keep_freed_memory` gives us: a malloc that keeps what was
-freed. Missing PyTorch, a missing compiler or too little memory leaves that row out and says so; --contenders chooses.
+same turn. 'tuned' gives PyTorch the huge pages that we have (googlenet_jax/huge_pages.py). Missing PyTorch, a missing
+compiler or too little memory leaves that row out and says so; --contenders chooses.
 Beside jax, flax, optax, orbax-checkpoint, tqdm and torch it needs ml_collections, grain, array_record and portpicker,
 but neither TFDS nor tensorboardX. Writes experiments/results/benchmark_cpu or benchmark_gpu: .md, .csv and .json.
 """
@@ -30,9 +30,9 @@ sys.path.insert(0, str(ROOT))
 from experiments import benchmark_tables as tables
 from experiments.benchmark_tables import CPU_BATCHES, OURS, Case
 from experiments.worker import Worker, WorkerError
+from googlenet_jax import huge_pages
 
-# glibc: one arena, no mapping for large blocks, never a trim.
-TUNED = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '64000000000'}
+TUNED = huge_pages.environment()
 # Script, environment, and arguments of `make`. Not preallocated: the contenders share the GPU's memory.
 CONTENDERS = {
   OURS: ('benchmark_jax.py', {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, {}),
@@ -215,7 +215,7 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
     f'on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
     f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: of {options.epoch_repeats}),',
     'the contenders by turns; a ratio is the median over turns. PyTorch is channels_last, with fused SGD; tuned: with',
-    'the malloc settings that we use.',
+    'the huge pages that we have.',
     f'GFLOP/s counts the convolutions, backward as twice forward; beside it a {size}x{size} matrix product of the',
     'same dtype in the same run (the faster framework).',
     '',

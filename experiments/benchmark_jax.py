@@ -16,9 +16,9 @@ import numpy as np
 
 from configs import default
 from experiments import worker
-from googlenet_jax import models, optimizers, parallel
+from googlenet_jax import huge_pages, models, optimizers, parallel
 
-WARM_UP = 6  # steps: malloc grows during the first ones
+WARM_UP = 4  # steps
 
 
 def recipe(image_size: int, batch_size: int, dtype: str = 'float32', norm: str = 'none'):
@@ -123,7 +123,6 @@ def product(size: int, dtype: str, repeats: int) -> float:
 
 def main() -> None:
   """Answers the parent's requests."""
-  parallel.keep_freed_memory()  # as main.py does
 
   def make_case(mode: str, image_size: int, batch_size: int, dtype: str, norm: str = 'none'):
     parallel.use_cpu_cores(recipe(image_size, batch_size, dtype, norm))  # as main.py does
@@ -137,4 +136,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart()  # as main.py
   main()

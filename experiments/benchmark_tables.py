@@ -127,7 +127,7 @@ def publish(text: str, path: pathlib.Path) -> None:
 
 
 def comparison(by_case: dict[Case, list[dict[str, Any]]], stock: list[str], all_names: list[str]) -> str:
-  """The table of a line a case: ours against the best PyTorch, as it is and with malloc tuned."""
+  """The table of a line a case: ours against the best PyTorch, as it comes and with huge pages."""
   head = ['', 'pixels', 'batch', 'dtype', 'ours, images/s', 'best stock PyTorch', 'ours / it', 'best PyTorch at all']
   lines = []
   for case, case_rows in by_case.items():

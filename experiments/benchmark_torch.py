@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import worker
 
-WARM_UP = 6  # steps: malloc grows during the first ones, cuDNN tries its algorithms
+WARM_UP = 4  # steps: cuDNN tries its algorithms
 
 
 def make_network(image_size: int, dtype: str, device: str):

@@ -10,8 +10,8 @@ How it is measured. Each framework runs in a process of its own, with its own th
 to: the two train in turns, a block of steps each, and then evaluate in turns, so that a machine which slows down slows
 both. Speed is the median over the blocks after the first. Both get the same uint8 batches from the same NumPy code, and
 scale them to [0, 1] on the device; images are enlarged by a whole factor and padded with zeros, because the two resize
-differently. PyTorch runs as it comes, eagerly, channels last, its SGD not fused, with its own malloc settings
-(benchmark.py has faster ones beside it); `--compile` adds a third column for `torch.compile`. Time to first step is
+differently. PyTorch runs as it comes, eagerly, channels last, its SGD not fused
+(benchmark.py has faster settings beside it); `--compile` adds a third column for `torch.compile`. Time to first step is
 that from the start of the process to the end of its first training step, imports included; the second start finds what
 the first has left in caches, that of compiled programs among them. Peak memory is the process's, on a GPU also the
 device's. `--validation` looks at held-out training images instead. Where training leaves the plateau near 2.30 depends
@@ -36,6 +36,7 @@ import numpy as np
 from experiments.benchmark_tables import cores, cpu_model, publish, table
 from experiments.compare_sides import MOMENTUM
 from experiments.worker import Worker, WorkerError
+from googlenet_jax import huge_pages
 
 SIDES = {'jax': 'JAX', 'pytorch': 'PyTorch', 'pytorch_compiled': 'PyTorch compiled'}
 VALIDATION_EXAMPLES = 5000
@@ -86,15 +87,15 @@ def write_data(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
 def started(arguments: argparse.Namespace, side: str, folder: pathlib.Path) -> tuple[Worker, list[float], float]:
   """Starts a process and has it take one step: the process, the loss in a list, and the seconds that this took."""
   begin = time.perf_counter()
-  process = Worker('compare_sides.py', environment(folder))
+  process = Worker('compare_sides.py', environment(side, folder))
   make(process, arguments, side, folder)
   losses, _ = process.ask('train', steps=1)
   return process, losses, time.perf_counter() - begin
 
 
-def environment(folder: pathlib.Path) -> dict[str, str]:
+def environment(side: str, folder: pathlib.Path) -> dict[str, str]:
   """Caches of this comparison's own, so that the first start is a cold one; and room on a GPU for the others."""
-  return {
+  return (huge_pages.environment() if side == 'jax' else {}) | {
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
     'TORCHINDUCTOR_CACHE_DIR': str(folder / 'inductor'),
@@ -118,7 +119,7 @@ def compare(arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
     process, _, found['cold'][side] = started(arguments, side, folder)
     process.close()
   for side in ('jax', 'pytorch'):
-    process = Worker('compare_sides.py', environment(folder))
+    process = Worker('compare_sides.py', environment(side, folder))
     make(process, arguments, side, folder)
     process.ask('start')
     process.close()

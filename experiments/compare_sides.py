@@ -28,8 +28,7 @@ class JaxSide:
     config = default.get_config()
     config.image_size, config.batch_size = options.image_size, options.batch_size
     config.learning_rate, config.momentum, config.schedule = options.learning_rate, MOMENTUM, 'constant'
-    parallel.use_compilation_cache()  # this and the next two as main.py does
-    parallel.keep_freed_memory()
+    parallel.use_compilation_cache()  # this and the next as main.py does
     parallel.use_cpu_cores(config)
     import jax
 

@@ -6,6 +6,7 @@ Writes experiments/results/cpu_efficiency.md. `CPU_EFFICIENCY` in googlenet_jax/
 start of a run rests, is a round figure from here.
 """
 
+import argparse
 import pathlib
 import statistics
 import sys
@@ -18,11 +19,11 @@ import jax
 from configs import fashion_fast
 from experiments import benchmark_jax
 from experiments.benchmark_tables import cores, cpu_model, publish, table
-from googlenet_jax import models, parallel
+from googlenet_jax import huge_pages, models, parallel
 
 SIZES = ((32, 128), (96, 64), (224, 32))  # pixels, batch
 REPEATS = 7
-WARM_UP = 4  # steps, until malloc has all the memory that it will need
+WARM_UP = 4  # steps
 PRODUCT = 1024  # side of the matrices
 
 
@@ -41,7 +42,9 @@ def training_rate(image_size: int, batch_size: int) -> tuple[float, float]:
 
 def main() -> None:
   """Prints and writes the table."""
-  parallel.keep_freed_memory()  # as main.py does
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'experiments' / 'results', help='folder')
+  options = parser.parse_args()
   lines = []
   for image_size, batch_size in SIZES:
     before = benchmark_jax.product(PRODUCT, 'float32', REPEATS)
@@ -54,8 +57,9 @@ def main() -> None:
     f'median of {REPEATS} steps after {WARM_UP}, batch normalisation on.\n\n'
   )
   names = ['image size', 'batch', 'training, images/s', f'share of a {PRODUCT}x{PRODUCT} product']
-  publish(head + table(names, lines), ROOT / 'experiments' / 'results' / 'cpu_efficiency.md')
+  publish(head + table(names, lines), options.output / 'cpu_efficiency.md')
 
 
 if __name__ == '__main__':
+  huge_pages.restart()  # as main.py
   main()

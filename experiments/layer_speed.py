@@ -7,6 +7,7 @@ Writes experiments/results/layer_speed.md: layers as they are, and every pass of
 with it for memory. `python experiments/benchmark.py` times whole steps.
 """
 
+import argparse
 import pathlib
 import statistics
 import sys
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark_tables import cores, cpu_model, publish, table
-from googlenet_jax import cpu_layers, layers, parallel
+from googlenet_jax import cpu_layers, huge_pages, layers
 
 REPEATS, WARM_UP = 15, 3
 
@@ -123,7 +124,9 @@ def convolution(images, side, in_features, out_features, k):
 
 def main() -> None:
   """Prints and writes the tables."""
-  parallel.keep_freed_memory()
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'experiments' / 'results', help='folder')
+  options = parser.parse_args()
   lines = []
   for name, (shape, _) in CASES.items():
     plain, fast = layer(name)
@@ -142,8 +145,9 @@ def main() -> None:
   passes = [f'{name}, {form}' for name in ('forward', 'input', 'kernel') for form in ("XLA's", 'patches')]
   text += '\nPasses of a convolution (forward, gradients of the input and of the kernel) in both forms, ms:\n\n'
   text += table(['convolution', 'pixels', 'images', *passes], lines)
-  publish(text, ROOT / 'experiments' / 'results' / 'layer_speed.md')
+  publish(text, options.output / 'layer_speed.md')
 
 
 if __name__ == '__main__':
+  huge_pages.restart()  # as main.py
   main()

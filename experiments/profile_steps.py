@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.benchmark_tables import CPU_BATCHES, cpu_model, number, table
+from googlenet_jax import huge_pages
 
 WARM_UP = 6  # steps
 DEAREST = 10
@@ -39,7 +40,6 @@ def profile_jax(image_size: int, batch_size: int, steps: int) -> dict[str, Any]:
   from experiments import benchmark_jax, hlo
   from googlenet_jax import models, parallel
 
-  parallel.keep_freed_memory()  # as main.py does
   config = benchmark_jax.recipe(image_size, batch_size)
   mesh = parallel.make_mesh()
   step, state, network = benchmark_jax.make_training(config, mesh)
@@ -176,4 +176,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart()  # as main.py
   main()

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.benchmark_tables import cores, cpu_model, publish, table
+from googlenet_jax import huge_pages
 
 START, OUTPUT = 'FIRST_STEP_START', 'FIRST_STEP_OUTPUT'  # environment of the run that is timed
 
@@ -109,4 +110,8 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  timed_run() if START in os.environ else main()
+  if START in os.environ:
+    huge_pages.restart()  # as main.py
+    timed_run()
+  else:
+    main()

@@ -1,6 +1,6 @@
 """A process that waits on a pipe: each framework runs in one of its own, and idles while another is timed.
 
-Thread pools and malloc settings of two frameworks do not mix so, and they can take turns. A request and its answer
+Thread pools and memory of two frameworks do not mix so, and they can take turns. A request and its answer
 are one line of JSON each.
 """
 

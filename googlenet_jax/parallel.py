@@ -1,6 +1,5 @@
 """The mesh: one axis, `data`, over every device; parameters on all of them, batches cut along it."""
 
-import ctypes
 import os
 import pathlib
 from typing import Any
@@ -86,18 +85,3 @@ def steps_ahead() -> int:
   step that is started seems to take its working memory at once.
   """
   return 0 if jax.default_backend() == 'cpu' else 2
-
-
-def keep_freed_memory() -> None:
-  """Has glibc's malloc keep what XLA frees after each step on a CPU, instead of returning it to the system.
-
-  XLA allocates the hundreds of megabytes that a step works in anew each time; by default every page of them is then
-  faulted in anew. To be called before JAX starts its threads: each
-  would take an arena of its own, and only the first one can grow so far. Elsewhere than on Linux nothing happens.
-  """
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if os.name == 'posix' else None
-  if mallopt is not None:
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
-    # One arena, no mapping for large blocks, and never a trim (-1).
-    for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
-      mallopt(parameter, value)

@@ -293,3 +293,28 @@ def test_torchvision_in_training(theirs):
       n = counts[layer]
       expected = 0.9 * before[name] + (expected - 0.9 * before[name]) * (n - 1) / n
     np.testing.assert_allclose(ours[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_gradients_of_torchvision(theirs):
+  theirs.double().train()
+  labels = [0, 3, 11, 5]
+  with jax.enable_x64(True):
+    model = nnx.eval_shape(
+      lambda: models.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, dtype=jnp.float64, rngs=nnx.Rngs(0))
+    )
+    graphdef, *trees = split(model)
+    trees = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float64), trees)
+    weights = torch_weights.from_torch(numpy_state(theirs), *trees, 'torchvision')
+    image = jnp.asarray(colour((4, 64, 64)), jnp.float64)
+
+    def loss(params):
+      points = nnx.merge(graphdef, params, weights.batch_stats).end_points(image, train=True)
+      logits = jnp.stack([points[name] for name in ('logits', 'aux_4a', 'aux_4d')])
+      return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array([labels] * 3)).sum()
+
+    gradients = jax.jit(jax.grad(loss))(weights.params)
+    gradients = torch_weights.to_torch(gradients, weights.batch_stats, 6, naming='torchvision')
+  for logits in theirs(to_torch(image)):
+    torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction='sum').backward(retain_graph=True)
+  for name, parameter in theirs.named_parameters():
+    assert relative_error(gradients[name], parameter.grad) < 1e-6, name

@@ -1,0 +1,54 @@
+"""The program starts anew with huge pages, once, and leaves alone what the user has chosen."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from googlenet_jax import huge_pages
+
+ON = 'glibc.malloc.hugetlb=1'
+# Prints its arguments, the variable, and the kB that writing 256 MB has put on huge pages.
+CODE = """
+import os, sys
+import numpy as np
+from googlenet_jax import huge_pages
+print('started')
+huge_pages.restart()
+array = np.ones(2**26, np.float32)
+with open('/proc/self/smaps_rollup') as file:
+  (kilobytes,) = (line.split()[1] for line in file if line.startswith('AnonHugePages'))
+print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), int(kilobytes) > 2**17)
+"""
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+  monkeypatch.setattr(huge_pages, 'KERNEL', tmp_path / 'enabled')
+  monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+  (tmp_path / 'enabled').write_text('always [madvise] never\n')
+  return tmp_path / 'enabled'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason="glibc's malloc")
+def test_what_is_set(kernel, monkeypatch):
+  assert huge_pages.environment() == {'GLIBC_TUNABLES': ON}
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.tcache_count=3')
+  assert huge_pages.environment() == {'GLIBC_TUNABLES': f'glibc.malloc.tcache_count=3:{ON}'}
+  monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
+  assert huge_pages.environment() == {}
+  monkeypatch.delenv('GLIBC_TUNABLES')
+  kernel.write_text('always madvise [never]\n')
+  assert huge_pages.environment() == {}
+  kernel.unlink()
+  assert huge_pages.environment() == {}
+
+
+@pytest.mark.skipif(not huge_pages.environment() and ON not in os.environ.get('GLIBC_TUNABLES', ''), reason='none here')
+def test_a_program_starts_anew_once_and_keeps_its_arguments():
+  environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
+  command = [sys.executable, '-u', '-c', CODE, 'a b', '--c=d']
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+  expected = f"['a b', '--c=d'] {ON} True"
+  assert done.stdout.splitlines() == ['started', 'started', expected]
