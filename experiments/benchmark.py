@@ -10,7 +10,8 @@ which idles while another is timed; they take turns, forwards and backwards, and
 same turn. 'tuned' gives PyTorch the huge pages that we have (googlenet_jax/huge_pages.py). Missing PyTorch, a missing
 compiler or too little memory leaves that row out and says so; --contenders chooses.
 Beside jax, flax, optax, orbax-checkpoint, tqdm and torch it needs ml_collections, grain, array_record and portpicker,
-but neither TFDS nor tensorboardX. Writes experiments/results/benchmark_cpu or benchmark_gpu: .md, .csv and .json.
+but neither TFDS nor tensorboardX. Writes experiments/results/benchmark_cpu or benchmark_gpu, for
+`--modes=epochs` benchmark_cpu_epochs and so on: .md, .csv and .json.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import itertools
 import json
 import pathlib
 import platform
-import shlex
 import statistics
 import sys
 from typing import Any
@@ -198,6 +198,11 @@ def measure(case: Case, names: list[str], machine: dict[str, Any], options: argp
   return result
 
 
+def result_path(machine: dict[str, Any], options: argparse.Namespace) -> pathlib.Path:
+  """Of the results, without suffix; whole epochs have files of their own."""
+  return options.output / f'benchmark_{machine["platform"]}{"_epochs" * (options.modes == ["epochs"])}'
+
+
 def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options: argparse.Namespace) -> None:
   """Writes the three files; called after every case, so that an interrupted run leaves what it has."""
   by_case = {case: tables.rows(case, result, machine['device']) for case, result in results.items()}
@@ -209,9 +214,8 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
   versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
   names = [name for name in CONTENDERS if name != OURS]
   size = PRODUCT[machine['platform']]
-  command = shlex.join(['python', 'experiments/benchmark.py', *sys.argv[1:]])
   text = [
-    f'Measured by `{command}`',
+    f'Measured by `{tables.command()}`',
     f'on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
     f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: of {options.epoch_repeats}),',
     'the contenders by turns; a ratio is the median over turns. PyTorch is channels_last, with fused SGD; tuned: with',
@@ -223,7 +227,7 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
     tables.details(by_case),
     *notes,
   ]
-  path = options.output / f'benchmark_{machine["platform"]}'
+  path = result_path(machine, options)
   path.with_suffix('.md').write_text('\n'.join(text).rstrip() + '\n')
   path.with_suffix('.csv').write_text(tables.as_csv(by_case))
   raw = {'machine': machine, 'cases': [{**case._asdict(), **result} for case, result in results.items()]}
@@ -238,7 +242,9 @@ def main() -> None:
   except WorkerError as error:
     sys.exit(f'error: no {options.device} device to measure on: {error}')
   on_gpu = machine['platform'] == 'gpu'
-  names = options.contenders or [name for name in CONTENDERS if not (on_gpu and 'tuned' in name)]
+  if not TUNED and any('tuned' in name for name in options.contenders or ()):
+    sys.exit('error: tuned: huge pages are not on request here, or GLIBC_TUNABLES has chosen already')
+  names = options.contenders or [name for name in CONTENDERS if 'tuned' not in name or (TUNED and not on_gpu)]
   results = {}
   options.output.mkdir(parents=True, exist_ok=True)
   dtypes = options.dtypes or (['bfloat16', 'float32'] if on_gpu else ['float32'])
@@ -252,7 +258,7 @@ def main() -> None:
       for name, error in results[case]['errors'].items():
         print(f'  {name} is missing: {error}', flush=True)
       report(machine, results, options)
-  print((options.output / f'benchmark_{machine["platform"]}.md').read_text())
+  print(result_path(machine, options).with_suffix('.md').read_text())
 
 
 if __name__ == '__main__':

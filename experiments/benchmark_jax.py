@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from configs import default
 from experiments import worker
@@ -35,7 +36,7 @@ def random_batch(batch_size: int, mesh) -> dict[str, jax.Array]:
   return parallel.shard_batch({'image': image, 'label': rng.integers(0, 10, batch_size).astype(np.int32)}, mesh)
 
 
-def make_training(config, mesh):
+def make_training(config, mesh, compiler_options: dict[str, str] | None = None):
   """The compiled training step, its state, and the network."""
   from googlenet_jax import train
   from googlenet_jax.state import create_state
@@ -43,8 +44,8 @@ def make_training(config, mesh):
   tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 100))
   graphdef, state = create_state(config, 10, 1, tx, mesh)
   batch = random_batch(config.batch_size, mesh)
-  step = train.make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
-  return step, state, models.nnx.merge(graphdef, state.params, state.batch_stats)
+  step = train.make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile(compiler_options)
+  return step, state, nnx.merge(graphdef, state.params, state.batch_stats)
 
 
 def timed_steps(step, state, batch, count: int) -> tuple[list[float], Any]:
@@ -74,7 +75,7 @@ class Case:
       import optax
 
       graphdef, state = create_state(config, 10, 1, optax.identity(), mesh)
-      network = models.nnx.merge(graphdef, state.params, state.batch_stats)
+      network = nnx.merge(graphdef, state.params, state.batch_stats)
       arguments = (state.params, state.batch_stats)
       eval_step = evaluate.make_eval_step(graphdef, config, mesh).lower(*arguments, next(self._batches)).compile()
       self._step = lambda batch: eval_step(*arguments, batch)

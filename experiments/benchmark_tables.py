@@ -6,7 +6,9 @@ import io
 import os
 import pathlib
 import platform
+import shlex
 import statistics
+import sys
 from typing import Any, NamedTuple
 
 # Published dense peaks in FLOP/s: bfloat16, and TF32, in which both frameworks multiply float32 on a GPU here.
@@ -23,6 +25,11 @@ CPU_BATCHES = {32: 256, 96: 64, 224: 16}  # by pixels
 def cores() -> int:
   """How many cores this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def command() -> str:
+  """The command that is running, as a result names it."""
+  return shlex.join(['python', f'experiments/{pathlib.Path(sys.argv[0]).name}', *sys.argv[1:]])
 
 
 def cpu_model() -> str:

@@ -10,13 +10,16 @@ How it is measured. Each framework runs in a process of its own, with its own th
 to: the two train in turns, a block of steps each, and then evaluate in turns, so that a machine which slows down slows
 both. Speed is the median over the blocks after the first. Both get the same uint8 batches from the same NumPy code, and
 scale them to [0, 1] on the device; images are enlarged by a whole factor and padded with zeros, because the two resize
-differently. PyTorch runs as it comes, eagerly, channels last, its SGD not fused
-(benchmark.py has faster settings beside it); `--compile` adds a third column for `torch.compile`. Time to first step is
-that from the start of the process to the end of its first training step, imports included; the second start finds what
-the first has left in caches, that of compiled programs among them. Peak memory is the process's, on a GPU also the
-device's. `--validation` looks at held-out training images instead. Where training leaves the plateau near 2.30 depends
-on rounding: at a learning rate of 0.02 one and two devices of ours, which differ in the order of sums, had losses of
-1.80 and 2.30 after 300 steps.
+differently. JAX runs as `main.py` has it, on huge pages and on two devices where that is faster; PyTorch as it comes,
+eagerly, channels last, its SGD not fused (benchmark.py has faster settings beside it, huge pages among them);
+`--compile` adds a third column for `torch.compile`. Time to first step is that from the start of the process to the end
+of its first training step, imports included; the second start finds what the first has left in caches, that of compiled
+programs among them. Peak memory is the process's, on a GPU also the device's. `--validation` looks at held-out training
+images instead.
+
+Both start from weights that PyTorch has trained for `--warm_up` steps, momentum from zero. From random weights the loss
+stays on a plateau near 2.30 first, and when it leaves that depends on rounding: even one device and two of ours, which
+differ in the order of sums, part there (rounding.py).
 """
 
 import argparse
@@ -33,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from experiments.benchmark_tables import cores, cpu_model, publish, table
+from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from experiments.compare_sides import MOMENTUM
 from experiments.worker import Worker, WorkerError
 from googlenet_jax import huge_pages
@@ -49,8 +52,9 @@ def parse_arguments() -> argparse.Namespace:
   add = parser.add_argument
   add('--image_size', type=int, default=32, help='pixels, at least 28')
   add('--batch_size', type=int, default=64)
-  add('--steps', type=int, default=2000)
-  add('--learning_rate', type=float, default=0.05)
+  add('--steps', type=int, default=1000)
+  add('--warm_up', type=int, default=1000, help='steps that PyTorch trains alone first; 0 for random weights')
+  add('--learning_rate', type=float, default=0.02)
   add('--block', type=int, default=100, help='steps in a turn')
   add('--evaluations', type=int, default=3, help='passes over the test images')
   add('--threads', type=int, help='processor cores for both, on Linux; all by default')
@@ -61,6 +65,11 @@ def parse_arguments() -> argparse.Namespace:
   add('--data_dir', default='', help='where TFDS keeps prepared sets')
   add('--results', type=pathlib.Path, default=ROOT / 'experiments' / 'results' / 'compare_pytorch')
   arguments = parser.parse_args()
+  if arguments.warm_up < 0:
+    parser.error(f'--warm_up must be at least 0, not {arguments.warm_up}')
+  for name in ('batch_size', 'block', 'evaluations', 'threads'):
+    if (value := getattr(arguments, name)) is not None and value < 1:
+      parser.error(f'--{name} must be at least 1, not {value}')
   if arguments.image_size < 28:
     parser.error('--image_size must be at least 28')
   if arguments.threads and not hasattr(os, 'sched_setaffinity'):
@@ -78,7 +87,8 @@ def write_data(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
     'fashion_mnist', arguments.source_dir, arguments.data_dir, VALIDATION_EXAMPLES if arguments.validation else 0
   )
   order = input_pipeline.train_order(len(dataset.train), arguments.batch_size, arguments.seed)
-  np.save(folder / 'order.npy', np.stack([order[step] for step in range(arguments.steps)]))
+  steps = range(arguments.warm_up + arguments.steps)
+  np.save(folder / 'order.npy', np.stack([order[step] for step in steps]))
   for name, split in (('train', dataset.train), ('test', dataset.validation or dataset.test)):
     np.save(folder / f'{name}_images.npy', split.images)
     np.save(folder / f'{name}_labels.npy', split.labels)
@@ -88,7 +98,7 @@ def started(arguments: argparse.Namespace, side: str, folder: pathlib.Path) -> t
   """Starts a process and has it take one step: the process, the loss in a list, and the seconds that this took."""
   begin = time.perf_counter()
   process = Worker('compare_sides.py', environment(side, folder))
-  make(process, arguments, side, folder)
+  make(process, arguments, side, folder, arguments.warm_up)
   losses, _ = process.ask('train', steps=1)
   return process, losses, time.perf_counter() - begin
 
@@ -102,10 +112,21 @@ def environment(side: str, folder: pathlib.Path) -> dict[str, str]:
   }
 
 
-def make(process: Worker, arguments: argparse.Namespace, side: str, folder: pathlib.Path) -> None:
-  """Has a process make its network."""
-  names = ('image_size', 'batch_size', 'learning_rate', 'seed')
-  process.ask('make', side=side, folder=str(folder), **{name: getattr(arguments, name) for name in names})
+def make(process: Worker, arguments: argparse.Namespace, side: str, folder: pathlib.Path, first_step: int) -> None:
+  """Has a process make its network; `first_step` is where it begins in the order of images."""
+  given = {name: getattr(arguments, name) for name in ('image_size', 'batch_size', 'learning_rate', 'seed')}
+  process.ask('make', side=side, folder=str(folder), first_step=first_step, **given)
+
+
+def warm_up(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
+  """PyTorch draws the weights and trains them behind the plateau; all others start from what it leaves."""
+  process = Worker('compare_sides.py', environment('pytorch', folder))
+  make(process, arguments, 'pytorch', folder, first_step=0)
+  if arguments.warm_up:
+    losses, _ = process.ask('train', steps=arguments.warm_up)
+    print(f'warmed up for {arguments.warm_up} steps: loss {statistics.mean(losses[-100:]):.4f}', flush=True)
+  process.ask('save')
+  process.close()
 
 
 def compare(arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
@@ -115,12 +136,13 @@ def compare(arguments: argparse.Namespace, folder: pathlib.Path) -> dict:
   losses, processes = {}, {}
   training, inference = {side: [] for side in sides}, {side: [] for side in sides}
 
-  for side in sorted(sides, key='pytorch'.__ne__):  # PyTorch first: it draws the weights
+  warm_up(arguments, folder)
+  for side in sides:
     process, _, found['cold'][side] = started(arguments, side, folder)
     process.close()
   for side in ('jax', 'pytorch'):
     process = Worker('compare_sides.py', environment(side, folder))
-    make(process, arguments, side, folder)
+    make(process, arguments, side, folder, arguments.warm_up)
     process.ask('start')
     process.close()
 
@@ -212,10 +234,10 @@ def write(arguments: argparse.Namespace, found: dict) -> None:
   versions = '; '.join(dict.fromkeys(about for about, _ in found['about'].values()))
   devices = ', '.join(dict.fromkeys(device for _, device in found['about'].values()))
   head = [
-    f'Measured by experiments/{pathlib.Path(__file__).name}: {versions}; {devices}, {cores()} cores of {cpu_model()}, '
-    'float32.',
+    f'Measured by `{command()}`: {versions}; {devices}, {cores()} cores of {cpu_model()}, float32.',
     f'Fashion-MNIST at {arguments.image_size} pixels, batch {arguments.batch_size}, {arguments.steps} steps of SGD, '
-    f'learning rate {arguments.learning_rate:g}, momentum {MOMENTUM:g}, seed {arguments.seed}.',
+    f'learning rate {arguments.learning_rate:g}, momentum {MOMENTUM:g}, seed {arguments.seed}, from weights that '
+    f'PyTorch has trained for {arguments.warm_up} steps. JAX on huge pages, PyTorch as it comes.',
     '',
   ]
   names = [SIDES[side] for side in sides]
@@ -251,7 +273,7 @@ def draw(losses: dict[str, list[float]], path: pathlib.Path) -> None:
       below.plot(steps, abs(smooth[side] - smooth['jax']), color=styles[side]['color'], lw=1, label=SIDES[side])
   below.set_yscale('log')
   below.set_ylabel('JAX and PyTorch:\ndifference, nats')
-  below.set_xlabel('step')
+  below.set_xlabel('step, from the same weights')
   for axes in (above, below):
     axes.grid(alpha=0.3)
   FigureCanvasAgg(figure)
@@ -259,7 +281,7 @@ def draw(losses: dict[str, list[float]], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """The whole comparison, or one side of it."""
+  """The whole comparison."""
   arguments = parse_arguments()
   if arguments.threads:  # the processes inherit it
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])

@@ -114,15 +114,17 @@ class TorchSide:
       from safetensors.torch import load_file
 
       model.load_state_dict(load_file(weights))
-    else:
-      from safetensors.torch import save_file
-
-      save_file(model.state_dict(), weights)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default
     self.module = model.to(self.device, memory_format=torch.channels_last)
     self.model = torch.compile(self.module) if options.side == 'pytorch_compiled' else self.module
     self.optimizer = torch.optim.SGD(self.module.parameters(), lr=options.learning_rate, momentum=MOMENTUM)
+
+  def save(self, path):
+    """Writes the weights for the other processes."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}, path)
 
   def prepared(self, images):
     """uint8 `[B, H, W, 1]` as float32 `[B, 1, H, W]` in [0, 1], on the device."""
@@ -192,9 +194,9 @@ def main() -> None:
   taken = 0
 
   def make(**given):
-    nonlocal side, data, options
+    nonlocal side, data, options, taken
     options = SimpleNamespace(**given)
-    options.folder = pathlib.Path(options.folder)
+    options.folder, taken = pathlib.Path(options.folder), options.first_step
     side = (JaxSide if options.side == 'jax' else TorchSide)(options)
     data = {path.stem: np.load(path, mmap_mode='r') for path in options.folder.glob('*.npy')}
 
@@ -222,13 +224,16 @@ def main() -> None:
     return float((predictions == labels).mean()), seconds
 
   def start():
-    for precision, (logits, gradients) in side.start(*batch(0)).items():
+    for precision, (logits, gradients) in side.start(*batch(taken)).items():
       np.savez(options.folder / f'{options.side}_{precision}.npz', logits=logits, **gradients)
 
   def memory():
     return peak_memory(), side.device_memory()
 
-  functions = {'make': make, 'train': train, 'evaluate': evaluate, 'start': start, 'memory': memory}
+  def save():
+    side.save(options.folder / 'weights.safetensors')
+
+  functions = {'make': make, 'save': save, 'train': train, 'evaluate': evaluate, 'start': start, 'memory': memory}
   worker.serve(functions | {'describe': lambda: side.describe()})
 
 

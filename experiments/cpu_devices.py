@@ -18,7 +18,7 @@ import jax
 
 from experiments import benchmark_jax
 from experiments.benchmark_jax import WARM_UP
-from experiments.benchmark_tables import cores, cpu_model, publish, table
+from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from experiments.worker import Worker
 from googlenet_jax import huge_pages, parallel
 
@@ -70,7 +70,7 @@ def main() -> None:
     lines.append([str(image_size), str(batch_size), norm, *rates, spread(one, two), spread(small, same)])
     print(' | '.join(lines[-1]), flush=True)
   head = (
-    f'Measured by `python experiments/cpu_devices.py`: jax {jax.__version__}, float32, {cores()} cores of\n'
+    f'Measured by `{command()}`: jax {jax.__version__}, float32, {cores()} cores of\n'
     f'{cpu_model()};\n'
     f'medians of {ROUNDS} rounds of {STEPS} steps by turns; not counted are the first {WARM_UP}. Ratios with the range '
     'of the\nrounds. With pages of 4 KB there are as many devices as `parallel.cpu_devices` makes.\n\n'

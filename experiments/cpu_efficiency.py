@@ -18,7 +18,7 @@ import jax
 
 from configs import fashion_fast
 from experiments import benchmark_jax
-from experiments.benchmark_tables import cores, cpu_model, publish, table
+from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from googlenet_jax import huge_pages, models, parallel
 
 SIZES = ((32, 128), (96, 64), (224, 32))  # pixels, batch
@@ -52,7 +52,7 @@ def main() -> None:
     peak = (before + benchmark_jax.product(PRODUCT, 'float32', REPEATS)) / 2
     lines.append([str(image_size), str(batch_size), f'{images:.0f}', f'{2 * rate / peak:.2f}'])
   head = (
-    f'Measured by `python experiments/cpu_efficiency.py`: jax {jax.__version__}, float32, {cores()} cores of\n'
+    f'Measured by `{command()}`: jax {jax.__version__}, float32, {cores()} cores of\n'
     f'{cpu_model()},\n'
     f'median of {REPEATS} steps after {WARM_UP}, batch normalisation on.\n\n'
   )

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark_tables import cores, cpu_model, publish, table
+from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from googlenet_jax import cpu_layers, huge_pages, layers
 
 REPEATS, WARM_UP = 15, 3
@@ -132,7 +132,7 @@ def main() -> None:
     plain, fast = layer(name)
     lines.append([name, str(list(shape)), f'{plain:.1f}', f'{fast:.1f}', f'{plain / fast:.1f}'])
   head = (
-    f'Measured by `python experiments/layer_speed.py`: jax {jax.__version__}, float32, {cores()} cores of\n'
+    f'Measured by `{command()}`: jax {jax.__version__}, float32, {cores()} cores of\n'
     f'{cpu_model()};\n'
     f'medians of {REPEATS - WARM_UP} by turns. Layers, forward and backward:\n\n'
   )

@@ -24,8 +24,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from experiments import benchmark_jax, worker
-from experiments.benchmark_tables import CPU_BATCHES, cores, cpu_model, number, publish, table
+from experiments.benchmark_tables import CPU_BATCHES, command, cores, cpu_model, number, publish, table
 from googlenet_jax import datasets, huge_pages, input_pipeline, optimizers, parallel
+from googlenet_jax.errors import UserError
 from googlenet_jax.state import create_state
 
 WARM_UP = 20
@@ -114,7 +115,10 @@ def main() -> None:
   parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'experiments' / 'results')
   options = parser.parse_args()
   jax.config.update('jax_num_cpu_devices', 2)  # of a CPU; of other devices there are as many as there are
-  split = datasets.Split(*worker.training_images())
+  try:
+    split = datasets.Split(*worker.training_images())
+  except (UserError, OSError) as error:
+    sys.exit(f'error: {error}')
   rates, shortest = pipeline_lines(split, options.steps, options.train_steps)
   host = []
   # The state has more arrays with batch normalisation; every device has its own.
@@ -133,7 +137,7 @@ def main() -> None:
   head += ['of the shortest step above', f'first below {LIMIT} ms', f'sum below {LIMIT} ms']
   text = '\n'.join(
     [
-      f'Measured by `python experiments/overheads.py`: jax {jax.__version__}, float32, {jax.devices()[0].device_kind}, '
+      f'Measured by `{command()}`: jax {jax.__version__}, float32, {jax.devices()[0].device_kind}, '
       f'{cores()} cores of {cpu_model()}.\n',
       'The input pipeline alone (Fashion-MNIST, 28x28 uint8, on one device), beside the training step:\n',
       table(['pixels', 'batch', 'pipeline, examples/s', 'step, examples/s', 'pipeline / step'], rates),

@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from typing import Any
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -35,10 +36,11 @@ def profile_jax(image_size: int, batch_size: int, steps: int) -> dict[str, Any]:
   """
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import jax
+  from flax import nnx
   from jax.profiler import ProfileData
 
   from experiments import benchmark_jax, hlo
-  from googlenet_jax import models, parallel
+  from googlenet_jax import parallel
 
   config = benchmark_jax.recipe(image_size, batch_size)
   mesh = parallel.make_mesh()
@@ -59,7 +61,7 @@ def profile_jax(image_size: int, batch_size: int, steps: int) -> dict[str, Any]:
       for event in line.events:
         if event.name in instructions:
           milliseconds[event.name] += event.duration_ns / 1e6 / steps
-  params = jax.tree.leaves(models.nnx.to_pure_dict(models.nnx.state(network, models.nnx.Param)))
+  params = jax.tree.leaves(nnx.to_pure_dict(nnx.state(network, nnx.Param)))
   kernel_sizes = {p.size for p in params if p.ndim == 4}
   rows = []
   for name, value in milliseconds.items():
@@ -85,9 +87,9 @@ def profile_torch(image_size: int, batch_size: int, steps: int) -> dict[str, Any
   return {'version': f'torch {torch.__version__}', 'wall': wall, 'rows': rows}
 
 
-def in_a_process(function, *arguments) -> dict[str, Any]:
+def in_a_process(function, environment: dict[str, str], *arguments) -> dict[str, Any]:
   """Calls a function in a fresh process: each framework then has its threads and its memory to itself."""
-  with multiprocessing.get_context('spawn').Pool(1) as pool:
+  with mock.patch.dict(os.environ, environment), multiprocessing.get_context('spawn').Pool(1) as pool:
     return pool.apply(function, arguments)
 
 
@@ -134,7 +136,7 @@ def torch_section(found: dict[str, Any]) -> str:
     [name, number(value), f'{value / found["wall"]:.1%}', number(calls[name], '.0f')]
     for name, value in totals.most_common(15)
   ]
-  head = f'PyTorch eager, channels_last: {number(found["wall"])} ms a step.\n'
+  head = f'PyTorch eager as it comes, channels_last: {number(found["wall"])} ms a step.\n'
   return '\n'.join([head, table(['operator', 'ms a step, its own', 'share', 'calls'], lines)])
 
 
@@ -152,9 +154,12 @@ def main() -> None:
   for size in options.sizes or CPU_BATCHES:
     batch = options.batch or CPU_BATCHES.get(size, 16)
     sections.append(f'## {size} pixels, batch {batch}\n')
-    for function, section in ((profile_jax, jax_section), (profile_torch, torch_section)):
+    for function, section, environment in (
+      (profile_jax, jax_section, huge_pages.environment()),  # as main.py
+      (profile_torch, torch_section, {}),
+    ):
       try:
-        found = in_a_process(function, size, batch, options.steps)
+        found = in_a_process(function, environment, size, batch, options.steps)
       except ImportError as error:
         if function is profile_jax:
           raise
@@ -176,5 +181,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  huge_pages.restart()  # as main.py
   main()

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from experiments import benchmark_jax, pytorch_twin, worker
-from experiments.benchmark_tables import cores, cpu_model, publish, table
-from googlenet_jax import augment, huge_pages, input_pipeline, layers, optimizers, parallel, torch_weights, train
+from experiments.benchmark_tables import command, cores, cpu_model, publish, table
+from experiments.compare_sides import MOMENTUM
+from googlenet_jax import augment, input_pipeline, layers, optimizers, parallel, torch_weights, train
+from googlenet_jax.errors import UserError
 from googlenet_jax.state import create_state
 
-SIZE, MOMENTUM = 32, 0.9
+SIZE = 32  # pixels
 SHOWN = (1, 10, 20, 50, 100, 150, 200, 300, 500)
 
 
@@ -73,7 +75,10 @@ def main() -> None:
   options = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 2)
-  images, labels = worker.training_images()
+  try:
+    images, labels = worker.training_images()
+  except (UserError, OSError) as error:
+    sys.exit(f'error: {error}')
   order = input_pipeline.train_order(len(labels), options.batch_size, options.seed)
   batches = [{'image': images[order[i]], 'label': labels[order[i]]} for i in range(options.steps)]
   torch.manual_seed(options.seed)
@@ -101,7 +106,7 @@ def main() -> None:
     for step in sorted({s for s in SHOWN if s <= options.steps} | {options.steps})
   ]
   head = (
-    f'Measured by `python experiments/rounding.py`: jax {jax.__version__}, torch {torch.__version__},\n'
+    f'Measured by `{command()}`: jax {jax.__version__}, torch {torch.__version__},\n'
     f'{cores()} cores of {cpu_model()};\n'
     f'{SIZE} pixels, batch {options.batch_size}, learning rate {options.learning_rate:g}. The loss in float64, by '
     "XLA's own forms, and how far\nthe others' is from it:\n\n"
@@ -110,5 +115,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  huge_pages.restart()  # as main.py
   main()

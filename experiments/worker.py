@@ -125,12 +125,13 @@ def training_images() -> tuple[np.ndarray, np.ndarray]:
   Not from TFDS: the GPU machine at hand has none, and to an epoch it makes no difference where the array came from.
 
   Raises:
-    RuntimeError: the environment names no folder.
+    UserError: the environment names no folder, or the files are not there or damaged.
   """
   from googlenet_jax import datasets
+  from googlenet_jax.errors import UserError
 
   if not os.environ.get(SOURCE_VARIABLE):
-    raise RuntimeError(f'{SOURCE_VARIABLE} has to name the folder with the four original files')
+    raise UserError(f'{SOURCE_VARIABLE} has to name the folder with the four original files')
   folder = pathlib.Path(os.environ[SOURCE_VARIABLE])
   images, labels = (datasets.read_idx(folder / name) for name in datasets.IDX_FILES['train'])
   return images[..., None], labels.astype(np.int32)

@@ -10,7 +10,6 @@ Their gradients are for reverse mode only (`custom_vjp`): `jax.jvp` and `jax.hes
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -22,9 +21,9 @@ from jax.experimental.xla_metadata import set_xla_metadata
 # A pass of a convolution is a product of patches on maps whose shorter side has up to so many pixels, and XLA's own on
 # larger ones: by side of the kernel, for the forward pass, the gradient of the input and that of the kernel. Measured
 # on a processor with AVX2 and one with AVX-512 (experiments/results/layer_speed*.md); whole steps decide where layers
-# disagree. XLA is slow by a factor of 4 to 20 where a kernel is larger than the map. Patches take memory: those of the
-# paper's conv2 at 224 pixels 7 MB an image.
-PATCHES_UP_TO = {3: (8, 3, math.inf), 5: (7, 4, 2)}
+# disagree (ablation_cpu.md). XLA is slowest, by factors, where a kernel is larger than the map. Patches take memory:
+# on the largest map measured, of 56 pixels (the paper's conv2 at 224), 7 MB an image.
+PATCHES_UP_TO = {3: (8, 3, 56), 5: (7, 4, 2)}
 
 
 def unfused(function: Callable) -> Callable:
@@ -49,7 +48,7 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   if k == 1:
     return pointwise(x, kernel[0, 0])[0]
   if k in PATCHES_UP_TO:
-    return _conv(x, _vary_like(x, kernel))
+    return _conv(*_vary_alike(x, kernel))
   return xla_conv(x, kernel)
 
 
@@ -59,10 +58,11 @@ def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _vary_like(x, kernel):
+def _vary_alike(*arrays):
   # Inside shard_map, a derivative written by hand has to vary over the same devices as its argument.
-  axes = jax.typeof(x).manual_axis_type.varying - jax.typeof(kernel).manual_axis_type.varying
-  return lax.pcast(kernel, tuple(axes), to='varying') if axes else kernel
+  axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+  missing = [tuple(frozenset().union(*axes) - own) for own in axes]
+  return [lax.pcast(a, m, to='varying') if m else a for a, m in zip(arrays, missing, strict=True)]
 
 
 def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
@@ -71,7 +71,7 @@ def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
   One product gives the gradient of `x`, and one those of the kernels: XLA's product is slow where both factors are
   contracted over their first axis, so that copying `x` transposed first pays, once for all kernels.
   """
-  return _pointwise(x, *[_vary_like(x, kernel) for kernel in kernels])
+  return _pointwise(*_vary_alike(x, *kernels))
 
 
 _transpose = unfused(lambda rows: lax.transpose(rows, (1, 0)))
@@ -120,21 +120,21 @@ def _patches_kernel_gradient(x, gradient, k):
   return jnp.stack([jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)])
 
 
-def _on_small_map(x, kernel, limit):
+def _by_size(x, kernel, limit):
   form = _patches_conv if min(x.shape[1:3]) <= limit else xla_conv
   return form(x, kernel)
 
 
 @jax.custom_vjp
 def _conv(x, kernel):
-  return _on_small_map(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0])
+  return _by_size(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0])
 
 
 def _conv_backward(saved, gradient):
   x, kernel = saved
   k = kernel.shape[0]
   _, input_limit, kernel_limit = PATCHES_UP_TO[k]
-  dx = _on_small_map(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit)
+  dx = _by_size(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit)
   if min(x.shape[1:3]) <= kernel_limit:
     return dx, _patches_kernel_gradient(x, gradient, k)
   return dx, *jax.linear_transpose(functools.partial(xla_conv, x), kernel)(gradient)

@@ -19,8 +19,8 @@ from googlenet_jax import cpu_layers
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Glorot and Bengio (2010) with PyTorch's fans: uniform in +-sqrt(6 / (fan_in + fan_out)).
 
-  The fans are `kh * kw * in` and `kh * kw * out`. NumPy draws, seeded by the key: XLA takes 20 to 30 seconds to compile
-  its own generator for the 57 shapes of this network on two CPU cores, NumPy 0.1 to draw.
+  The fans are `kh * kw * in` and `kh * kw * out`. NumPy draws, seeded by the key: to compile XLA's own generator for
+  each of the 57 shapes of this network takes longer than the training step.
 
   Args:
     key: typed key.
@@ -113,7 +113,8 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
 def relu(x: jax.Array) -> jax.Array:
   """`max(x, 0)`, any shape; the gradient at 0 is 0, as PyTorch's.
 
-  The backward pass looks at the result, which the next layer keeps anyway, and not at `x`.
+  The backward pass looks at the result, which the next layer keeps anyway, and not at `x`. Reverse mode only: `jax.jvp`
+  raises.
   """
   return jnp.maximum(x, 0)
 

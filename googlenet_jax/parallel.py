@@ -81,7 +81,7 @@ def use_compilation_cache() -> None:
 def steps_ahead() -> int:
   """How many steps the host may start before the device has ended the one at work.
 
-  Two hide the host's work from a GPU or TPU. On a CPU there is nothing to hide it behind, and each
-  step that is started seems to take its working memory at once.
+  Two hide the host's work from a GPU or TPU. On a CPU there is nothing to hide it behind, and a step under way holds
+  its working memory.
   """
   return 0 if jax.default_backend() == 'cpu' else 2

@@ -3,7 +3,8 @@
 A PyTorch `state_dict` is a flat dict of tensor names to arrays; here it is NumPy arrays throughout, and PyTorch itself
 is imported only where a `.pth` file is read or written. Into a network and back:
 
-  model = nnx.eval_shape(lambda: models.GoogLeNet(1000, 3, **torch_weights.TORCHVISION, rngs=nnx.Rngs(0)))
+  options = dict(torch_weights.TORCHVISION, transform_input=True)  # as torchvision's published weights ask for
+  model = nnx.eval_shape(lambda: models.GoogLeNet(1000, 3, **options, rngs=nnx.Rngs(0)))
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
   weights = torch_weights.from_torch(torch_weights.read('googlenet.pth'), params, batch_stats, 'torchvision')

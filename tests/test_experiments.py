@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, benchmark_tables, compare_sides, hlo, worker
+from experiments import ablation, benchmark, benchmark_jax, benchmark_tables, compare_sides, hlo, worker
 from experiments.benchmark_tables import Case
-from googlenet_jax import layers
+from googlenet_jax import cpu_layers, layers
 
 CASE = Case('training', 32, 100, 'float32')
 RESULT = {
@@ -108,7 +108,8 @@ def test_instructions_have_kinds_and_sources():
   for direction in ('forward', 'input gradient', 'kernel gradient'):
     assert kinds[f'1x1 product: {direction}'] == (2 if direction == 'forward' else 1)
     assert kinds[f'convolution, larger kernel: {direction}'] >= 2
-  assert any(kind.startswith('max-pool: ') for kind in kinds)
+  assert kinds['max-pool: forward'] >= 1
+  assert kinds['max-pool: backward'] >= 1
 
 
 @pytest.mark.parametrize(('size', 'factor', 'before'), [(28, 1, 0), (32, 1, 2), (61, 2, 2), (96, 3, 6), (224, 8, 0)])
@@ -137,3 +138,28 @@ def test_contenders_that_do_not_fit_together_are_measured_alone(monkeypatch):
   assert result['alone']
   assert result['seconds'] == {'ours': [1.0], 'eager': [1.0]}
   assert result['errors'] == {'compiled': 'RESOURCE_EXHAUSTED: Out of memory'}
+
+
+def test_variants_of_the_ablation_put_something_in_the_place_of_what_is_there():
+  for variants in (ablation.ON_CPU, ablation.ELSEWHERE):
+    for name, changes in variants.items():
+      assert all(getattr(module, attribute) is not value for module, attribute, value in changes), name
+      assert changes or name == ablation.SHIPPED or name in ablation.OPTIONS
+
+
+@pytest.mark.usefixtures('small_network')
+def test_the_ablation_times_other_programs_and_leaves_ours_as_it_was(monkeypatch):
+  programs = []
+
+  def timed_steps(step, state, batch, count):
+    programs.append(step.as_text().count(' convolution('))
+    return [1.0] * count, state
+
+  monkeypatch.setattr(benchmark_jax, 'timed_steps', timed_steps)
+  before = dict(vars(cpu_layers)), layers._cpu
+  variants = {name: ablation.ON_CPU[name] for name in (ablation.SHIPPED, "XLA's own everywhere")}
+  found = ablation.milliseconds(benchmark_jax.recipe(32, 2), variants, turns=1)
+  assert found == dict.fromkeys(variants, [1000.0])
+  ours, plain = programs[:2]
+  assert ours < plain
+  assert (dict(vars(cpu_layers)), layers._cpu) == before

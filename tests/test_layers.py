@@ -153,7 +153,7 @@ def test_what_is_fast_on_a_cpu_keeps_bfloat16(name, size, monkeypatch):
   function, shapes = FAST[name]
   keys = jax.random.split(jax.random.key(0), 1 + len(shapes))
   arrays = [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, [(2, *size, 4), *shapes], strict=True)]
-  value, pullback = jax.vjp(function, *arrays)
+  value, pullback = jax.vjp(jax.jit(lambda *arrays: function(*arrays)), *arrays)
   monkeypatch.setattr(layers, '_cpu', lambda: False)
   exact, exact_pullback = jax.vjp(function, *[a.astype(jnp.float32) for a in arrays])
   gradients, exact_gradients = pullback(value), exact_pullback(jax.tree.map(lambda y: y.astype(jnp.float32), value))
