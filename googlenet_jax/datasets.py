@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from googlenet_jax import cache
 from googlenet_jax.errors import UserError
 
-MAX_BYTES_IN_MEMORY = 8 << 30  # larger sets are read record by record
+MAX_BYTES_IN_MEMORY = 8 << 30  # larger splits are read record by record
+MAX_BYTES_KEPT = 1 << 30  # smaller ones are kept decoded
 VALIDATION_SEED = 0  # of the choice of held-out images: the same for every run, so that runs compare
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
 DIGITS_TEST_EXAMPLES = 360
@@ -316,27 +318,38 @@ def _read(builder) -> Dataset:
 
 
 def _read_split(builder, name: str, shape: tuple[int, ...]) -> Split:
+  count = builder.info.splits[name].num_examples
+  size = count * int(np.prod(shape))
+  if size > MAX_BYTES_IN_MEMORY:
+    images = RecordImages(builder.as_data_source(split=name), np.arange(count))
+    return Split(images, _decoded(builder, name, None)['labels'])
+  read = functools.partial(_decoded, builder, name, shape)
+  if size > MAX_BYTES_KEPT:
+    return Split(**read())
+  files = [pathlib.Path(builder.data_path, file) for file in sorted(builder.info.splits[name].filenames)]
+  return Split(**cache.arrays(f'{builder.info.name}_{name}', files, read))
+
+
+def _decoded(builder, name: str, shape: tuple[int, ...] | None) -> dict[str, np.ndarray]:
+  """`labels`, and where a shape is given `images`, of a whole split."""
   import tensorflow_datasets as tfds
 
   # Images are decoded here, by TFDS's own function: its way there is longer, and to read labels they need not be.
   source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
   decode = builder.info.features['image'].decode_example_np
   count = len(source)
-  in_memory = count * int(np.prod(shape)) <= MAX_BYTES_IN_MEMORY
-  if in_memory:
-    images = np.empty((count, *shape), np.uint8)
-  else:
-    images = RecordImages(builder.as_data_source(split=name), np.arange(count))
-  labels = np.empty(count, np.int32)
+  arrays = {'labels': np.empty(count, np.int32)}
+  if shape is not None:
+    arrays['images'] = np.empty((count, *shape), np.uint8)
   try:
     for start in range(0, count, 1000):
       block = range(start, min(start + 1000, count))
       for i, record in zip(block, source.__getitems__(block), strict=True):
-        labels[i] = record['label']
-        if in_memory:
-          images[i] = decode(record['image'])
+        arrays['labels'][i] = record['label']
+        if shape is not None:
+          arrays['images'][i] = decode(record['image'])
   except RuntimeError as error:  # array_record keeps checksums of its own
     raise UserError(
       f'{builder.data_path} is damaged ({str(error).splitlines()[0]}): delete that folder and run again'
     ) from error
-  return Split(images, labels)
+  return arrays

@@ -1,7 +1,6 @@
 """The mesh: one axis, `data`, over every device; parameters on all of them, batches cut along it."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from googlenet_jax import cache
 from googlenet_jax.errors import UserError
 
 AXIS = 'data'
@@ -74,8 +74,7 @@ def device_name(mesh: Mesh) -> str:
 def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, unless the user has named a folder (JAX_COMPILATION_CACHE_DIR)."""
   if jax.config.jax_compilation_cache_dir is None:
-    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-    jax.config.update('jax_compilation_cache_dir', str(home / 'googlenet_jax'))
+    jax.config.update('jax_compilation_cache_dir', str(cache.folder()))
 
 
 def steps_ahead() -> int:

@@ -14,7 +14,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Tests and the programs they start compile the same networks: once is enough.
 CACHE = tempfile.TemporaryDirectory(prefix='googlenet_jax_tests_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = CACHE.name
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['XDG_CACHE_HOME'] = CACHE.name
 
 import sys
 
