@@ -3,7 +3,7 @@
   python main.py --config=configs/fashion.py
 
 All 60,000 training images, no batch normalisation, the learning rate falls 4 % every 8 epochs. Made for an
-accelerator; its accuracy and time on one have not been measured yet. On 2 CPU cores it estimates 9 hours.
+accelerator; its accuracy and time on one have not been measured yet. On 2 CPU cores it estimates 15 hours.
 """
 
 from configs import default

@@ -24,8 +24,8 @@ def cpu_devices(cores: int, batch_size: int, image_size: int, model: Any) -> int
   """How many devices to make of a CPU: one, or two.
 
   Two were faster, or as fast, in training on 2 cores, with the article's network and batches of 256 images of 32
-  pixels, 64 of 96 and 16 of 224 (experiments/results/cpu_devices*.md). With batch normalisation they were slower:
-  they wait for each other at each layer. Nothing else was measured, so that there is one device for anything smaller
+  pixels, 64 of 96 and 16 of 224 (experiments/results/cpu_devices*.md). With batch normalisation they were not: they
+  wait for each other at each layer. Nothing else was measured, so that there is one device for anything smaller
   or else.
   """
   measured = cores == 2 and model.norm == 'none' and model.head == 'average_pool'

@@ -17,8 +17,9 @@ from googlenet_jax.datasets import Dataset
 from googlenet_jax.errors import UserError
 from googlenet_jax.state import abstract
 
-# About what training on a CPU reaches of a large matrix product (experiments/results/cpu_efficiency.md).
-CPU_EFFICIENCY = 0.35
+# About what training on a CPU reaches of a large matrix product, with batch normalisation (experiments/results/
+# cpu_efficiency.md); without it is a little more (benchmark_cpu.md).
+CPU_EFFICIENCY = 0.55
 LONG_HOURS = 1.0
 
 
