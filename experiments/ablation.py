@@ -29,11 +29,7 @@ from googlenet_jax import cpu_layers, huge_pages, layers, parallel
 
 WARM_UP = 3  # steps of each variant
 SHIPPED = 'as it is'
-
-
-def _xla_max_pool(x, stride):
-  padding, sides, strides = ((0, 0), (1, 1), (1, 1), (0, 0)), (1, 3, 3, 1), (1, stride, stride, 1)
-  return lax.reduce_window(x, -float('inf'), lax.max, sides, strides, padding)
+EIGEN = "YNN for products only, convolutions by Eigen (an option of XLA's)"
 
 
 def _xla_pointwise(x, *kernels):
@@ -47,7 +43,7 @@ def limits(side: int, *values: float) -> tuple[Any, str, Any]:
 
 NO_PATCHES = (cpu_layers, 'PATCHES_UP_TO', {})
 NO_PRODUCTS = (cpu_layers, 'pointwise', _xla_pointwise)
-NO_MAX_POOL = (cpu_layers, 'max_pool', _xla_max_pool)
+NO_MAX_POOL = (cpu_layers, 'max_pool', layers.xla_max_pool)
 FORMS_OF_A_CPU = (layers, '_cpu', lambda: True)
 ON_CPU = {  # what is put in whose place: (module, name, value)
   SHIPPED: [],
@@ -66,18 +62,14 @@ ON_CPU = {  # what is put in whose place: (module, name, value)
   '3x3 forward by patches up to 14 pixels': [limits(3, 14, 3, 56)],
   '3x3 kernel gradient by patches up to 14 pixels only': [limits(3, 8, 3, 14)],
   '5x5 forward by patches up to 14 pixels': [limits(5, 14, 4, 2)],
-  "YNN for products only, convolutions by Eigen (an option of XLA's)": [],
+  EIGEN: [],
 }
 ELSEWHERE = {
   SHIPPED: [],
   'max-pool as on a CPU': [FORMS_OF_A_CPU, NO_PATCHES, NO_PRODUCTS],
   '1x1 convolutions of a map together, as on a CPU': [FORMS_OF_A_CPU, NO_PATCHES, NO_MAX_POOL],
 }
-OPTIONS = {  # of the compiler
-  "YNN for products only, convolutions by Eigen (an option of XLA's)": {
-    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'
-  }
-}
+OPTIONS = {EIGEN: {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}}  # of the compiler
 
 
 def compiled(config: Any, mesh: Any, name: str, changes: list[tuple[Any, str, Any]]) -> list[Any]:

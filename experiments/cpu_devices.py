@@ -17,7 +17,6 @@ sys.path.insert(0, str(ROOT))
 import jax
 
 from experiments import benchmark_jax
-from experiments.benchmark_jax import WARM_UP
 from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from experiments.worker import Worker
 from googlenet_jax import huge_pages, parallel
@@ -72,8 +71,9 @@ def main() -> None:
   head = (
     f'Measured by `{command()}`: jax {jax.__version__}, float32, {cores()} cores of\n'
     f'{cpu_model()};\n'
-    f'medians of {ROUNDS} rounds of {STEPS} steps by turns; not counted are the first {WARM_UP}. Ratios with the range '
-    'of the\nrounds. With pages of 4 KB there are as many devices as `parallel.cpu_devices` makes.\n\n'
+    f'medians of {ROUNDS} rounds of {STEPS} steps by turns; not counted are the first '
+    f'{benchmark_jax.WARM_UP}. Ratios with the range of the\nrounds. '
+    'With pages of 4 KB there are as many devices as `parallel.cpu_devices` makes.\n\n'
   )
   names = ['image size', 'batch', 'norm', '1 device, images/s', '2 devices', 'pages of 4 KB']
   names += ['2 devices to 1', 'huge pages to 4 KB']

@@ -101,7 +101,7 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
   convolution = ' convolution(' in instruction.text
   if inner.startswith('augment.'):
     return 'image preparation'
-  if inner.startswith('models.Linear'):
+  if inner.startswith('layers.Linear'):
     return 'linear layer'
   if product or convolution:
     what = '1x1 product' if any('pointwise' in f for f in instruction.functions) else 'convolution, larger kernel'

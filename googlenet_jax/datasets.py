@@ -24,6 +24,7 @@ import numpy as np
 
 from googlenet_jax import cache
 from googlenet_jax.errors import UserError
+from googlenet_jax.splits import Dataset, RecordImages, Split
 
 MAX_BYTES_IN_MEMORY = 8 << 30  # larger splits are read record by record
 MAX_BYTES_KEPT = 1 << 30  # smaller ones are kept decoded
@@ -37,41 +38,6 @@ IDX_FILES = {
   'test': ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz'),
 }
 IDX_SETS = {'fashion_mnist': 'FashionMNIST', 'mnist': 'MNIST', 'kmnist': 'KMNIST'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Images and labels; `images[indices]` gives uint8 `[n, H, W, C]` whether they lie in memory or on disk."""
-
-  images: Any
-  labels: np.ndarray  # int32 [N]
-
-  def __len__(self) -> int:
-    return len(self.labels)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """A classification data set; `validation` is None where nothing was held out."""
-
-  name: str
-  train: Split
-  validation: Split | None
-  test: Split
-  class_names: tuple[str, ...]
-  image_shape: tuple[int, int, int]  # H, W, C
-
-
-class RecordImages:
-  """Images of a TFDS data source too large for memory: indexed like an array, decoded when asked for."""
-
-  def __init__(self, source: Any, indices: np.ndarray):
-    """Views `source[indices]`."""
-    self._source, self._indices = source, indices
-
-  def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    records = self._source.__getitems__([int(i) for i in self._indices[indices]])
-    return np.stack([record['image'] for record in records])
 
 
 def load(name: str, source_dir: str = '', data_dir: str = '', validation_examples: int = 0) -> Dataset:

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from googlenet_jax import augment, checkpoints, datasets, input_pipeline, monitor, parallel
 from googlenet_jax import config as config_lib
-from googlenet_jax.datasets import Split
 from googlenet_jax.errors import UserError
+from googlenet_jax.splits import Split
 from googlenet_jax.state import create_state, restore
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from googlenet_jax import parallel
-from googlenet_jax.datasets import Split
 from googlenet_jax.errors import UserError
+from googlenet_jax.splits import Split
 
 PREFETCH = 4  # batches gathered ahead by a thread; more only costs memory
 

@@ -1,4 +1,4 @@
-"""Convolution, max-pooling, dropout: PyTorch's arithmetic, with gradients that XLA runs fast.
+"""Convolution, max-pooling, dropout, linear: PyTorch's arithmetic, with gradients that XLA runs fast.
 
 Every layer takes `[B, H, W, C]`. On a GPU or TPU all is XLA's own. On a CPU what XLA runs slowly is written another way
 (`cpu_layers.py`); `_cpu` is the one switch.
@@ -102,6 +102,11 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
     raise ValueError(f'window={window} needs ceil_mode=True: with padding windows are 3x3')
   if _cpu() and not ceil_mode:
     return cpu_layers.max_pool(x, stride)
+  return xla_max_pool(x, stride, window, ceil_mode)
+
+
+def xla_max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
+  """See `max_pool`: XLA's own, on every backend."""
   padding = [(1, 1), (1, 1)]
   if ceil_mode:
     padding = [(0, -(-(size - window) // stride) * stride + window - size) for size in x.shape[1:3]]
@@ -203,3 +208,22 @@ def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> l
   dtype = layers[0].dtype
   maps = pointwise(x.astype(dtype), *[layer.kernel[0, 0].astype(dtype) for layer in layers])
   return [layer._finish(y, train) for layer, y in zip(layers, maps, strict=True)]
+
+
+def flatten(x: jax.Array) -> jax.Array:
+  """`[B, H, W, C]` to `[B, C * H * W]`: channels first, as PyTorch flattens, so that linear weights carry over."""
+  return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+class Linear(nnx.Module):
+  """`x @ kernel + bias`, `[B, in]` to `[B, out]`; Xavier-uniform weights, zero biases."""
+
+  def __init__(self, in_features: int, out_features: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+    """Makes the layer with float32 parameters that computes in `dtype`."""
+    self.dtype = dtype
+    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (in_features, out_features)))
+    self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Applies the layer."""
+    return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)

@@ -1,4 +1,4 @@
-"""GoogLeNet as a table, its Inception block, its auxiliary classifiers, and both heads of the article's comparison.
+"""GoogLeNet as a table, its Inception block, and both heads of the article's comparison.
 
 Source: Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842, table 1 and figure 2. Maps are
 `[B, H, W, C]`; padding and pooling arithmetic are PyTorch's, so that weights carried over give the same logits.
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from googlenet_jax.layers import Conv, dropout, max_pool, read_one_map, relu, xavier_uniform
+from googlenet_jax.auxiliary_classifiers import AuxiliaryClassifier
+from googlenet_jax.layers import Conv, Linear, dropout, flatten, max_pool, read_one_map, relu
 
 
 class Widths(NamedTuple):
@@ -55,7 +56,6 @@ VARIANTS = {  # for weights from elsewhere; no keys of a recipe
 }
 
 AUXILIARY_AFTER = ('inception_4a', 'inception_4d')  # section 5 of the paper
-AUXILIARY_DROPOUT = 0.7
 
 # What torchvision's `transform_input` does: from images normalised by ImageNet's mean and standard deviation to images
 # in [-1, 1], for which its published weights were trained.
@@ -74,11 +74,6 @@ def map_sides(image_size: int, stem: str = 'article', pool: str = 'padded') -> t
     side = halved(-(-side // 2), 3)
   side = halved(halved(side, 3), 3)
   return side, halved(side, 2)
-
-
-def flatten(x: jax.Array) -> jax.Array:
-  """`[B, H, W, C]` to `[B, C * H * W]`: channels first, as PyTorch flattens, so that linear weights carry over."""
-  return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 class Inception(nnx.Module):
@@ -109,76 +104,6 @@ class Inception(nnx.Module):
     branch2 = self.ch3x3(reduced3, train)  # [B, H, W, ch3x3]
     branch3 = self.ch5x5(reduced5, train)  # [B, H, W, ch5x5]
     return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
-
-
-class Linear(nnx.Module):
-  """`x @ kernel + bias`, `[B, in]` to `[B, out]`; Xavier-uniform weights, zero biases."""
-
-  def __init__(self, in_features: int, out_features: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
-    """Makes the layer with float32 parameters that computes in `dtype`."""
-    self.dtype = dtype
-    self.kernel = nnx.Param(xavier_uniform(rngs.params(), (in_features, out_features)))
-    self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Applies the layer."""
-    return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
-
-
-class AuxiliaryClassifier(nnx.Module):
-  """A small classifier on an inner map (section 5 of the paper), `[B, H, W, in]` to logits `[B, num_classes]`.
-
-  Pool to a small map, 1x1 convolution to 128 channels, 1024 hidden units with ReLU, dropout of 70 %, linear.
-  """
-
-  def __init__(self, in_features: int, num_classes: int, pool: str, side: int, *, dtype, rngs, **conv_options):
-    """Makes the classifier.
-
-    Args:
-      in_features: channels of the map.
-      num_classes: length of the logits.
-      pool: 'average_pool', the paper's 5x5 windows with stride 3; or 'adaptive_pool', torchvision's: 4x4 windows that
-        share the map among them, however large it is. On the map of 14 pixels both give 4x4.
-      side: of the map in pixels; read for 'average_pool' only.
-      dtype: of the computation.
-      rngs: stream `params`.
-      **conv_options: for `layers.Conv`.
-    """
-    self.pool = pool
-    pooled = 4 if pool == 'adaptive_pool' else (side - 5) // 3 + 1
-    self.conv = Conv(in_features, 128, 1, dtype=dtype, rngs=rngs, **conv_options)
-    self.fc1 = Linear(pooled * pooled * 128, 1024, dtype, rngs)
-    self.fc2 = Linear(1024, num_classes, dtype, rngs)
-
-  def __call__(self, x: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
-    """Logits, float32; `train` and `keys` (for dropout) as in `GoogLeNet.end_points`."""
-    if self.pool == 'adaptive_pool':
-      x = adaptive_average_pool(x, 4)  # [B, 4, 4, in]
-    else:
-      x = nnx.avg_pool(x, (5, 5), (3, 3))  # [B, 4, 4, in]
-    x = self.conv(x, train)  # [B, 4, 4, 128]
-    x = relu(self.fc1(flatten(x)))  # [B, 1024]
-    if keys is not None:
-      x = dropout(x, AUXILIARY_DROPOUT, keys)
-    return self.fc2(x).astype(jnp.float32)
-
-
-def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
-  """Means over `side` by `side` windows, as PyTorch's `AdaptiveAvgPool2d`: where they do not divide a map they overlap.
-
-  Args:
-    x: `[B, H, W, C]`.
-    side: of the result.
-
-  Returns:
-    `[B, side, side, C]`.
-  """
-  for axis in (1, 2):
-    size = x.shape[axis]
-    bounds = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
-    windows = [jax.lax.slice_in_dim(x, start, end, axis=axis) for start, end in bounds]
-    x = jnp.stack([window.mean(axis) for window in windows], axis)
-  return x
 
 
 def _auxiliary_name(block: str) -> str:

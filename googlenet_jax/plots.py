@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from googlenet_jax.checkpoints import replacing
-from googlenet_jax.datasets import Split
 from googlenet_jax.evaluate import Evaluation
+from googlenet_jax.splits import Split
 
 MISTAKES = 40  # shown at most
 LABELLED_CLASSES = 20  # with more than this, cells and ticks of the confusion matrix stay without text

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, models, monitor, parallel
-from googlenet_jax.datasets import Dataset
 from googlenet_jax.errors import UserError
+from googlenet_jax.splits import Dataset
 from googlenet_jax.state import abstract
 
 # About what training on a CPU reaches of a large matrix product, with batch normalisation (experiments/results/

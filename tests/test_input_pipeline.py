@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from googlenet_jax import input_pipeline
-from googlenet_jax.datasets import Split
 from googlenet_jax.errors import UserError
+from googlenet_jax.splits import Split
 
 
 def split(count):

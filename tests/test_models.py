@@ -5,7 +5,7 @@ import pytest
 import torch
 from flax import nnx
 
-from googlenet_jax import models
+from googlenet_jax import auxiliary_classifiers, models
 
 
 def make(**options):
@@ -138,7 +138,7 @@ def test_auxiliary_classifiers_need_a_map_that_holds_their_window():
 
 
 def test_the_papers_auxiliary_classifier_equals_pytorchs_operations():
-  head = models.AuxiliaryClassifier(8, 3, 'average_pool', 14, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  head = auxiliary_classifiers.AuxiliaryClassifier(8, 3, 'average_pool', 14, dtype=jnp.float32, rngs=nnx.Rngs(0))
   head.fc1.bias[...] = jnp.linspace(-1, 1, 1024)
   x = np.random.default_rng(0).normal(size=(2, 14, 14, 8)).astype(np.float32)
   weight = lambda layer: torch.tensor(np.asarray(layer.kernel[...])).movedim((-1, -2), (0, 1))
@@ -154,12 +154,12 @@ def test_the_papers_auxiliary_classifier_equals_pytorchs_operations():
 def test_adaptive_average_pool_equals_pytorchs(size):
   x = np.random.default_rng(0).normal(size=(2, *size, 4)).astype(np.float32)
   expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 4)
-  ours = models.adaptive_average_pool(jnp.asarray(x), 4)
+  ours = auxiliary_classifiers.adaptive_average_pool(jnp.asarray(x), 4)
   np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_auxiliary_dropout_zeroes_seventy_percent_with_keys_of_its_own():
-  model = models.AuxiliaryClassifier(4, 3, 'adaptive_pool', 0, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  model = auxiliary_classifiers.AuxiliaryClassifier(4, 3, 'adaptive_pool', 0, dtype=jnp.float32, rngs=nnx.Rngs(0))
   model.fc1.bias[...] = jnp.ones(1024)
   model.fc2.kernel[...] = jnp.ones((1024, 3))
   keys = jax.random.split(jax.random.key(0), 64)
