@@ -5,7 +5,8 @@
 
 The same training command continues an interrupted run. Any key of the recipe can be given as --config.KEY=VALUE; the
 keys and their meaning stand in configs/default.py. Recipes: configs/digits.py (a minute on a laptop),
-configs/fashion_fast.py (minutes), configs/fashion.py (the article's, for an accelerator).
+configs/fashion_fast.py (minutes), configs/fashion.py (the article's), configs/fashion_best.py and configs/paper.py
+(ImageNet, seven models), these for an accelerator.
 """
 
 # Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
@@ -27,6 +28,7 @@ CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as config
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/NAME for configs/NAME.py.')
 MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 STEP = flags.DEFINE_integer('step', None, 'evaluate: step of the checkpoint; the newest by default.')
+CROPS = flags.DEFINE_list('crops', ['1', '10', '144'], 'evaluate: by how many crops of an image: 1, 10, 144.')
 SPLIT = flags.DEFINE_enum('split', 'test', ('train', 'validation', 'test'), 'evaluate: which images.')
 
 
@@ -49,11 +51,15 @@ def main(argv: list[str]) -> None:
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
   if MODE.value == 'evaluate':
-    from googlenet_jax import evaluate
+    from googlenet_jax import crops, protocol
 
-    evaluate.evaluate_checkpoint(CONFIG.value, workdir, STEP.value, SPLIT.value)
+    unknown = sorted(set(CROPS.value) - set(map(str, crops.COUNTS)))
+    if unknown or not CROPS.value:
+      raise UserError(f'--crops={",".join(CROPS.value)}: choose from {",".join(map(str, crops.COUNTS))}')
+    counts = sorted(set(map(int, CROPS.value)))
+    protocol.evaluate_checkpoint(CONFIG.value, workdir, STEP.value, SPLIT.value, counts)
   else:
-    from googlenet_jax import train
+    from googlenet_jax import ensemble
 
     try:
       workdir.mkdir(parents=True, exist_ok=True)
@@ -61,7 +67,7 @@ def main(argv: list[str]) -> None:
       raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
     try:
       with checkpoints.lock(workdir):
-        train.train(CONFIG.value, workdir)
+        ensemble.train_members(CONFIG.value, workdir)
     except OSError as error:
       if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise

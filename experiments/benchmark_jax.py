@@ -76,9 +76,9 @@ class Case:
 
       graphdef, state = create_state(config, 10, 1, optax.identity(), mesh)
       network = nnx.merge(graphdef, state.params, state.batch_stats)
-      arguments = (state.params, state.batch_stats)
-      eval_step = evaluate.make_eval_step(graphdef, config, mesh).lower(*arguments, next(self._batches)).compile()
-      self._step = lambda batch: eval_step(*arguments, batch)
+      variables = (state.params, state.batch_stats)
+      eval_step = evaluate.make_eval_step(graphdef, config, mesh).lower(variables, next(self._batches)).compile()
+      self._step = lambda batch: eval_step(variables, batch)
     else:
       train_step, self._state, network = make_training(config, mesh)
 

@@ -99,7 +99,7 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
   inner = instruction.functions[0] if instruction.functions else ''
   product = ' dot(' in instruction.text
   convolution = ' convolution(' in instruction.text
-  if inner.startswith('augment.'):
+  if inner.startswith(('augment.', 'resample.')):
     return 'image preparation'
   if inner.startswith('layers.Linear'):
     return 'linear layer'

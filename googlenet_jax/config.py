@@ -4,13 +4,16 @@ import json
 import pathlib
 from typing import Any
 
-from googlenet_jax import models
+import numpy as np
+
+from googlenet_jax import auxiliary_classifiers, models
 from googlenet_jax.errors import UserError
 from googlenet_jax.optimizers import SCHEDULES
 
 CHOICES = {
   'dtype': ('float32', 'bfloat16'),
   'schedule': SCHEDULES,
+  'ensemble.initial_weights': ('same', 'different'),
   **{f'model.{option}': known for option, known in models.CHOICES.items()},
 }
 # key: (least, most); None for no bound
@@ -30,12 +33,29 @@ RANGES = {
   'micro_batches': (1, None),
   'model.dropout': (0, 1),
   'data.validation_examples': (0, None),
+  'data.canvas': (1, 4096),
   'augment.padding': (0, None),
   'augment.shift': (0, None),
+  'augment.resize': (1, None),
+  'augment.min_area': (0, 1),
+  'augment.max_aspect': (1, None),
+  'augment.photometric': (0, 1),
+  'augment.erasing': (0, 1),
+  'average_decay': (0, 1),
+  'ensemble.members': (1, 1000),
+  'ensemble.member': (0, 999),
   'log_every_steps': (1, None),
   'checkpoint_every_steps': (0, None),
 }
-OTHER_KEYS = ('nesterov', 'augment.flip', 'data.name', 'data.source_dir', 'data.data_dir')
+OTHER_KEYS = (
+  'nesterov',
+  'augment.flip',
+  'augment.random_interpolation',
+  'ensemble.side_by_side',
+  'data.name',
+  'data.source_dir',
+  'data.data_dir',
+)
 # A run goes on with other values of these: how long, what is written down, where the same data lie.
 MAY_CHANGE = (
   'epochs',
@@ -44,17 +64,23 @@ MAY_CHANGE = (
   'checkpoint_every_steps',
   'data.source_dir',
   'data.data_dir',
+  'ensemble.members',
+  'ensemble.side_by_side',
 )
 # What makes the weights fit, and the inputs the same.
 FOR_EVALUATION = (
   'image_size',
   'augment.padding',
+  'augment.resize',
+  'average_decay',
   'data.name',
   'data.validation_examples',
+  'data.canvas',
   'model.inception',
   'model.head',
   'model.stem',
   'model.norm',
+  'model.auxiliary',
 )
 
 
@@ -84,9 +110,19 @@ def validate(config: Any) -> None:
     if not (value >= least and (most is None or value <= most)) or value == float('inf'):
       bound = f'at least {least}' if most is None else f'from {least} to {most}'
       raise UserError(f'config.{key}={value} is out of range: it must be {bound}')
-  for key in ('momentum', 'model.dropout', 'label_smoothing'):
+  for key in ('momentum', 'model.dropout', 'label_smoothing', 'average_decay'):
     if values[key] >= 1:
       raise UserError(f'config.{key}={values[key]} is out of range: it must be below 1')
+  if config.augment.min_area == 0:
+    raise UserError('config.augment.min_area=0 is out of range: it must be above 0, and 1 is for no random crops')
+  if config.augment.random_interpolation and config.augment.min_area == 1:
+    raise UserError('config.augment.random_interpolation is of random crops: config.augment.min_area must be below 1')
+  if config.ensemble.member and config.ensemble.members > 1:
+    raise UserError(
+      f'config.ensemble.members={config.ensemble.members} trains every member; for one of them alone give '
+      f'--config.ensemble.members=1 --config.ensemble.member={config.ensemble.member} '
+      f'--workdir=.../member_{config.ensemble.member}'
+    )
   if config.nesterov and not config.momentum:
     raise UserError('config.nesterov needs a config.momentum above 0')
   least = models.MIN_IMAGE_SIZE[config.model.stem]
@@ -95,6 +131,12 @@ def validate(config: Any) -> None:
       f'config.image_size={config.image_size} is too small for the network: with model.stem={config.model.stem} '
       f'it needs at least {least} pixels'
     )
+  side = models.map_sides(config.image_size, config.model.stem)[0]
+  if config.model.auxiliary == 'average_pool' and side < auxiliary_classifiers.POOL:
+    raise UserError(
+      f'config.image_size={config.image_size} leaves maps of {side} pixels to the auxiliary classifiers, whose pool is '
+      f'of {auxiliary_classifiers.POOL}: config.model.auxiliary=adaptive_pool takes maps of any size'
+    )
   if 2 * config.augment.padding >= config.image_size:
     raise UserError(
       f'config.augment.padding={config.augment.padding} on both sides leaves no image in '
@@ -102,6 +144,19 @@ def validate(config: Any) -> None:
     )
   if config.augment.shift >= config.image_size:
     raise UserError(f'config.augment.shift={config.augment.shift} moves whole images out of sight')
+
+
+def sampling_seed(config: Any) -> int:
+  """The seed of the order of images, of augmentation and of dropout: the recipe's, but another for each member."""
+  member = config.ensemble.member
+  if member == 0:
+    return config.seed
+  return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0] >> 1)
+
+
+def initial_seed(config: Any) -> int:
+  """The seed of the initial weights: by default the same for every member of an ensemble, as in the paper."""
+  return config.seed if config.ensemble.initial_weights == 'same' else sampling_seed(config)
 
 
 def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from googlenet_jax import cache
 from googlenet_jax.errors import UserError
-from googlenet_jax.splits import Dataset, RecordImages, Split
+from googlenet_jax.splits import Dataset, RecordImages, Split, on_canvas
 
 MAX_BYTES_IN_MEMORY = 8 << 30  # larger splits are read record by record
 MAX_BYTES_KEPT = 1 << 30  # smaller ones are kept decoded
@@ -40,7 +40,9 @@ IDX_FILES = {
 IDX_SETS = {'fashion_mnist': 'FashionMNIST', 'mnist': 'MNIST', 'kmnist': 'KMNIST'}
 
 
-def load(name: str, source_dir: str = '', data_dir: str = '', validation_examples: int = 0) -> Dataset:
+def load(
+  name: str, source_dir: str = '', data_dir: str = '', validation_examples: int = 0, canvas: int = 512
+) -> Dataset:
   """Loads a data set; prepares it first where that is needed.
 
   Args:
@@ -49,6 +51,7 @@ def load(name: str, source_dir: str = '', data_dir: str = '', validation_example
       environment variable FASHION_MNIST_DIR stands in when this is empty.
     data_dir: where TFDS keeps prepared sets; empty for its own default.
     validation_examples: number of training images to hold out, chosen by a fixed seed.
+    canvas: for sets of images of many sizes, the longest side in pixels at which they are kept.
 
   Returns:
     The data set; labels count from 0.
@@ -64,7 +67,7 @@ def load(name: str, source_dir: str = '', data_dir: str = '', validation_example
     source_dir = source_dir or os.environ.get(SOURCE_VARIABLE, '')
   elif source_dir and name not in IDX_SETS:
     raise UserError(f'data.source_dir is read for {", ".join(IDX_SETS)} only, not for data.name={name}')
-  return _hold_out(_read(_prepare(name, source_dir, data_dir)), validation_examples)
+  return _hold_out(_read(_prepare(name, source_dir, data_dir), canvas), validation_examples)
 
 
 def _hold_out(dataset: Dataset, count: int) -> Dataset:
@@ -75,13 +78,7 @@ def _hold_out(dataset: Dataset, count: int) -> Dataset:
     raise UserError(f'data.validation_examples={count} leaves nothing to train on: {dataset.name} has {total}')
   order = np.random.default_rng(VALIDATION_SEED).permutation(total)
   held, kept = np.sort(order[:count]), np.sort(order[count:])
-
-  def take(indices):
-    images = dataset.train.images
-    images = RecordImages(images._source, indices) if isinstance(images, RecordImages) else images[indices]
-    return Split(images, dataset.train.labels[indices])
-
-  return dataclasses.replace(dataset, train=take(kept), validation=take(held))
+  return dataclasses.replace(dataset, train=dataset.train.take(kept), validation=dataset.train.take(held))
 
 
 def _digits() -> Dataset:
@@ -268,36 +265,63 @@ def _connect(host: str, port: int, seconds: float) -> OSError | str | None:
 # TFDS: reading -------------------------------------------------------------------------------------------------------
 
 
-def _read(builder) -> Dataset:
+def _read(builder, canvas: int) -> Dataset:
   info = builder.info
   features = info.features
   if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
     raise UserError(f'{info.name} is no image classification set: its features are {", ".join(features)}')
   shape = features['image'].shape
-  if None in shape:
-    raise UserError(f'{info.name} has images of many sizes: only sets of one image size can be read so far')
-  test = 'test' if 'test' in info.splits else 'validation'
-  if not {'train', test} <= set(info.splits):
-    raise UserError(f'{info.name} lacks a train or a test split: it has {", ".join(info.splits)}')
-  train, test = (_read_split(builder, split, shape) for split in ('train', test))
+  many_sizes = None in shape[:2]
+  if many_sizes:
+    shape = (canvas, canvas, shape[2])
+  if shape[2] is None:
+    raise UserError(f'{info.name} does not say how many channels its images have: it cannot be read')
+  train = _read_split(builder, 'train', shape, many_sizes)
+  # Of ImageNet's test images TFDS has no labels, but -1: then those of validation are tested on.
+  test = _read_split(builder, 'test', shape, many_sizes) or _read_split(builder, 'validation', shape, many_sizes)
+  if train is None or test is None:
+    raise UserError(f'{info.name} lacks a labelled train or test split: it has {", ".join(info.splits)}')
   return Dataset(info.name, train, None, test, tuple(features['label'].names), tuple(shape))
 
 
-def _read_split(builder, name: str, shape: tuple[int, ...]) -> Split:
+def _read_split(builder, name: str, shape: tuple[int, ...], many_sizes: bool) -> Split | None:
+  """A split; None where there is none, or none with labels."""
+  import tensorflow_datasets as tfds
+
+  if name not in builder.info.splits or not builder.info.splits[name].num_examples:
+    return None
+  with _damage_told(builder):
+    first = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})[0]
+  if first['label'] < 0:
+    return None
   count = builder.info.splits[name].num_examples
+  files = [pathlib.Path(builder.data_path, file) for file in sorted(builder.info.splits[name].filenames)]
   size = count * int(np.prod(shape))
   if size > MAX_BYTES_IN_MEMORY:
-    images = RecordImages(builder.as_data_source(split=name), np.arange(count))
-    return Split(images, _decoded(builder, name, None)['labels'])
-  read = functools.partial(_decoded, builder, name, shape)
+    read = functools.partial(_decoded, builder, name, None, many_sizes)
+    labels = cache.arrays(f'{builder.info.name}_{name}_labels', files, read)['labels']
+    images = RecordImages(builder.as_data_source(split=name), np.arange(count), shape[0] if many_sizes else None)
+    return Split(images, labels)
+  read = functools.partial(_decoded, builder, name, shape, many_sizes)
   if size > MAX_BYTES_KEPT:
     return Split(**read())
-  files = [pathlib.Path(builder.data_path, file) for file in sorted(builder.info.splits[name].filenames)]
-  return Split(**cache.arrays(f'{builder.info.name}_{name}', files, read))
+  canvas = f'_{shape[0]}' if many_sizes else ''
+  return Split(**cache.arrays(f'{builder.info.name}_{name}{canvas}', files, read))
 
 
-def _decoded(builder, name: str, shape: tuple[int, ...] | None) -> dict[str, np.ndarray]:
-  """`labels`, and where a shape is given `images`, of a whole split."""
+@contextlib.contextmanager
+def _damage_told(builder):
+  """Says what is damaged; array_record keeps checksums of its own."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise UserError(
+      f'{builder.data_path} is damaged ({str(error).splitlines()[0]}): delete that folder and run again'
+    ) from error
+
+
+def _decoded(builder, name: str, shape: tuple[int, ...] | None, many_sizes: bool) -> dict[str, np.ndarray]:
+  """Of a whole split `labels`, where a shape is given `images`, and for many sizes `sizes`."""
   import tensorflow_datasets as tfds
 
   # Images are decoded here, by TFDS's own function: its way there is longer, and to read labels they need not be.
@@ -307,15 +331,17 @@ def _decoded(builder, name: str, shape: tuple[int, ...] | None) -> dict[str, np.
   arrays = {'labels': np.empty(count, np.int32)}
   if shape is not None:
     arrays['images'] = np.empty((count, *shape), np.uint8)
-  try:
+    if many_sizes:
+      arrays['sizes'] = np.empty((count, 2), np.int32)
+  with _damage_told(builder):
     for start in range(0, count, 1000):
       block = range(start, min(start + 1000, count))
       for i, record in zip(block, source.__getitems__(block), strict=True):
         arrays['labels'][i] = record['label']
-        if shape is not None:
+        if shape is None:
+          continue
+        if many_sizes:
+          (arrays['images'][i],), (arrays['sizes'][i],) = on_canvas([decode(record['image'])], shape[0])
+        else:
           arrays['images'][i] = decode(record['image'])
-  except RuntimeError as error:  # array_record keeps checksums of its own
-    raise UserError(
-      f'{builder.data_path} is damaged ({str(error).splitlines()[0]}): delete that folder and run again'
-    ) from error
   return arrays

@@ -1,5 +1,6 @@
 """Order and batches. A training batch is a pure function of (seed, step): nothing about it needs to be saved."""
 
+import os
 from collections.abc import Iterator
 
 import grain
@@ -9,8 +10,9 @@ from jax.sharding import Mesh
 
 from googlenet_jax import parallel
 from googlenet_jax.errors import UserError
-from googlenet_jax.splits import Split
+from googlenet_jax.splits import RecordImages, Split
 
+DECODERS = 16  # threads at most, each at a batch of its own
 PREFETCH = 4  # batches gathered ahead by a thread; more only costs memory
 
 
@@ -58,11 +60,13 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mes
     mesh: devices to cut the batch over.
 
   Yields:
-    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`.
+    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
   """
   order = train_order(len(split), batch_size, seed, jax.process_index(), jax.process_count())
-  gathered = order.map(lambda i: {'image': split.images[i], 'label': split.labels[i]})
-  batches = iter(gathered.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)))
+  # Gathering in memory takes one thread; records have to be decoded.
+  threads = min(os.cpu_count() or 1, DECODERS) if isinstance(split.images, RecordImages) else 1
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
+  batches = iter(order.map(split.batch).to_iter_dataset(options))
   batches.set_state({'next_index': first_step})
   for batch in batches:
     yield parallel.shard_batch(batch, mesh)
@@ -72,10 +76,10 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
   """Every example once, in order; the last batch is filled up with the first example.
 
   Yields:
-    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`.
+    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
   """
   share = batch_size // jax.process_count()
   mine = jax.process_index() * share + np.arange(share)
   for start in range(0, len(split), batch_size):
     indices = np.where(start + mine < len(split), start + mine, 0)
-    yield parallel.shard_batch({'image': split.images[indices], 'label': split.labels[indices]}, mesh)
+    yield parallel.shard_batch(split.batch(indices), mesh)

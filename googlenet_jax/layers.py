@@ -1,4 +1,4 @@
-"""Convolution, max-pooling, dropout, linear: PyTorch's arithmetic, with gradients that XLA runs fast.
+"""Convolution, max-pooling, normalisation, dropout: PyTorch's arithmetic, with gradients that XLA runs fast.
 
 Every layer takes `[B, H, W, C]`. On a GPU or TPU all is XLA's own. On a CPU what XLA runs slowly is written another way
 (`cpu_layers.py`); `_cpu` is the one switch.
@@ -132,6 +132,26 @@ def _relu_forward(x):
 relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y <= 0, 0, gradient),))
 
 
+def local_response_norm(x: jax.Array) -> jax.Array:
+  r"""Local response normalisation across channels (Krizhevsky et al., 2012), as in the authors' GoogLeNet.
+
+  $y_c = x_c (1 + \frac{\alpha}{5} \sum_{|c' - c| \le 2} x_{c'}^2)^{-\beta}$ with $\alpha = 10^{-4}$ and
+  $\beta = 0.75$: PyTorch's `LocalResponseNorm(5)`. The sum is a product with a band matrix, which every backend, and
+  its gradient, runs fast.
+
+  Args:
+    x: `[B, H, W, C]`.
+
+  Returns:
+    The same shape and dtype; the sum is taken in float32.
+  """
+  channel = np.arange(x.shape[-1])
+  band = (abs(channel[:, None] - channel) <= 2).astype(np.float32)
+  wide = x.astype(jnp.float32)
+  total = jnp.einsum('bhwi,io->bhwo', wide * wide, band, precision=lax.Precision.HIGHEST)
+  return (wide * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
+
+
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
   """Zeroes features with probability `rate` and scales the others by `1 / (1 - rate)`.
 
@@ -175,7 +195,7 @@ class Conv(nnx.Module):
       out_features: output channels.
       kernel_size: side of the square kernel in pixels, odd.
       stride: step between windows in pixels.
-      norm: 'none' or 'batch'.
+      norm: 'batch' for batch normalisation; with any other there is none.
       dtype: of the computation; parameters are float32.
       axis_name: mesh axis over which batch statistics are averaged, or None.
       rngs: stream `params`.

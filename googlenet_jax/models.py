@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from googlenet_jax.auxiliary_classifiers import AuxiliaryClassifier
-from googlenet_jax.layers import Conv, Linear, dropout, flatten, max_pool, read_one_map, relu
+from googlenet_jax import auxiliary_classifiers
+from googlenet_jax.layers import Conv, Linear, dropout, flatten, local_response_norm, max_pool, read_one_map, relu
 
 
 class Widths(NamedTuple):
@@ -47,15 +47,13 @@ CHOICES = {  # keys of a recipe
   'inception': ('reduced', 'naive'),
   'head': ('average_pool', 'fully_connected'),
   'stem': tuple(MIN_IMAGE_SIZE),
-  'norm': ('none', 'batch'),
+  'norm': ('none', 'batch', 'lrn'),
+  'auxiliary': ('none', 'average_pool', 'adaptive_pool'),
 }
 VARIANTS = {  # for weights from elsewhere; no keys of a recipe
-  'auxiliary': ('none', 'average_pool', 'adaptive_pool'),
   'pool': ('padded', 'torchvision'),
   'ch5x5_kernel': (5, 3),
 }
-
-AUXILIARY_AFTER = ('inception_4a', 'inception_4d')  # section 5 of the paper
 
 # What torchvision's `transform_input` does: from images normalised by ImageNet's mean and standard deviation to images
 # in [-1, 1], for which its published weights were trained.
@@ -106,10 +104,6 @@ class Inception(nnx.Module):
     return jnp.concatenate([branch1, branch2, branch3, branch4], axis=-1)
 
 
-def _auxiliary_name(block: str) -> str:
-  return block.replace('inception', 'aux')
-
-
 class GoogLeNet(nnx.Module):
   """The article's network: stem, nine Inception blocks, global average pool, linear.
 
@@ -148,10 +142,11 @@ class GoogLeNet(nnx.Module):
         ReLU, then the logits. At 224 pixels the hidden layer alone has 51,381,248 parameters, nine times the rest.
       stem: 'article' (7x7 stride 2 and two pools: a map of 1/8) or 'small' for images of 28 or 32 pixels
         (3x3 stride 1 and one pool: a map of 1/2).
-      norm: 'none', or 'batch' for batch normalisation after every convolution.
+      norm: 'none'; 'batch' for batch normalisation after every convolution; or 'lrn' for the paper's local response
+        normalisation after the first pool and before the second.
       dropout: probability of zeroing a feature before the last linear layer; the paper uses 0.4.
       auxiliary: 'none', or classifiers on the outputs of 4a and 4d: 'average_pool' as in the paper, 'adaptive_pool' as
-        in torchvision; see `AuxiliaryClassifier`.
+        in torchvision; see `auxiliary_classifiers`.
       pool: what halves the maps: 'padded', 3x3 windows with padding 1; or 'torchvision', 3x3 without padding, the last
         window hanging over the edge (`ceil_mode`), and 2x2 after 4e.
       ch5x5_kernel: side of the kernel of the 5x5 branches; torchvision has 3 there.
@@ -180,10 +175,12 @@ class GoogLeNet(nnx.Module):
       raise ValueError(f'transform_input is for images of 3 channels, not {channels}')
     self.channels, self.stem, self.dropout_rate = channels, stem, dropout
     self.pool, self.transform_input = pool, transform_input
+    self.lrn = norm == 'lrn'
     middle, last = map_sides(image_size, stem, pool) if image_size else (0, 0)
-    if auxiliary == 'average_pool' and middle < 5:
+    if auxiliary == 'average_pool' and middle < auxiliary_classifiers.POOL:
       raise ValueError(
-        f"auxiliary='average_pool' needs maps of 5 pixels in stage 4: image_size={image_size} gives {middle}"
+        f"auxiliary='average_pool' needs maps of 5 pixels in stage 4, image_size={image_size} gives {middle}: "
+        "auxiliary='adaptive_pool' takes maps of any size"
       )
 
     c = {'norm': norm, 'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
@@ -203,9 +200,11 @@ class GoogLeNet(nnx.Module):
     self.logits = Linear(features, num_classes, dtype, rngs)
     # Last, so that the other initial weights are the same with and without them.
     self.auxiliary = auxiliary != 'none'
-    for name in AUXILIARY_AFTER if self.auxiliary else ():
-      classifier = AuxiliaryClassifier(getattr(self, name).out_features, num_classes, auxiliary, middle, **c)
-      setattr(self, _auxiliary_name(name), classifier)
+    for name, block in auxiliary_classifiers.AFTER.items() if self.auxiliary else ():
+      classifier = auxiliary_classifiers.AuxiliaryClassifier(
+        getattr(self, block).out_features, num_classes, auxiliary, middle, **c
+      )
+      setattr(self, name, classifier)
 
   def _halve(self, x: jax.Array, window: int = 3) -> jax.Array:
     """A pool between stages; only torchvision's know other windows than 3x3."""
@@ -238,15 +237,19 @@ class GoogLeNet(nnx.Module):
     x = out['conv1'] = self.conv1(image, train)  # [B, 112, 112, 64]
     if self.stem == 'article':
       x = self._halve(x)  # [B, 56, 56, 64]
+    if self.lrn:
+      x = local_response_norm(x)
     x = out['conv2_reduce'] = self.conv2_reduce(x, train)  # [B, 56, 56, 64]
     x = out['conv2'] = self.conv2(x, train)  # [B, 56, 56, 192]
+    if self.lrn:
+      x = local_response_norm(x)
     x = self._halve(x)  # [B, 28, 28, 192]
     for name in TABLE:
       x = out[name] = getattr(self, name)(x, train)  # 3: [B, 28, 28, .]  4: [B, 14, 14, .]  5: [B, 7, 7, .]
-      if self.auxiliary and name in AUXILIARY_AFTER:
-        stream = AUXILIARY_AFTER.index(name)
-        own_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
-        out[_auxiliary_name(name)] = getattr(self, _auxiliary_name(name))(x, train, own_keys)  # [B, num_classes]
+      for stream, (classifier, block) in enumerate(auxiliary_classifiers.AFTER.items()):
+        if self.auxiliary and name == block:
+          own_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
+          out[classifier] = getattr(self, classifier)(x, train, own_keys)  # [B, num_classes]
       if name in POOL_AFTER:
         x = self._halve(x, window=POOL_AFTER[name])
     if self.hidden is None:

@@ -1,5 +1,6 @@
 """What a person sees of a run: lines, a progress bar, `metrics.jsonl`, TensorBoard."""
 
+import contextvars
 import json
 import pathlib
 import sys
@@ -49,10 +50,14 @@ def quieten_libraries() -> None:
   sys.unraisablehook, threading.excepthook = unraisable, thread_failed
 
 
+# Before every line of a thread, where several runs are at work.
+prefix: contextvars.ContextVar[str] = contextvars.ContextVar('prefix', default='')
+
+
 def say(text: str) -> None:
   """Prints a line, above the progress bar if there is one, from the first process only."""
   if jax.process_index() == 0:
-    tqdm.tqdm.write(text, file=sys.stdout)
+    tqdm.tqdm.write(''.join(f'{prefix.get()}{line}\n' for line in text.split('\n')), file=sys.stdout, end='')
     sys.stdout.flush()
 
 
@@ -63,7 +68,7 @@ class Progress:
     """Starts at `first_step`; ends at `last_step`."""
     self._spe, self._last_step = steps_per_epoch, last_step
     # The bar is drawn on stderr: where stdout goes to a file, that is to have the lines.
-    self._live = sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0
+    self._live = sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0 and not prefix.get()
     self._bar = tqdm.tqdm(
       total=last_step, initial=first_step, disable=not self._live, unit='step', dynamic_ncols=True,
       bar_format='{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
@@ -125,18 +130,19 @@ class MetricsLog:
     self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends one record, with the keys of RECORD.
+    """Appends one record, with the keys of RECORD, and with auxiliary classifiers the parts of the loss.
 
     What an ended run wrote is not written again when the same command is given once more.
     """
-    last = self.records[-3:]  # at most train, validation and test of one step
+    last = self.records[-5:]  # at most train, and of averaged and raw weights validation and test, of one step
     if any((r['step'], r['split']) == (record['step'], record['split']) for r in last):
       return
     self.records.append(record)
     if self._file is None:
       return
     self._file.write(json.dumps(record) + '\n')
-    for key in ('loss', 'accuracy', 'examples_per_second'):
+    parts = (key for key in record if key.startswith('loss_'))
+    for key in ('loss', 'accuracy', 'examples_per_second', *parts):
       self._events.add_scalar(f'{record["split"]}/{key}', record[key], record['step'])
     self._events.add_scalar('learning_rate', record['learning_rate'], record['step'])
 
@@ -147,16 +153,20 @@ class MetricsLog:
       self._events.close()
 
 
+_importing = threading.Lock()
+
+
 def _summary_writer() -> Any:
   """tensorboardX's class. Where PyTorch is installed it would import that, in more than a second, for nothing here."""
-  hidden = 'torch' not in sys.modules
-  if hidden:
-    sys.modules['torch'] = None  # which makes `import torch` raise ImportError
-  try:
-    import tensorboardX
-  finally:
+  with _importing:  # several runs may begin at the same time
+    hidden = 'torch' not in sys.modules
     if hidden:
-      del sys.modules['torch']
+      sys.modules['torch'] = None  # which makes `import torch` raise ImportError
+    try:
+      import tensorboardX
+    finally:
+      if hidden:
+        del sys.modules['torch']
   return tensorboardX.SummaryWriter
 
 

@@ -1,6 +1,7 @@
 """Learning-rate schedules and momentum SGD, thin over Optax."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ('step', 'constant', 'cosine', 'one_cycle')
@@ -63,3 +64,11 @@ def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransforma
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))
   parts.append(optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov))
   return optax.chain(*parts)
+
+
+def average_decay(step: jax.Array, decay: float) -> jax.Array:
+  """The share that averaged weights keep at a step: `decay`, less in the first steps, as these are soon out of date.
+
+  min(decay, (1 + step) / (10 + step)), as TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
+  """
+  return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -36,6 +36,7 @@ def curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     ('train', 'accuracy', 'train accuracy', 'C4--'),
     ('validation', 'accuracy', 'validation accuracy', 'C1:'),
     ('test', 'accuracy', 'test accuracy', 'C2-.'),
+    ('test_raw', 'accuracy', 'test accuracy, raw weights', 'C5:'),
   ]
   for split, key, label, style in lines:
     points = [(r['epoch'], r[key]) for r in records if r['split'] == split]
@@ -97,9 +98,57 @@ def mistakes(evaluation: Evaluation, split: Split, class_names: Sequence[str], p
     figure.text(0.5, 0.4, 'no mistakes', ha='center')
   for place, index in enumerate(worst, start=1):
     axes = figure.add_subplot(rows, columns, place)
-    image = split.images[np.array([index])][0]
+    image = split.picture(int(index))
     axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
     said, true = class_names[evaluation.predictions[index]], class_names[evaluation.labels[index]]
     axes.set_title(f'{said} {evaluation.confidences[index]:.0%}\nis {true}', fontsize=7)
     axes.set_axis_off()
+  _save(figure, path)
+
+
+def augmentations(stored: Sequence[np.ndarray], seen: np.ndarray, labels: Sequence[str], path: pathlib.Path) -> None:
+  """Shows images of a training batch, and below each what the network sees of it.
+
+  Args:
+    stored: uint8 `[H, W, C]` each.
+    seen: float `[N, S, S, C]` in [0, 1].
+    labels: names of their classes.
+    path: of the PNG.
+  """
+  columns = 8
+  rows = -(-len(stored) // columns)
+  figure = Figure(figsize=(11, 0.5 + 2.9 * rows), layout='constrained')
+  figure.suptitle('a training batch: stored images, and below each what the network sees')
+  for place, (image, view, label) in enumerate(zip(stored, seen, labels, strict=True)):
+    row, column = divmod(place, columns)
+    for below, picture in ((0, image / 255), (1, np.clip(view, 0, 1))):
+      axes = figure.add_subplot(2 * rows, columns, (2 * row + below) * columns + column + 1)
+      axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap='gray', vmin=0, vmax=1)
+      axes.set_axis_off()
+      if not below:
+        axes.set_title(label, fontsize=7)
+  _save(figure, path)
+
+
+def protocol(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+  """Draws the errors of the paper's table 3 against the cost.
+
+  Args:
+    rows: of `protocol.row`.
+    path: of the PNG.
+  """
+  figure = Figure(figsize=(8, 4), layout='constrained')
+  for axes, key, title in zip(figure.subplots(1, 2), ('top1_error', 'top5_error'), ('top-1', 'top-5'), strict=True):
+    for models in sorted({r['models'] for r in rows}):
+      own = [r for r in rows if r['models'] == models]
+      costs, errors = [r['cost'] for r in own], [100 * r[key] for r in own]
+      axes.plot(costs, errors, 'o-', label=f'{models} model{"s" * (models > 1)}')
+      for r, cost, error in zip(own, costs, errors, strict=True):
+        axes.annotate(f'{r["crops"]}', (cost, error), textcoords='offset points', xytext=(4, 4), fontsize=8)
+    axes.set_xscale('log')
+    axes.margins(0.15)  # for the numbers beside the outermost points
+    axes.set_xlabel('cost: models times crops (beside a point: crops)')
+    axes.set_ylabel(f'{title} error, %')
+    axes.grid(alpha=0.3)
+    axes.legend()
   _save(figure, path)

@@ -12,15 +12,18 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from googlenet_jax import __version__, checkpoints, evaluate, input_pipeline, models, monitor, parallel
+from googlenet_jax import __version__, augment, checkpoints, evaluate, input_pipeline, models, monitor, parallel
+from googlenet_jax import config as config_lib
 from googlenet_jax.errors import UserError
-from googlenet_jax.splits import Dataset
-from googlenet_jax.state import abstract
+from googlenet_jax.evaluate import Evaluation
+from googlenet_jax.splits import Dataset, Split
+from googlenet_jax.state import abstract, empty_metrics, for_prediction
 
 # About what training on a CPU reaches of a large matrix product, with batch normalisation (experiments/results/
 # cpu_efficiency.md); without it is a little more (benchmark_cpu.md).
 CPU_EFFICIENCY = 0.55
 LONG_HOURS = 1.0
+SAMPLES = 16  # in the picture of a batch
 
 
 def estimate(multiply_adds: int, examples: int) -> float:
@@ -73,10 +76,12 @@ class Report:
     self.watch = monitor.Stopwatch(meta['train_seconds'])
     self._log = monitor.MetricsLog(workdir, first_step)
     self._sums = jax.device_get(state.metrics)
+    self._parts = [name for name in self._sums if name not in empty_metrics()]
     self._step = first_step
     self._state_shapes = abstract(state)
     self._eval_step: Callable[..., Any] | None = None
-    self._last_evaluation: tuple[int, evaluate.Evaluation] | None = None
+    self._last_evaluation: tuple[int, Evaluation] | None = None
+    self._raw_accuracy: float | None = None  # of the raw weights beside the averaged ones
     self.progress = monitor.Progress(first_step, last_step, steps_per_epoch)
 
   def introduce(self, step: int) -> None:
@@ -84,6 +89,8 @@ class Report:
     data, config = self._dataset, self._config
     held = len(data.validation) if data.validation else 0
     size = 'x'.join(map(str, data.image_shape))
+    if 'size' in data.test.batch(np.arange(1)):
+      size = f'many sizes, kept within {size}'
     work = models.count_multiply_adds(self._model, config.image_size)
     monitor.say(
       f'googlenet_jax {__version__}, jax {jax.__version__}, {parallel.device_name(self._mesh)}; '
@@ -114,16 +121,42 @@ class Report:
       monitor.say('compiling ...')
     checkpoints.write_json(self._workdir / 'config.json', config.to_dict())
 
+  def draw_samples(self, batch: dict[str, jax.Array]) -> None:
+    """Draws `augmentations.png`: images of the first batch, as stored and as the network sees them."""
+    if jax.process_index() != 0:
+      return
+    from googlenet_jax import plots
+
+    # What this process holds of the batch begins at position 0.
+    shown = {name: array.addressable_shards[0].data[:SAMPLES] for name, array in batch.items()}
+    count = len(shown['label'])
+
+    @jax.jit
+    def see(seed, image, sizes):
+      keys = augment.example_keys(seed, jnp.int32(0), jnp.arange(count))
+      return augment.augment(image, keys, self._config.image_size, self._config.augment, sizes)
+
+    seen = see(config_lib.sampling_seed(self._config), shown['image'], shown.get('size'))
+    names = [self._dataset.class_names[label] for label in np.asarray(shown['label'])]
+    stored = list(np.asarray(shown['image']))
+    if 'size' in shown:
+      stored = [
+        image[:height, :width] for image, (height, width) in zip(stored, np.asarray(shown['size']), strict=True)
+      ]
+    plots.augmentations(stored, np.asarray(seen), names, self._workdir / 'augmentations.png')
+
   def _compile_evaluation(self) -> None:
     """Compiles the evaluation step: at the first evaluation, so that the first step need not wait for it."""
     begin = time.perf_counter()
     batch = next(input_pipeline.eval_batches(self._dataset.test, self._config.batch_size, self._mesh))
     step = evaluate.make_eval_step(self._graphdef, self._config, self._mesh)
-    self._eval_step = step.lower(self._state_shapes.params, self._state_shapes.batch_stats, batch).compile()
+    self._eval_step = step.lower(for_prediction(self._state_shapes), batch).compile()
     if self._trains:
       self._meta['compile_seconds'] += time.perf_counter() - begin
 
-  def _record(self, step: int, split: str, loss: float, accuracy: float, speed: float) -> dict[str, Any]:
+  def _record(
+    self, step: int, split: str, loss: float, accuracy: float, speed: float, **parts: float
+  ) -> dict[str, Any]:
     record = {
       'step': step,
       'epoch': step / self._steps_per_epoch,
@@ -132,6 +165,7 @@ class Report:
       'accuracy': accuracy,
       'learning_rate': float(self._schedule(step - 1)),  # of the last step taken
       'examples_per_second': speed,
+      **parts,
     }
     self._log.write(record)
     return record
@@ -158,9 +192,10 @@ class Report:
     count = int(sums['count'] - self._sums['count'])
     examples = (step - self._step) * self._config.batch_size
     self._meta['train_examples'] += examples
-    loss = float(sums['loss'] - self._sums['loss']) / count
+    loss, *parts = (float(sums[name] - self._sums[name]) / count for name in ('loss', *self._parts))
     accuracy = int(sums['correct'] - self._sums['correct']) / count
-    self.progress.show(self._record(step, 'train', loss, accuracy, examples / seconds))
+    parts = {f'loss_{name}': value for name, value in zip(self._parts, parts, strict=True)}
+    self.progress.show(self._record(step, 'train', loss, accuracy, examples / seconds, **parts))
     self._sums, self._step = sums, step
     self._meta['epoch_metrics'] = {
       'loss': float(sums['loss'] / sums['count']),
@@ -172,19 +207,22 @@ class Report:
     self._sums = jax.tree.map(np.zeros_like, self._sums)
 
   def evaluate(self, step: int, state: Any) -> float | None:
-    """Evaluates on the validation and test images, draws the curves; returns the validation accuracy, if any."""
+    """Evaluates on the validation and test images, draws the curves; returns the validation accuracy, if any.
+
+    Where weights are averaged, these are what is evaluated, and the raw ones beside them.
+    """
     if self._eval_step is None:
       self._compile_evaluation()
     accuracy, line = None, []
     for name, split in (('validation', self._dataset.validation), ('test', self._dataset.test)):
       if split is None:
         continue
-      begin = time.perf_counter()
-      result = evaluate.evaluate(
-        self._eval_step, state, split, self._config.batch_size, self._mesh, len(self._dataset.class_names)
-      )
-      self._record(step, name, result.loss, result.accuracy, len(split) / (time.perf_counter() - begin))
+      result = self._evaluate_split(step, name, split, for_prediction(state))
       line.append(f'{name} loss {result.loss:.3f}, acc {result.accuracy:.4f}')
+      if state.averaged:
+        raw = self._evaluate_split(step, f'{name}_raw', split, (state.params, state.batch_stats))
+        line[-1] += f' (raw weights {raw.accuracy:.4f})'
+        self._raw_accuracy = raw.accuracy
       if name == 'validation':
         accuracy = result.accuracy
       else:
@@ -199,6 +237,12 @@ class Report:
 
       plots.curves(self._log.records, self._workdir / 'curves.png')
     return accuracy
+
+  def _evaluate_split(self, step: int, name: str, split: Split, variables: Any) -> Evaluation:
+    begin = time.perf_counter()
+    result = evaluate.evaluate(self._eval_step, variables, split, self._config.batch_size, self._mesh)
+    self._record(step, name, result.loss, result.accuracy, len(split) / (time.perf_counter() - begin))
+    return result
 
   def meta(self) -> dict[str, Any]:
     """What a checkpoint has to carry for the summary to count the whole run."""
@@ -215,6 +259,7 @@ class Report:
     summary = {
       'test_accuracy': result.accuracy,
       'test_loss': result.loss,
+      **({'test_accuracy_raw': self._raw_accuracy} if state.averaged else {}),
       'train_accuracy': train['accuracy'],
       'train_loss': train['loss'],
       'epochs': step / self._steps_per_epoch,
@@ -235,7 +280,7 @@ class Report:
       plots.confusion(result, names, self._workdir / 'confusion.png')
       plots.mistakes(result, self._dataset.test, names, self._workdir / 'mistakes.png')
       checkpoints.write_json(self._workdir / 'summary.json', summary)
-    monitor.say(f'curves.png, confusion.png, mistakes.png and summary.json are in {self._workdir}')
+    monitor.say(f'augmentations.png, curves.png, confusion.png, mistakes.png and summary.json are in {self._workdir}')
     monitor.say(
       f'loss {train["loss"]:.3f}, train acc {train["accuracy"]:.3f}, test acc {result.accuracy:.3f}\n'
       f'{speed:.1f} examples/sec on {parallel.device_name(self._mesh)}'

@@ -28,13 +28,12 @@ class StopRequest:
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
     if self.signal is not None:
-      raise SystemExit(128 + number)
+      os._exit(128 + number)  # SystemExit would wait for threads; a checkpoint half written does not count
     self.signal = signal.Signals(number)
     # Not print: the signal may have come in the middle of one.
     os.write(2, f'\n{self.signal.name}: saving after this step; once more ends at once\n'.encode())
 
-  def exit(self, step: int, last_step: int) -> None:
+  def exit(self) -> None:
     """Ends the program with the shell's status for the signal and a line that says how to continue."""
-    command = shlex.join(['python', *sys.argv])
-    monitor.say(f'stopped at step {step} of {last_step}, saved. The same command continues: {command}')
+    monitor.say(f'The same command continues: {shlex.join(["python", *sys.argv])}')
     raise SystemExit(128 + self.signal)

@@ -8,13 +8,37 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Images and labels; `images[indices]` gives uint8 `[n, H, W, C]` whether they lie in memory or on disk."""
+  """Images and labels; `images[indices]` gives uint8 `[n, H, W, C]` whether they lie in memory or on disk.
+
+  Images of many sizes lie in the upper left of a canvas `[H, W]`.
+  """
 
   images: Any
   labels: np.ndarray  # int32 [N]
+  sizes: np.ndarray | None = None  # int32 [N, 2], heights and widths in memory; None if all are of one size, or on disk
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """`image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, and for images of many sizes `size` int32 `[n, 2]`."""
+    if isinstance(self.images, RecordImages):
+      images, sizes = self.images.fetch(indices)
+    else:
+      images, sizes = self.images[indices], None if self.sizes is None else self.sizes[indices]
+    return {'image': images, 'label': self.labels[indices], **({} if sizes is None else {'size': sizes})}
+
+  def picture(self, index: int) -> np.ndarray:
+    """One image without its canvas, uint8 `[h, w, C]`."""
+    batch = self.batch(np.array([index]))
+    height, width = batch['size'][0] if 'size' in batch else batch['image'].shape[1:3]
+    return batch['image'][0, :height, :width]
+
+  def take(self, indices: np.ndarray) -> 'Split':
+    """The examples at `indices`."""
+    on_disk = isinstance(self.images, RecordImages)
+    images = self.images.take(indices) if on_disk else self.images[indices]
+    return Split(images, self.labels[indices], None if self.sizes is None else self.sizes[indices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +56,42 @@ class Dataset:
 class RecordImages:
   """Images of a TFDS data source too large for memory: indexed like an array, decoded when asked for."""
 
-  def __init__(self, source: Any, indices: np.ndarray):
-    """Views `source[indices]`."""
-    self._source, self._indices = source, indices
+  def __init__(self, source: Any, indices: np.ndarray, canvas: int | None = None):
+    """Views `source[indices]`; `canvas` is the side of the canvas for images of many sizes."""
+    self._source, self._indices, self._canvas = source, indices, canvas
+
+  def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images, and for images of many sizes int32 `[n, 2]`."""
+    images = [record['image'] for record in self._source.__getitems__([int(i) for i in self._indices[indices]])]
+    return (np.stack(images), None) if self._canvas is None else on_canvas(images, self._canvas)
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-    records = self._source.__getitems__([int(i) for i in self._indices[indices]])
-    return np.stack([record['image'] for record in records])
+    return self.fetch(indices)[0]
+
+  def take(self, indices: np.ndarray) -> 'RecordImages':
+    """Those at `indices` of these."""
+    return RecordImages(self._source, self._indices[indices], self._canvas)
+
+
+def on_canvas(images: list[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
+  """Lays images of many sizes into the upper left of squares; those that are larger are resized to fit.
+
+  Args:
+    images: uint8 `[h, w, C]` each.
+    side: of the squares in pixels.
+
+  Returns:
+    uint8 `[n, side, side, C]`, and int32 `[n, 2]`, heights and widths.
+  """
+  from PIL import Image
+
+  canvas = np.zeros((len(images), side, side, images[0].shape[-1]), np.uint8)
+  sizes = np.empty((len(images), 2), np.int32)
+  for i, image in enumerate(images):
+    height, width = image.shape[:2]
+    if max(height, width) > side:
+      height, width = (max(1, round(n * side / max(image.shape[:2]))) for n in (height, width))
+      flat = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+      image = np.asarray(flat.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, -1)
+    canvas[i, :height, :width], sizes[i] = image, (height, width)
+  return canvas, sizes

@@ -8,7 +8,8 @@ import optax
 from flax import nnx, struct
 from jax.sharding import Mesh
 
-from googlenet_jax import checkpoints, models, monitor, parallel
+from googlenet_jax import auxiliary_classifiers, checkpoints, models, monitor, parallel
+from googlenet_jax.config import initial_seed, sampling_seed
 from googlenet_jax.errors import UserError
 
 
@@ -20,12 +21,20 @@ class TrainState(struct.PyTreeNode):
   batch_stats: Any  # running means and variances; empty without batch normalisation
   opt_state: optax.OptState
   metrics: dict[str, jax.Array]  # sums since the epoch began, on the device
+  averaged: Any  # params and batch_stats, averaged over the steps; empty without
+  seed: jax.Array  # int32, of augmentation and dropout: an argument, so that every member runs the same program
 
 
-def empty_metrics() -> dict[str, jax.Array]:
-  """Sums over no examples; `bad_step` is the first step whose loss was not finite, -1 for none."""
+def empty_metrics(auxiliary: str = 'none') -> dict[str, jax.Array]:
+  """Sums over no examples; `bad_step` is the first step whose loss was not finite, -1 for none.
+
+  `loss` is that of the logits. With auxiliary classifiers there are also theirs, `aux_4a` and `aux_4d`, and the `total`
+  that is minimised.
+  """
+  parts = () if auxiliary == 'none' else ('total', *auxiliary_classifiers.AFTER)
   return {
     'loss': jnp.zeros((), jnp.float32),
+    **{name: jnp.zeros((), jnp.float32) for name in parts},
     'correct': jnp.zeros((), jnp.int32),
     'count': jnp.zeros((), jnp.int32),
     'bad_step': jnp.full((), -1, jnp.int32),
@@ -42,14 +51,28 @@ def create_state(
     image_size=config.image_size,
     dtype=jnp.dtype(config.dtype),
     axis_name=parallel.AXIS,
-    rngs=nnx.Rngs(config.seed),
+    rngs=nnx.Rngs(initial_seed(config)),
     **config.model,
   )
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
   opt_state = jax.jit(tx.init)(params)
-  state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, empty_metrics())
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=opt_state,
+    metrics=empty_metrics(config.model.auxiliary),
+    averaged=jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}) if config.average_decay else {},
+    seed=jnp.int32(sampling_seed(config)),
+  )
   return graphdef, parallel.replicate(state, mesh)
+
+
+def for_prediction(state: TrainState) -> tuple[Any, Any]:
+  """`params` and `batch_stats` that predict: the averaged ones where there are any."""
+  chosen = state.averaged or {'params': state.params, 'batch_stats': state.batch_stats}
+  return chosen['params'], chosen['batch_stats']
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -58,7 +81,7 @@ def abstract(state: TrainState) -> TrainState:
 
 
 # What a checkpoint holds, in two items: evaluation reads the first and need not know the optimizer.
-ITEMS = {'network': ('step', 'params', 'batch_stats'), 'training': ('opt_state', 'metrics')}
+ITEMS = {'network': ('step', 'params', 'batch_stats', 'averaged'), 'training': ('opt_state', 'metrics', 'seed')}
 
 
 def items(state: TrainState) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Training: the step and the loop, to be read from top to bottom."""
 
 import collections
+import concurrent.futures
+import contextlib
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,13 +16,23 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from googlenet_jax import augment, checkpoints, datasets, input_pipeline, optimizers, parallel
+from googlenet_jax import (
+  augment,
+  auxiliary_classifiers,
+  checkpoints,
+  datasets,
+  input_pipeline,
+  monitor,
+  optimizers,
+  parallel,
+)
 from googlenet_jax import config as config_lib
 from googlenet_jax.report import Report
 from googlenet_jax.signals import StopRequest
+from googlenet_jax.splits import Dataset
 from googlenet_jax.state import create_state, empty_metrics, items, restore
 
-DROPOUT_STREAM = 2  # folded into an example's key; augment.py uses 0 and 1
+DROPOUT_STREAM = 2  # folded into an example's key; augment.py uses the others up to 5
 
 
 def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: Any, mesh: Mesh):
@@ -32,69 +45,96 @@ def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, co
   micro-batches, too, hold the same examples for any number of devices.
   """
 
-  def loss_fn(params, batch_stats, image, label, keys):
+  def loss_fn(params, batch_stats, batch, keys):
     model = nnx.merge(graphdef, params, batch_stats)
-    logits = model(image, train=True, keys=keys)
-    targets = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), config.label_smoothing)
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
-    correct = (logits.argmax(-1) == label).sum()
-    return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), correct)
+    image = augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size'))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT_STREAM)
+    out = model.end_points(image, train=True, keys=keys)
+    targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], out['logits'].shape[-1]), config.label_smoothing)
+    total = loss = optax.softmax_cross_entropy(out['logits'], targets).mean()
+    losses = {'loss': loss}
+    if model.auxiliary:
+      parts = {name: optax.softmax_cross_entropy(out[name], targets).mean() for name in auxiliary_classifiers.AFTER}
+      total = loss + auxiliary_classifiers.LOSS_WEIGHT * sum(parts.values())
+      losses |= {'total': total, **parts}
+    correct = (out['logits'].argmax(-1) == batch['label']).sum()
+    return total, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), losses, correct)
+
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+
+  def gradients(params, batch_stats, batch, keys):
+    """Batch statistics, gradients, mean losses and number of right answers over this device's share."""
+    k, share = config.micro_batches, keys.shape[0]
+    if k == 1:
+      grads, (batch_stats, losses, correct) = grad_fn(params, batch_stats, batch, keys)
+      return batch_stats, grads, losses, correct
+
+    def accumulate(carry, part):
+      batch_stats, *sums = carry
+      grads, (batch_stats, *values) = grad_fn(params, batch_stats, *part)
+      return (batch_stats, *jax.tree.map(jnp.add, sums, [grads, *values])), None
+
+    parts = jax.tree.map(lambda a: a.reshape(share // k, k, *a.shape[1:]).swapaxes(0, 1), (batch, keys))
+    first_part = jax.tree.map(lambda a: a[0], parts)
+    grads, (_, *values) = jax.eval_shape(grad_fn, params, batch_stats, *first_part)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), [grads, *values])
+    zeros = jax.tree.map(lambda z: lax.pcast(z, parallel.AXIS, to='varying'), zeros)
+    (batch_stats, grads, losses, correct), _ = lax.scan(accumulate, (batch_stats, *zeros), parts)
+    return batch_stats, *jax.tree.map(lambda a: a / k, (grads, losses)), correct
 
   def step(state, batch):
     share = batch['label'].shape[0]
     positions = lax.axis_index(parallel.AXIS) * share + jnp.arange(share)
-    keys = augment.example_keys(config.seed, state.step, positions)
-    image = augment.prepare(batch['image'], config.image_size, config.augment.padding)
-    image = augment.augment(image, keys, config.augment.shift, config.augment.flip)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT_STREAM)
-
+    keys = augment.example_keys(state.seed, state.step, positions)
     # As varying values, or shard_map would sum the gradients by itself, once in every micro-batch.
     params = jax.tree.map(lambda p: lax.pcast(p, parallel.AXIS, to='varying'), state.params)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    k = config.micro_batches
-    if k == 1:
-      (loss, (batch_stats, correct)), grads = grad_fn(params, state.batch_stats, image, batch['label'], keys)
-    else:
-      parts = jax.tree.map(
-        lambda a: a.reshape(share // k, k, *a.shape[1:]).swapaxes(0, 1), (image, batch['label'], keys)
-      )
-
-      def accumulate(carry, part):
-        batch_stats, *sums = carry
-        (loss, (batch_stats, correct)), grads = grad_fn(params, batch_stats, *part)
-        return (batch_stats, *jax.tree.map(jnp.add, tuple(sums), (loss, correct, grads))), None
-
-      zeros = (jnp.zeros(()), jnp.zeros((), jnp.int32))
-      zeros = jax.tree.map(lambda z: lax.pcast(z, parallel.AXIS, to='varying'), zeros)
-      first = (state.batch_stats, *zeros, jax.tree.map(jnp.zeros_like, params))
-      (batch_stats, loss, correct, grads), _ = lax.scan(accumulate, first, parts)
-      loss, grads = jax.tree.map(lambda a: a / k, (loss, grads))
-
-    loss, grads = lax.pmean((loss, grads), parallel.AXIS)
+    batch_stats, grads, losses, correct = gradients(params, state.batch_stats, batch, keys)
+    losses, grads = lax.pmean((losses, grads), parallel.AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averaged = state.averaged
+    if averaged:
+      move = 1 - optimizers.average_decay(state.step, config.average_decay)
+      new = {'params': params, 'batch_stats': batch_stats}
+      averaged = jax.tree.map(lambda old, new: old + move.astype(old.dtype) * (new - old), averaged, new)
     count = share * mesh.size
     bad = state.metrics['bad_step']
     metrics = {
-      'loss': state.metrics['loss'] + loss * count,
+      **{name: state.metrics[name] + loss * count for name, loss in losses.items()},
       'correct': state.metrics['correct'] + lax.psum(correct, parallel.AXIS),
       'count': state.metrics['count'] + count,
-      'bad_step': jnp.where((bad < 0) & ~jnp.isfinite(loss), state.step, bad),
+      'bad_step': jnp.where((bad < 0) & ~jnp.isfinite(sum(losses.values())), state.step, bad),
     }
     state = state.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
       metrics=metrics,
+      averaged=averaged,
     )
-    return state, loss
+    return state, losses['loss']
 
   sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(parallel.AXIS)), out_specs=P())
   return jax.jit(sharded, donate_argnums=0)
 
 
-def train(config: Any, workdir: pathlib.Path) -> None:
+def train(
+  config: Any,
+  workdir: pathlib.Path,
+  devices: Sequence[jax.Device] | None = None,
+  stop: StopRequest | None = None,
+  dataset: Dataset | None = None,
+) -> None:
   """Trains, or goes on training, the recipe `config` in `workdir`; ends with the two lines of the article.
+
+  Args:
+    config: the recipe.
+    workdir: folder of the run.
+    devices: to train on; all by default.
+    stop: a request that others answer too: when it comes, the run is saved and this returns. By default signals are
+      caught here, and end the program.
+    dataset: of the recipe, where it is already loaded.
 
   Raises:
     UserError: something that the user can mend.
@@ -102,9 +142,9 @@ def train(config: Any, workdir: pathlib.Path) -> None:
   """
   config_lib.check_same(config, workdir)
   # The data and the devices ------------------------------------------------------------------------------------------
-  mesh = parallel.make_mesh()
+  mesh = parallel.make_mesh(devices)
   parallel.check_divides(config.batch_size, mesh, config.micro_batches)
-  dataset = datasets.load(**config.data)
+  dataset = dataset or datasets.load(**config.data)
   steps_per_epoch = input_pipeline.steps_per_epoch(len(dataset.train), config.batch_size)
   last_step = config.epochs * steps_per_epoch
   if config.max_steps:
@@ -124,17 +164,22 @@ def train(config: Any, workdir: pathlib.Path) -> None:
   report.introduce(step)
 
   # Compile, so that speed is that of training alone ------------------------------------------------------------------
-  batches = input_pipeline.train_batches(dataset.train, config.batch_size, config.seed, step, mesh)
+  batches = input_pipeline.train_batches(dataset.train, config.batch_size, config_lib.sampling_seed(config), step, mesh)
   if step < last_step:
     batch = next(batches)
-    begin = time.perf_counter()
-    train_step = make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
-    meta['compile_seconds'] += time.perf_counter() - begin
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a picture is drawn while XLA compiles
+      samples = pool.submit(report.draw_samples, batch) if step == 0 else None
+      begin = time.perf_counter()
+      train_step = make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
+      meta['compile_seconds'] += time.perf_counter() - begin
+      if samples is not None:
+        samples.result()
 
   # The loop ----------------------------------------------------------------------------------------------------------
   pending = collections.deque()  # losses of steps under way
   ahead = parallel.steps_ahead()
-  with StopRequest() as stop:
+  shared = stop is not None
+  with contextlib.nullcontext(stop) if shared else StopRequest() as stop:
     report.watch.start()
     while step < last_step:
       state, loss = train_step(state, batch)
@@ -155,13 +200,16 @@ def train(config: Any, workdir: pathlib.Path) -> None:
       accuracy = report.evaluate(step, state) if end_of_epoch else None
       if step % steps_per_epoch == 0:
         report.begin_epoch()
-        state = state.replace(metrics=parallel.replicate(empty_metrics(), mesh))
+        state = state.replace(metrics=parallel.replicate(empty_metrics(config.model.auxiliary), mesh))
       if end_of_epoch or save_now or stop_now:
         saved.save(step, items(state), report.meta(), accuracy)
       if stop_now and step < last_step:
         saved.close()
         report.close()
-        stop.exit(step, last_step)
+        monitor.say(f'stopped at step {step} of {last_step}, saved')
+        if shared:
+          return
+        stop.exit()
       report.watch.start()
 
     saved.close()

@@ -1,9 +1,13 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
+from scipy.stats import kstest, uniform
 
+from configs import default
 from googlenet_jax import augment
 
 
@@ -44,10 +48,129 @@ def test_random_flip_mirrors_about_half():
 
 
 def test_augmentation_is_a_function_of_seed_step_and_position():
-  image = jax.random.uniform(jax.random.key(1), (64, 8, 8, 1))
-  whole = augment.augment(image, keys(step=3), shift=2, flip=True)
-  part = augment.augment(image[40:], keys(step=3)[40:], shift=2, flip=True)
-  np.testing.assert_array_equal(whole[40:], part)
-  assert (augment.augment(image, keys(step=4), 2, True) != whole).any()
-  assert (augment.augment(image, keys(step=3, seed=1), 2, True) != whole).any()
-  np.testing.assert_array_equal(augment.augment(image, keys()), image)
+  options = default.get_config().augment
+  image = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3), np.uint8)
+
+  def see(image, keys):
+    return np.asarray(jax.jit(lambda image, keys: augment.augment(image, keys, 8, options))(image, keys))
+
+  np.testing.assert_allclose(see(image, keys()), image.astype(np.float32) / 255, atol=1e-6)
+  everything = {'shift': 2, 'flip': True, 'min_area': 0.3, 'photometric': 0.5, 'erasing': 0.5}
+  options.update(everything | {'random_interpolation': True})
+  whole = see(image, keys(step=3))
+  np.testing.assert_allclose(see(image[40:], keys(step=3)[40:]), whole[40:], atol=1e-6)
+  assert (see(image, keys(step=4)) != whole).any()
+  assert (see(image, keys(step=3, seed=1)) != whole).any()
+  assert whole.min() >= 0
+  assert whole.max() <= 1
+
+
+# Training samples of the paper ---------------------------------------------------------------------------------------
+
+
+def boxes(height, width, count=4096, **options):
+  """Centre and extent of random crops, read off pictures of their own coordinates; 'linear' keeps straight lines."""
+  y, x = np.mgrid[:height, :width] + 0.5
+  image = jnp.asarray(np.stack([y / height, x / width], -1), jnp.float32)[None].repeat(count, 0)
+  crop = jax.jit(lambda image, keys: augment.random_crop(image, 16, keys, random_kernel=False, **options))
+  out = np.asarray(crop(image, keys(count=count)), np.float64) * [height, width]
+  # The outermost pixels of the result may lie at the border, where there is nothing to interpolate with.
+  tall, wide = (
+    np.abs(out[:, 12, 8, 0] - out[:, 3, 8, 0]) * 16 / 9,
+    np.abs(out[:, 8, 12, 1] - out[:, 8, 3, 1]) * 16 / 9,
+  )
+  return tall, wide, out[:, 7:9, 7:9].mean((1, 2))
+
+
+def test_random_crops_have_the_papers_distribution():
+  tall, wide, centre = boxes(40, 60, min_area=0.08, max_aspect=4 / 3)
+  rng = np.random.default_rng(0)
+  area, aspect = rng.uniform(0.08, 1, 20000), np.exp(rng.uniform(-np.log(4 / 3), np.log(4 / 3), 20000))
+  fits = (np.sqrt(area * 2400 / aspect) <= 40) & (np.sqrt(area * 2400 * aspect) <= 60)
+  assert kstest(tall * wide / 2400, area[fits]).pvalue > 1e-3
+  assert kstest(np.log(wide / tall), np.log(aspect[fits])).pvalue > 1e-3
+  for axis, size, extent in ((0, 40, tall), (1, 60, wide)):
+    place = (centre[:, axis] - extent / 2) / (size - extent)
+    assert kstest(place[size - extent > 2], 'uniform').pvalue > 1e-3
+
+
+def test_a_box_that_never_fits_is_the_largest_in_the_middle():
+  tall, wide, centre = boxes(20, 200, count=8, min_area=0.9, max_aspect=4 / 3)
+  np.testing.assert_allclose(tall, 20, rtol=0.01)  # shrunk lines are straight only nearly
+  np.testing.assert_allclose(wide, 20 * 4 / 3, rtol=0.01)
+  np.testing.assert_allclose(centre, [[10, 100]] * 8, rtol=0.01)
+
+
+def test_random_crops_see_only_the_image_on_its_canvas():
+  image = jnp.ones((64, 40, 40, 1)).at[:, :9, :13].set(0.25)
+  sizes = jnp.full((64, 2), jnp.array([9, 13]))
+  out = augment.random_crop(image, 8, keys(), sizes)
+  np.testing.assert_allclose(out, 0.25, rtol=1e-5)
+
+
+def test_random_interpolation_takes_all_kernels():
+  image = jnp.asarray(np.random.default_rng(0).random((1, 12, 12, 1), np.float32)).repeat(64, 0)
+  same = keys()[np.zeros(64, int)]
+  one = augment.random_crop(image, 16, same, min_area=0.5)
+  assert len({np.asarray(o).tobytes() for o in one}) == 1
+  # Of four kernels at equal odds none is missing among 64 images, but once in 10 ** 7 times.
+  whole = augment.random_crop(image, 16, keys(), min_area=1.0, max_aspect=1.0)
+  assert len({np.round(np.asarray(o), 3).tobytes() for o in whole}) == 4
+
+
+@pytest.mark.parametrize('name', ['Brightness', 'Contrast', 'Color'])
+def test_photometric_distortions_are_pils(name):
+  image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+  enhance = getattr(ImageEnhance, name)(Image.fromarray(image))
+  operation = ['Brightness', 'Contrast', 'Color'].index(name)
+  for factor in (0.6, 1.0, 1.4):
+    ours = augment.enhance(jnp.asarray(image, jnp.float32) / 255, jnp.int32(operation), jnp.float32(factor))
+    assert np.abs(255 * np.asarray(ours) - np.asarray(enhance.enhance(factor), np.float32)).max() < 1.5
+
+
+def test_photometric_strength_and_grey_images():
+  image = jnp.full((512, 4, 4, 1), 0.5)
+  out = np.asarray(augment.photometric(image, 0.5, keys(count=512)))
+  assert kstest(out[:, 0, 0, 0], uniform(0.25, 0.5).cdf).pvalue > 1e-3  # only brightness changes a flat grey image
+  np.testing.assert_allclose(augment.photometric(image, 0.0, keys(count=512)), image)
+
+
+def test_photometric_distortions_come_in_any_order_and_with_the_light():
+  image = jnp.broadcast_to(jnp.array([[[0.2, 0.5, 0.6], [0.5, 0.4, 0.3]]]), (256, 1, 2, 3))
+  out = np.asarray(augment.photometric(image, 0.5, keys(count=256)))
+
+  @jax.jit
+  @jax.vmap
+  def in_all_orders(key):
+    factors = jax.random.uniform(jax.random.split(key)[0], (3,), minval=0.5, maxval=1.5)
+    pictures = []
+    for order in itertools.permutations(range(3)):
+      picture = image[0]
+      for operation in order:
+        picture = augment.enhance(picture, jnp.int32(operation), factors[operation])
+      pictures.append(augment.light(picture[None], 0.1, jax.random.fold_in(key, 1)[None])[0])
+    return jnp.stack(pictures)
+
+  found = np.isclose(in_all_orders(keys(count=256)), out[:, None], atol=1e-5).all((2, 3, 4))  # image, order
+  assert found.any(axis=1).all()
+  assert found.any(axis=0).all()
+
+
+def test_light_is_coloured_by_the_principal_components():
+  image = jnp.full((2048, 2, 2, 3), 0.5)
+  out = np.asarray(augment.light(image, 0.1, keys(count=2048)))[:, 0, 0] - 0.5
+  light = np.array(augment.LIGHT)
+  np.testing.assert_allclose(np.cov(out.T), 0.01 * light @ light.T, atol=3e-5)
+
+
+def test_random_erasing_has_its_probability_and_area():
+  image = jnp.full((2048, 24, 24, 1), -1.0)
+  out = np.asarray(augment.random_erasing(image, 0.5, keys(count=2048)))[..., 0]
+  share = (out >= 0).mean((1, 2))
+  assert abs((share > 0).mean() - 0.5) < 0.04
+  erased = share[share > 0]
+  assert erased.max() < 0.45
+  assert abs(np.median(erased) - 0.21) < 0.03  # uniform in [0.02, 0.4]
+  first = out[share > 0][0] >= 0
+  rows, columns = np.flatnonzero(first.any(1)), np.flatnonzero(first.any(0))
+  assert first[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()  # a rectangle

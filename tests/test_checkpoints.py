@@ -92,7 +92,7 @@ def test_a_changed_byte_is_found(tmp_path):
   ],
 )
 def test_damaged_checkpoints_make_room_once_an_older_one_is_read(tmp_path, capsys, read_only, damaged, stay, said):
-  first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0))
+  first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0), {}, jnp.int32(0))
   saved = checkpoints.Checkpoints(tmp_path)
   for step, accuracy in enumerate([0.9, 0.5, 0.6], start=1):  # the first is the best, or it would be gone
     saved.save(step, state.items(first.replace(step=jnp.int32(step))), {}, accuracy)

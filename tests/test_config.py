@@ -41,6 +41,17 @@ def test_the_articles_recipe():
     ('augment.shift', 17, 'out of sight'),
     ('model.dropout', 1.0, 'below 1'),
     ('model.norm', 'lrn2', 'config.model.norm'),
+    ('model.auxiliary', 'average_pool', 'leaves maps of 2 pixels to the auxiliary classifiers, whose pool is of 5'),
+    ('average_decay', 1.0, 'config.average_decay=1.0 is out of range: it must be below 1'),
+    ('augment.min_area', 0.0, 'config.augment.min_area=0 is out of range: it must be above 0'),
+    ('augment.max_aspect', 0.9, 'config.augment.max_aspect=0.9 is out of range: it must be at least 1'),
+    ('augment.resize', 0.9, 'config.augment.resize'),
+    ('augment.random_interpolation', True, 'config.augment.min_area must be below 1'),
+    ('augment.photometric', 1.5, 'config.augment.photometric'),
+    ('augment.erasing', -0.1, 'config.augment.erasing'),
+    ('ensemble.members', 0, 'config.ensemble.members'),
+    ('ensemble.initial_weights', 'equal', 'choose from same, different'),
+    ('data.canvas', 0, 'config.data.canvas'),
     ('data.validation_examples', -5, 'config.data.validation_examples'),
   ],
 )
@@ -82,3 +93,20 @@ def test_a_recipe_that_cannot_be_read_is_refused(content, message, tmp_path):
     (tmp_path / 'config.json').write_bytes(content)
   with pytest.raises(UserError, match=message):
     config.check_same(small_config(seed=1), tmp_path)
+
+
+def test_a_member_is_trained_alone_or_with_the_others():
+  config.validate(small_config(**{'ensemble.member': 3}))
+  with pytest.raises(UserError, match=r'--config.ensemble.members=1 --config.ensemble.member=3 --workdir=.../member_3'):
+    config.validate(small_config(**{'ensemble.member': 3, 'ensemble.members': 7}))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('augment.resize', 1.1), ('average_decay', 0.9), ('model.auxiliary', 'adaptive_pool'), ('data.canvas', 64)],
+)
+def test_evaluation_refuses_what_changes_the_network_or_its_inputs(key, value, tmp_path):
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+  checkpoints.write_json(tmp_path / 'config.json', small_config().to_dict())
+  with pytest.raises(UserError, match=f'{key}: .* there, .* now'):
+    config.check_same(small_config(**{key: value}), tmp_path, config.FOR_EVALUATION)

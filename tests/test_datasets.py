@@ -1,4 +1,5 @@
 import gzip
+import io
 import os
 import pathlib
 import shutil
@@ -11,9 +12,10 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from googlenet_jax import datasets
+from googlenet_jax import datasets, splits
 from googlenet_jax.errors import UserError
 
 REAL = os.environ.get('FASHION_MNIST_DIR')
@@ -184,3 +186,65 @@ def test_the_real_files(tmp_path):
   assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5000, 10_000)
   np.testing.assert_array_equal(np.bincount(data.test.labels), [1000] * 10)
   assert data.test.images.mean() / 255 == pytest.approx(0.2868, abs=5e-5)
+
+
+SIZES = [(20, 30), (30, 20), (96, 40), (25, 25)]  # the third is larger than the canvas
+
+
+@pytest.fixture
+def many_sizes(tmp_path):
+  """A prepared set of ImageNet's form, as TFDS has it: images of many sizes, none of the test images labelled."""
+
+  class ManySizes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {
+        'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+        'label': tfds.features.ClassLabel(num_classes=5),
+      }
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+      return {split: self._generate_examples(split) for split in ('train', 'validation', 'test')}
+
+    def _generate_examples(self, split):
+      for i, (height, width) in enumerate(SIZES):
+        png = io.BytesIO()
+        Image.fromarray(np.full((height, width, 3), 10 * (i + 1), np.uint8)).save(png, 'png')
+        yield i, {'image': png.getvalue(), 'label': -1 if split == 'test' else i}
+
+  ManySizes.name = 'many_sizes'
+  ManySizes(data_dir=str(tmp_path)).download_and_prepare(file_format='array_record')
+  return 'many_sizes', '', str(tmp_path)
+
+
+@pytest.mark.filterwarnings('ignore:.*no dataset_info.json')
+def test_images_of_many_sizes_in_memory_and_on_disk(many_sizes, monkeypatch):
+  loaded = datasets.load(*many_sizes, validation_examples=1, canvas=48)
+  monkeypatch.setattr(datasets, 'MAX_BYTES_IN_MEMORY', 1)
+  streamed = datasets.load(*many_sizes, validation_examples=1, canvas=48)
+  assert loaded.image_shape == (48, 48, 3)
+  assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [3, 1, 4]
+  for name in ('train', 'validation', 'test'):
+    split, other = getattr(loaded, name), getattr(streamed, name)
+    batch, same = (s.batch(np.arange(len(s))) for s in (split, other))
+    for key in ('image', 'label', 'size'):
+      np.testing.assert_array_equal(batch[key], same[key])
+    for place, label in enumerate(split.labels):
+      height, width = (48, 20) if label == 2 else SIZES[label]
+      assert tuple(batch['size'][place]) == (height, width)
+      np.testing.assert_array_equal(split.picture(place), np.full((height, width, 3), 10 * (label + 1)))
+      assert batch['image'][place].sum() == height * width * 3 * 10 * (label + 1)  # zeros elsewhere
+
+
+def test_without_labelled_test_images_those_of_validation_are_tested_on(many_sizes):
+  np.testing.assert_array_equal(np.sort(datasets.load(*many_sizes, canvas=48).test.labels), np.arange(4))
+
+
+def test_grey_images_larger_than_the_canvas_are_shrunk_as_pil_does():
+  image = np.random.default_rng(0).integers(0, 256, (60, 90, 1), np.uint8)
+  canvas, sizes = splits.on_canvas([image], 45)
+  assert tuple(sizes[0]) == (30, 45)
+  expected = Image.fromarray(image[..., 0]).resize((45, 30), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(canvas[0, :30, :, 0], np.asarray(expected))

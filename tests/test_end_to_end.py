@@ -16,9 +16,10 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import read_log, small_config, small_table
 
-from googlenet_jax import checkpoints, datasets, evaluate, models, monitor, optimizers, train
+from googlenet_jax import checkpoints, datasets, models, monitor, optimizers, protocol, train
 from googlenet_jax.errors import UserError
 from googlenet_jax.report import Report
+from googlenet_jax.signals import StopRequest
 from googlenet_jax.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,6 +32,12 @@ CONFIG = {
   'model.dropout': 0.3,
   'augment.shift': 2,
   'augment.flip': True,
+  'augment.min_area': 0.5,
+  'augment.random_interpolation': True,
+  'augment.photometric': 0.3,
+  'augment.erasing': 0.3,
+  'average_decay': 0.9,
+  'model.auxiliary': 'adaptive_pool',
   'log_every_steps': 4,
 }
 
@@ -66,30 +73,54 @@ def assert_same_run(workdir, reference):
   assert [r['step'] for r in ours] == [11, 22]
   assert [r['loss'] for r in ours] == [r['loss'] for r in theirs]
   summaries = [json.loads((w / 'summary.json').read_text()) for w in (workdir, reference)]
-  assert summaries[0]['train_loss'] == summaries[1]['train_loss']
+  for key in ('train_loss', 'test_accuracy', 'test_accuracy_raw'):
+    assert summaries[0][key] == summaries[1][key]
 
 
 @pytest.mark.usefixtures('small_network')
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(number, uninterrupted, tmp_path, monkeypatch, capsys):
+def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(uninterrupted, tmp_path, monkeypatch, capsys):
   count = monitor.Progress.step
 
   def step(self):
     count(self)
     step.taken += 1
     if step.taken == 6:
-      os.kill(os.getpid(), number)
+      os.kill(os.getpid(), signal.SIGTERM)
 
   step.taken = 0
   with monkeypatch.context() as patch:
     patch.setattr(monitor.Progress, 'step', step)
     with pytest.raises(SystemExit) as stopped:
       train.train(small_config(**CONFIG), tmp_path)
-  assert stopped.value.code == 128 + number
-  assert 'stopped at step 6 of 22, saved. The same command continues' in capsys.readouterr().out
+  assert stopped.value.code == 128 + signal.SIGTERM
+  assert 'stopped at step 6 of 22, saved\nThe same command continues: python ' in capsys.readouterr().out
   train.train(small_config(**CONFIG), tmp_path)
   assert 'continuing after step 6 of 22' in capsys.readouterr().out
   assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_requests_within_the_block_and_what_they_were_behind_it(number):
+  before = signal.getsignal(number)
+  with StopRequest() as stop:
+    assert stop.signal is None
+    os.kill(os.getpid(), number)
+    assert stop.signal is number
+  assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_at_once_whatever_threads_are_at_work():
+  code = """
+import os, signal, threading, time
+from googlenet_jax.signals import StopRequest
+with StopRequest():
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  for _ in range(2):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+  process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, timeout=50)
+  assert process.returncode == 128 + signal.SIGTERM
+  assert b'once more ends at once' in process.stderr
 
 
 @pytest.mark.usefixtures('small_network', 'uninterrupted')  # the latter has compiled the same step
@@ -109,14 +140,14 @@ def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(tmp_path,
       self.looks += 1
       return signal.SIGTERM if self.looks > 5 else None
 
-    def exit(self, step, last_step):
-      raise SystemExit(step)
+    def exit(self):
+      raise SystemExit(128 + signal.SIGTERM)
 
   monkeypatch.setattr(train, 'StopRequest', Late)
   with pytest.raises(SystemExit) as stopped:
     train.train(small_config(**CONFIG), tmp_path)
-  assert stopped.value.code == 6  # in the fourth, a log point, nothing was saved
-  assert checkpoints.Checkpoints(tmp_path).steps() == [6]
+  assert stopped.value.code == 128 + signal.SIGTERM
+  assert checkpoints.Checkpoints(tmp_path).steps() == [6]  # in the fourth, a log point, nothing was saved
 
 
 # TensorStore's threads grumble when they meet half a file.
@@ -180,7 +211,7 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   config = small_config(**CONFIG)
   under_way = uninterrupted / 'checkpoints' / '23.orbax-checkpoint-tmp'
   under_way.mkdir()
-  evaluate.evaluate_checkpoint(config, uninterrupted, None, 'test')
+  protocol.evaluate_checkpoint(config, uninterrupted, None, 'test', [1])
   under_way.rmdir()  # still there: it may belong to a training that goes on beside the evaluation
   found = json.loads((uninterrupted / 'evaluation.json').read_text())
   summary = json.loads((uninterrupted / 'summary.json').read_text())
@@ -194,14 +225,14 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
 
   other = small_config(**CONFIG, weight_decay=0.1, clip_norm=1.0, nesterov=True)  # of no concern to evaluation
-  evaluate.evaluate_checkpoint(other, uninterrupted, 11, 'train')
+  protocol.evaluate_checkpoint(other, uninterrupted, 11, 'train', [1])
   assert json.loads((uninterrupted / 'evaluation.json').read_text())['examples'] == 1437
   with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
-    evaluate.evaluate_checkpoint(config, uninterrupted, 5, 'test')
+    protocol.evaluate_checkpoint(config, uninterrupted, 5, 'test')
   with pytest.raises(UserError, match='holds no images out'):
-    evaluate.evaluate_checkpoint(config, uninterrupted, None, 'validation')
+    protocol.evaluate_checkpoint(config, uninterrupted, None, 'validation')
   with pytest.raises(UserError, match='holds no checkpoints: train first'):
-    evaluate.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
+    protocol.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
 
 
 @pytest.mark.usefixtures('small_network')
@@ -211,7 +242,7 @@ def test_a_class_without_images_is_null_in_json(tmp_path, monkeypatch, capsys):
   few = datasets.Split(digits.test.images[keep], digits.test.labels[keep])
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
   train.train(small_config(batch_size=128, max_steps=1), tmp_path)
-  evaluate.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test')
+  protocol.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test', [1])
   text = (tmp_path / 'evaluation.json').read_text()
   assert 'NaN' not in text
   classes = json.loads(text)['per_class_accuracy']

@@ -7,7 +7,7 @@ from conftest import small_config
 from flax import nnx
 
 from googlenet_jax import augment, datasets, evaluate
-from googlenet_jax.state import create_state
+from googlenet_jax.state import create_state, for_prediction
 
 
 @pytest.mark.usefixtures('small_network')
@@ -17,7 +17,7 @@ def test_every_image_counts_once_when_the_batch_does_not_divide(devices, mesh_of
   split = datasets.load('digits').test
   split = datasets.Split(split.images[:37], split.labels[:37])
   graphdef, state = create_state(config, 10, 1, optax.identity(), mesh)
-  found = evaluate.evaluate(evaluate.make_eval_step(graphdef, config, mesh), state, split, 16, mesh, 10)
+  found = evaluate.evaluate(evaluate.make_eval_step(graphdef, config, mesh), for_prediction(state), split, 16, mesh)
 
   params = jax.device_get(state.params)
   logits = nnx.merge(graphdef, params, {})(augment.prepare(jnp.asarray(split.images), config.image_size))
@@ -31,7 +31,24 @@ def test_every_image_counts_once_when_the_batch_does_not_divide(devices, mesh_of
 
 def test_confusion_and_accuracy_by_class():
   labels, predictions = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 0, 2, 2])
-  result = evaluate.Evaluation(labels, predictions, np.arange(6.0), np.ones(6), 4)
+  log_probabilities = np.log(np.full((6, 4), 0.2, np.float32) + 0.2 * np.eye(4, dtype=np.float32)[predictions])
+  result = evaluate.Evaluation(labels, log_probabilities)
   np.testing.assert_array_equal(result.confusion, [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]])
   np.testing.assert_allclose(result.per_class_accuracy, [1 / 2, 1, 2 / 3, np.nan])
-  assert (result.accuracy, result.loss) == (4 / 6, 2.5)
+  assert result.accuracy == 4 / 6
+  assert result.loss == pytest.approx(-(4 * np.log(0.4) + 2 * np.log(0.2)) / 6)
+  np.testing.assert_allclose(result.confidences, 0.4, rtol=1e-6)
+
+
+def test_top_errors():
+  probabilities = np.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]], np.float32)
+  result = evaluate.Evaluation(np.array([1, 3, 0]), np.log(probabilities))
+  assert [result.error(top) for top in (1, 2, 3, 4)] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_an_ensemble_says_the_mean_of_its_members_probabilities():
+  rng = np.random.default_rng(0)
+  probabilities = rng.dirichlet(np.ones(5), (7, 20)).astype(np.float32)
+  labels = rng.integers(0, 5, 20)
+  found = evaluate.together([evaluate.Evaluation(labels, np.log(p)) for p in probabilities])
+  np.testing.assert_allclose(np.exp(found.log_probabilities), probabilities.mean(0), rtol=1e-5)

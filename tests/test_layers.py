@@ -221,3 +221,14 @@ def test_dropout_masks_belong_to_the_example():
   np.testing.assert_array_equal(layers.dropout(x[5:], 0.4, keys[5:]), whole[5:])
   assert set(np.unique(whole).tolist()) == {0.0, float(np.float32(1 / 0.6))}
   assert float((whole == 0).mean()) == pytest.approx(0.4, abs=0.02)
+
+
+def test_local_response_norm_equals_pytorch():
+  x = np.random.default_rng(0).normal(scale=50, size=(2, 3, 5, 16)).astype(np.float32)
+  y, pullback = jax.vjp(jax.jit(layers.local_response_norm), jnp.asarray(x))
+  t = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  expected = torch.nn.LocalResponseNorm(5)(t)
+  expected.backward(torch.cos(expected.detach()))
+  np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5)
+  np.testing.assert_allclose(pullback(jnp.cos(y))[0], t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+  assert layers.local_response_norm(jnp.ones((1, 1, 1, 3), jnp.bfloat16)).dtype == jnp.bfloat16

@@ -39,7 +39,7 @@ def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {
     'config.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'curves.png', 'confusion.png', 'mistakes.png',
-    'summary.json', '.lock',
+    'summary.json', 'augmentations.png', '.lock',
   }  # fmt: skip
   summary = json.loads((tmp_path / 'summary.json').read_text())
   assert summary['steps'] == 3

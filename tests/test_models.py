@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import small_table
 from flax import nnx
 
 from googlenet_jax import auxiliary_classifiers, models
+from googlenet_jax.layers import local_response_norm, max_pool
 
 
 def make(**options):
@@ -122,7 +124,9 @@ def test_auxiliary_classifiers_are_end_points_and_change_nothing_else():
 
 
 def test_the_other_initial_weights_are_the_same_with_auxiliary_classifiers(monkeypatch):
-  monkeypatch.setattr(models, 'TABLE', dict.fromkeys(models.AUXILIARY_AFTER, models.Widths(8, 8, 8, 4, 8, 4)))
+  monkeypatch.setattr(
+    models, 'TABLE', dict.fromkeys(auxiliary_classifiers.AFTER.values(), models.Widths(8, 8, 8, 4, 8, 4))
+  )
   plain, with_heads = (models.GoogLeNet(auxiliary=a, rngs=nnx.Rngs(0)) for a in ('none', 'adaptive_pool'))
   for name in ('conv1', 'inception_4d', 'logits'):
     for a, b in zip(*(jax.tree.leaves(nnx.state(getattr(m, name))) for m in (plain, with_heads)), strict=True):
@@ -132,7 +136,7 @@ def test_the_other_initial_weights_are_the_same_with_auxiliary_classifiers(monke
 def test_auxiliary_classifiers_need_a_map_that_holds_their_window():
   with pytest.raises(ValueError, match="auxiliary='average_pool' needs image_size"):
     make(auxiliary='average_pool')
-  with pytest.raises(ValueError, match='needs maps of 5 pixels in stage 4: image_size=64 gives 4'):
+  with pytest.raises(ValueError, match='needs maps of 5 pixels in stage 4, image_size=64 gives 4'):
     make(auxiliary='average_pool', image_size=64)
   assert make(auxiliary='average_pool', image_size=65).aux_4a.fc1.kernel.shape == (128, 1024)
 
@@ -213,6 +217,24 @@ def test_every_parameter_gets_a_finite_gradient(norm):
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(params)):
     assert np.isfinite(gradient).all(), path
     assert np.abs(gradient).max() > 0, path
+
+
+def test_local_response_norm_stands_behind_the_first_pool_and_before_the_second(monkeypatch):
+  monkeypatch.setattr(models, 'TABLE', small_table())
+  model = models.GoogLeNet(norm='lrn', rngs=nnx.Rngs(0))
+  image = 1000 * jax.random.uniform(jax.random.key(1), (2, 33, 33, 1))  # large enough for it to matter
+  out = model.end_points(image)
+  pooled = max_pool(out['conv1'], stride=2)
+  expected = model.conv2_reduce(local_response_norm(pooled))
+  np.testing.assert_allclose(out['conv2_reduce'], expected, rtol=1e-5)
+  assert not np.allclose(out['conv2_reduce'], model.conv2_reduce(pooled), rtol=1e-2)
+  expected = model.inception_3b(max_pool(local_response_norm(out['conv2']), stride=2))
+  np.testing.assert_allclose(out['inception_3b'], expected, rtol=1e-5)
+  assert not np.allclose(out['inception_3b'], model.inception_3b(max_pool(out['conv2'], stride=2)), rtol=1e-2)
+
+
+def test_local_response_norm_has_no_parameters():
+  assert models.count_parameters(make(norm='lrn')) == 5_977_530
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits():

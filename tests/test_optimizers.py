@@ -54,3 +54,8 @@ def test_clipping_and_no_decay_of_biases():
   updates, _ = tx.update({'kernel': jnp.asarray([[3.0, 4.0]]), 'bias': jnp.zeros(1)}, tx.init(params), params)
   np.testing.assert_allclose(updates['kernel'], [[-0.6, -0.8]], rtol=1e-6)
   assert float(updates['bias'][0]) == 0
+
+
+def test_averages_begin_with_little_memory():
+  decays = [float(optimizers.average_decay(jnp.int32(step), 0.99)) for step in (0, 8, 90, 10_000)]
+  assert decays == pytest.approx([0.1, 0.5, 0.91, 0.99])

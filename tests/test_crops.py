@@ -1,0 +1,117 @@
+"""The grid of crops against PIL, and the mean over it against the crops one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default
+from googlenet_jax import crops
+
+OPTIONS = default.get_config().augment
+cut = jax.jit(crops.cut, static_argnums=4)  # compiled once for all scales and squares
+
+
+def photograph(height, width):
+  """A smooth colour picture with an edge in it, uint8 `[height, width, 3]`."""
+  y, x = np.mgrid[:height, :width]
+  waves = [np.sin(x / 7 + c) + np.cos(y / 11 - c) + (x > width / 3) for c in range(3)]
+  image = np.stack(waves, -1)
+  return np.uint8(255 * (image - image.min()) / np.ptp(image))
+
+
+def grid_by_pil(image, scale, square, size):
+  """The six crops as one would take them by hand."""
+  height, width = image.shape[:2]
+  short = min(height, width)
+  lengths = [(2 * scale * n + short) // (2 * short) for n in (height, width)]
+  resized = Image.fromarray(image).resize((lengths[1], lengths[0]), Image.Resampling.BILINEAR)
+  top, left = ((n - scale) * square // 2 for n in lengths)
+  whole = resized.crop((left, top, left + scale, top + scale))
+  room, middle = scale - size, (scale - size) // 2
+  corners = [(0, 0), (room, 0), (0, room), (room, room), (middle, middle)]  # x, y
+  cut = [whole.crop((x, y, x + size, y + size)) for x, y in corners]
+  return np.stack([np.asarray(c, np.float32) for c in [*cut, whole.resize((size, size), Image.Resampling.BILINEAR)]])
+
+
+def test_scales_are_the_papers_and_in_proportion():
+  assert crops.scales(224) == (256, 288, 320, 352)
+  assert crops.scales(32) == (37, 41, 46, 50)
+
+
+@pytest.mark.parametrize(
+  'shape', [(60, 97), (97, 60), (70, 70), (300, 401)], ids=['landscape', 'portrait', 'square', 'large']
+)
+@pytest.mark.parametrize('square', crops.SQUARES)
+def test_the_grid_equals_pils(shape, square):
+  size = 64
+  image = photograph(*shape)
+  canvas = np.full((420, 420, 3), 255, np.uint8)  # what lies beside the image must not be seen
+  canvas[: shape[0], : shape[1]] = image
+  for scale in crops.scales(size):
+    ours = cut(jnp.asarray(canvas[None]) / 255.0, jnp.array([shape]), jnp.int32(scale), jnp.int32(square), size)
+    theirs = grid_by_pil(image, scale, square, size)
+    assert ours.shape == (6, 1, size, size, 3)
+    # PIL rounds to whole levels after each resizing.
+    assert np.abs(255 * np.asarray(ours[:, 0]) - theirs).max() < 2.5
+
+
+def network(image):
+  """Not linear, and not the same for mirrored images."""
+  means = image.reshape(image.shape[0], 4, image.shape[1] // 4, 4, -1).mean((2, 4))
+  return jnp.tanh(means.reshape(image.shape[0], -1) @ jax.random.normal(jax.random.key(0), (16, 10))) * 8
+
+
+def explicit(image, squares, size, taken=6):
+  """The mean over all crops, each by itself."""
+  probabilities = []
+  for scale in crops.scales(size) if taken == 6 else crops.scales(size)[:1]:
+    for square in squares:
+      sizes = jnp.full((len(image), 2), jnp.array(image.shape[1:3]))
+      for crop in cut(image / 255.0, sizes, jnp.int32(scale), jnp.int32(square), size)[:taken]:
+        probabilities += [jax.nn.softmax(network(crop)), jax.nn.softmax(network(crop[:, :, ::-1]))]
+  return len(probabilities), np.mean(probabilities, axis=0)
+
+
+@pytest.mark.parametrize(('count', 'squares'), [(144, crops.SQUARES), (10, [crops.MIDDLE])])
+@pytest.mark.parametrize('shape', [(30, 30), (30, 44)])
+def test_the_mean_is_that_of_all_crops(count, squares, shape):
+  image = np.random.default_rng(0).integers(0, 256, (3, *shape, 1)).astype(np.uint8)
+  taken, expected = explicit(jnp.asarray(image), squares, 32, 6 if count == 144 else 5)
+  assert taken == count
+  found = jax.jit(lambda image: crops.log_probabilities(network, {'image': image}, count, 32, OPTIONS))(image)
+  np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
+  np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-5)
+
+
+def test_of_square_images_48_crops_are_computed():
+  assert len(crops.views(144, 32, square_images=True)) * crops.VIEWS[144] * 2 == 48
+  assert len(crops.views(144, 32, square_images=False)) * crops.VIEWS[144] * 2 == 144
+
+
+def test_one_crop_is_the_middle_of_the_resized_image():
+  image = photograph(60, 97)[None]
+  options = default.get_config().augment
+  options.resize = 256 / 224
+  found = crops.log_probabilities(lambda x: x.reshape(1, -1), {'image': jnp.asarray(image)}, 1, 56, options)
+  expected = grid_by_pil(image[0], 64, 1, 56)[4] / 255
+  expected = jax.nn.log_softmax(expected.reshape(1, -1))
+  np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_memory_is_bounded_by_the_batch():
+  assert crops.batch_size(256, 1, 1) == 256
+  assert crops.batch_size(256, 144, 1) == 21  # times 12 crops of a square
+  assert crops.batch_size(256, 144, 8) == 16
+  assert crops.batch_size(8, 144, 8) == 8
+
+
+def test_images_on_a_canvas_give_what_they_give_by_themselves():
+  image = np.random.default_rng(0).integers(0, 256, (3, 30, 44, 1)).astype(np.uint8)
+  canvas = np.full((3, 50, 50, 1), 255, np.uint8)
+  canvas[:, :30, :44] = image
+  laid = {'image': jnp.asarray(canvas), 'size': jnp.full((3, 2), jnp.array([30, 44]))}
+  for count in crops.COUNTS:
+    find = jax.jit(lambda batch, count=count: crops.log_probabilities(network, batch, count, 32, OPTIONS))
+    np.testing.assert_allclose(find(laid), find({'image': jnp.asarray(image)}), atol=1e-4)
