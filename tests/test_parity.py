@@ -129,12 +129,11 @@ def test_gradients_and_ten_steps_of_momentum_sgd(twin, real, mesh_of):
         assert np.abs(params[name] - parameter.detach().numpy()).max() < 1e-6 * moved, name
 
 
-@pytest.mark.parametrize('shape', [(2, 33, 33), (1, 35, 47)])
-def test_gradients_at_odd_sizes_and_of_one_image(shape, twin, real):
+def test_gradients_at_odd_sizes_and_of_one_image(twin, real):
   module = pytorch_twin.GoogLeNet().double()
   module.load_state_dict(twin.state_dict())
-  images = np.tile(real[0][: shape[0]], (1, 6, 6, 1))[:, : shape[1], : shape[2]] / 255.0
-  labels = real[1][: shape[0]]
+  images = np.tile(real[0][:1], (1, 6, 6, 1))[:, :35, :47] / 255.0
+  labels = real[1][:1]
   with jax.enable_x64(True):
     graphdef, params, _ = split(nnx.eval_shape(lambda: models.GoogLeNet(dtype=jnp.float64, rngs=nnx.Rngs(0))))
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float64), params)
