@@ -11,8 +11,8 @@ dropout of 40 and 70 %; momentum 0.9, a learning rate that falls 4 % every 8 epo
 to 100 %, aspect ratios of 3/4 to 4/3, photometric distortions, random interpolation; seven networks of the same initial
 weights, 144 crops. Not stated there, and so a choice: learning rate and weight decay (those of BVLC's replica in Caffe,
 there with batches of 32), batch size, epochs, and the average, which is an exponential one. The paper trained by
-asynchronous SGD, this does by synchronous. TFDS calls the validation images of the challenge
-`validation`; without labels of the test images they are what is tested on.
+asynchronous SGD, this does by synchronous. TFDS calls the validation images of the challenge `validation`; without
+labels of the test images they are what is tested on.
 """
 
 from configs import default

@@ -43,6 +43,11 @@ def resized_lengths(sizes: jax.Array, short: int | jax.Array) -> jax.Array:
   return (2 * short * sizes + least) // (2 * least)
 
 
+def full_sizes(image: jax.Array) -> jax.Array:
+  """int32 `[B, 2]`, height and width of images that fill `[B, H, W, C]`."""
+  return jnp.full((image.shape[0], 2), jnp.array(image.shape[1:3], jnp.int32))
+
+
 def pad(image: jax.Array, padding: int) -> jax.Array:
   """`padding` pixels of zeros on each side of `[B, H, W, C]`."""
   return jnp.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -160,7 +165,7 @@ def random_crop(
     kernel = jax.random.randint(kernel_key, (), 0, len(resample.KERNELS)) if random_kernel else jnp.int32(0)
     return corner, jnp.stack([tall, wide]), kernel
 
-  sizes = jnp.full((image.shape[0], 2), jnp.array(image.shape[1:3], jnp.int32)) if sizes is None else sizes
+  sizes = full_sizes(image) if sizes is None else sizes
   corners, extents, kernels = jax.vmap(draw)(keys, sizes)
   kernel = kernels if random_kernel else 0
   rows, columns = (

@@ -121,7 +121,7 @@ def log_probabilities(
     image = image.astype(jnp.float32) / 255
   squares = views(count, image_size, square_images=sizes is None and image.shape[1] == image.shape[2])
   if sizes is None:
-    sizes = jnp.full((image.shape[0], 2), jnp.array(image.shape[1:3], jnp.int32))
+    sizes = augment.full_sizes(image)
 
   def one(square):
     crops = cut(image, sizes, *square, image_size)[: VIEWS[count]]
