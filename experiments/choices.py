@@ -28,6 +28,7 @@ VARIANTS = {  # what is changed of the recipe
   'no mirroring': ('augment.flip=False',),
   'no padding': ('augment.padding=0',),
   'no shift': ('augment.shift=0',),
+  'larger areas': ('augment.min_area=0.6',),
   'whole images': ('augment.min_area=1.0',),
   'no erasing': ('augment.erasing=0.0',),
   'no label smoothing': ('label_smoothing=0.0',),
@@ -44,6 +45,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--epochs', type=int, help='default: those of the recipe')
   parser.add_argument('--seeds', type=int, default=3, help='how many')
   parser.add_argument('--variants', default=','.join(VARIANTS), help='names, separated by commas')
+  parser.add_argument('--name', help='of runs and results; default: that of the recipe, and the epochs')
   parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='for every run')
   options = parser.parse_args()
   options.variants = options.variants.split(',')
@@ -90,7 +92,7 @@ def main() -> None:
   """Runs what is missing, writes the table."""
   options = parse()
   recipe = pathlib.Path(options.config).stem
-  scale = f'{recipe}_{options.epochs}_epochs' if options.epochs else recipe
+  scale = options.name or (f'{recipe}_{options.epochs}_epochs' if options.epochs else recipe)
   lines = [f'Written by `{shlex.join(["python", "experiments/choices.py", *sys.argv[1:]])}`:\n']
   lines += ['| variant | seeds | 1 crop | 10 crops | 144 crops |', '| --- ' * 5 + '|']
   for name in options.variants:

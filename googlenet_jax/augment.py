@@ -1,7 +1,6 @@
 """From stored uint8 images to the network's input, on the device, inside the jitted step.
 
-Every random choice is keyed by example: `example_keys` depends on (seed, step, position in the global batch) and on
-nothing else, so that a batch looks the same however many devices share it and however often the run was interrupted.
+Every random choice is keyed by example, see `random_keys`.
 """
 
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from googlenet_jax import resample
+from googlenet_jax import random_keys, resample
 
 CROP_TRIES = 10
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's conversion to grey
@@ -20,21 +19,6 @@ LIGHT = (
   (-0.1263, -0.0001, -0.0037),
   (-0.1269, -0.0131, 0.0019),
 )
-
-
-def example_keys(seed: int | jax.Array, step: jax.Array, positions: jax.Array) -> jax.Array:
-  """Typed keys `[B]`, one an example.
-
-  Args:
-    seed: of the run.
-    step: int32 scalar, the number of steps taken before this one.
-    positions: int32 `[B]`, positions of the examples in the global batch.
-
-  Returns:
-    Keys to fold further numbers into, one for each use.
-  """
-  key = jax.random.fold_in(jax.random.key(seed), step)
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
 def resized_lengths(sizes: jax.Array, short: int | jax.Array) -> jax.Array:
@@ -224,7 +208,7 @@ def photometric(image: jax.Array, strength: float, keys: jax.Array) -> jax.Array
     return image
 
   image = jax.vmap(one)(image, keys)
-  return light(image, 0.2 * strength, jax.vmap(jax.random.fold_in, (0, None))(keys, 1)) if colour else image
+  return light(image, 0.2 * strength, random_keys.stream(keys, 1)) if colour else image
 
 
 def random_erasing(image: jax.Array, probability: float, keys: jax.Array) -> jax.Array:
@@ -264,7 +248,7 @@ def augment(
 
   Args:
     image: uint8 `[B, H, W, C]`.
-    keys: typed keys `[B]`; each transformation folds a number of its own into them.
+    keys: typed keys `[B]`; each transformation takes a stream of its own.
     image_size: side of the result in pixels.
     options: `config.augment` of a recipe.
     sizes: as for `prepare`.
@@ -272,20 +256,22 @@ def augment(
   Returns:
     float32 `[B, image_size, image_size, C]` in [0, 1].
   """
-  use = lambda number: jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+  use = lambda number: random_keys.stream(keys, number)
   side = image_size - 2 * options.padding
   if options.min_area < 1:
     image = image.astype(jnp.float32) / 255
-    image = random_crop(image, side, use(3), sizes, options.min_area, options.max_aspect, options.random_interpolation)
+    image = random_crop(
+      image, side, use(random_keys.CROP), sizes, options.min_area, options.max_aspect, options.random_interpolation
+    )
   else:
     image = prepare(image, side, sizes=sizes, resize=options.resize)
   if options.photometric:
-    image = photometric(image, options.photometric, use(4))
+    image = photometric(image, options.photometric, use(random_keys.PHOTOMETRIC))
   image = pad(image, options.padding)
   if options.shift:
-    image = random_shift(image, options.shift, use(0))
+    image = random_shift(image, options.shift, use(random_keys.SHIFT))
   if options.flip:
-    image = random_flip(image, use(1))
+    image = random_flip(image, use(random_keys.FLIP))
   if options.erasing:
-    image = random_erasing(image, options.erasing, use(5))
+    image = random_erasing(image, options.erasing, use(random_keys.ERASING))
   return image

@@ -82,23 +82,26 @@ def make_eval_step(graphdef: nnx.GraphDef, config: Any, mesh: Mesh, crop_count: 
 
 
 def evaluate(
-  eval_step: Callable[..., Any], variables: tuple[Any, Any], split: Split, batch_size: int, mesh: Mesh
-) -> Evaluation:
-  """Runs the network over every image of a split.
+  eval_step: Callable[..., Any], networks: Sequence[tuple[Any, Any]], split: Split, batch_size: int, mesh: Mesh
+) -> list[Evaluation]:
+  """Runs networks over every image of a split; each batch is gathered once, for all of them.
 
   Args:
     eval_step: from `make_eval_step`.
-    variables: `params` and `batch_stats`.
+    networks: `params` and `batch_stats` of each.
     split: images and labels.
     batch_size: over all devices; the last batch is filled up and the filling dropped.
     mesh: devices.
 
   Returns:
-    The evaluation.
+    The evaluation of each network.
   """
   outputs, ahead = [], parallel.steps_ahead()
   for batch in input_pipeline.eval_batches(split, batch_size, mesh):
-    outputs.append(eval_step(variables, batch))
-    if len(outputs) > ahead:
-      jax.block_until_ready(outputs[-1 - ahead])
-  return Evaluation(split.labels, np.concatenate(jax.device_get(outputs))[: len(split)])
+    for variables in networks:
+      outputs.append(eval_step(variables, batch))
+      if len(outputs) > ahead:
+        jax.block_until_ready(outputs[-1 - ahead])
+  outputs = jax.device_get(outputs)
+  own = (np.concatenate(outputs[i :: len(networks)])[: len(split)] for i in range(len(networks)))
+  return [Evaluation(split.labels, log_probabilities) for log_probabilities in own]

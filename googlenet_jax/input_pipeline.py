@@ -63,10 +63,7 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mes
     `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
   """
   order = train_order(len(split), batch_size, seed, jax.process_index(), jax.process_count())
-  # Gathering in memory takes one thread; records have to be decoded.
-  threads = min(os.cpu_count() or 1, DECODERS) if isinstance(split.images, RecordImages) else 1
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
-  batches = iter(order.map(split.batch).to_iter_dataset(options))
+  batches = _gathered_ahead(order, split)
   batches.set_state({'next_index': first_step})
   for batch in batches:
     yield parallel.shard_batch(batch, mesh)
@@ -80,6 +77,17 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
   """
   share = batch_size // jax.process_count()
   mine = jax.process_index() * share + np.arange(share)
-  for start in range(0, len(split), batch_size):
-    indices = np.where(start + mine < len(split), start + mine, 0)
-    yield parallel.shard_batch(split.batch(indices), mesh)
+
+  def indices(start):
+    return np.where(start + mine < len(split), start + mine, 0)
+
+  for batch in _gathered_ahead(grain.MapDataset.range(0, len(split), batch_size).map(indices), split):
+    yield parallel.shard_batch(batch, mesh)
+
+
+def _gathered_ahead(order: grain.MapDataset, split: Split) -> grain.DatasetIterator:
+  """The batches of an order of indices, gathered by threads."""
+  # Gathering in memory takes one thread; records have to be decoded.
+  threads = min(os.cpu_count() or 1, DECODERS) if isinstance(split.images, RecordImages) else 1
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
+  return iter(order.map(split.batch).to_iter_dataset(options))

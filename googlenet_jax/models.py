@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from googlenet_jax import auxiliary_classifiers
+from googlenet_jax import auxiliary_classifiers, random_keys
 from googlenet_jax.layers import Conv, Linear, dropout, flatten, local_response_norm, max_pool, read_one_map, relu
 
 
@@ -246,9 +246,9 @@ class GoogLeNet(nnx.Module):
     x = self._halve(x)  # [B, 28, 28, 192]
     for name in TABLE:
       x = out[name] = getattr(self, name)(x, train)  # 3: [B, 28, 28, .]  4: [B, 14, 14, .]  5: [B, 7, 7, .]
-      for stream, (classifier, block) in enumerate(auxiliary_classifiers.AFTER.items()):
+      for number, (classifier, block) in enumerate(auxiliary_classifiers.AFTER.items()):
         if self.auxiliary and name == block:
-          own_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
+          own_keys = None if keys is None else random_keys.stream(keys, number)
           out[classifier] = getattr(self, classifier)(x, train, own_keys)  # [B, num_classes]
       if name in POOL_AFTER:
         x = self._halve(x, window=POOL_AFTER[name])

@@ -116,7 +116,7 @@ def evaluate_checkpoint(
     begin = time.perf_counter()
     eval_step = evaluate.make_eval_step(graphdef, config, mesh, count)
     batch = crops.batch_size(config.batch_size, count, mesh.size)
-    results = [evaluate.evaluate(eval_step, variables, split, batch, mesh) for variables, _ in found]
+    results = evaluate.evaluate(eval_step, [variables for variables, _ in found], split, batch, mesh)
     if first is None:
       first = evaluate.together(results)
       _show(first, dataset.class_names, len(results), count)

@@ -12,11 +12,21 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from googlenet_jax import __version__, augment, checkpoints, evaluate, input_pipeline, models, monitor, parallel
+from googlenet_jax import (
+  __version__,
+  augment,
+  checkpoints,
+  evaluate,
+  input_pipeline,
+  models,
+  monitor,
+  parallel,
+  random_keys,
+)
 from googlenet_jax import config as config_lib
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluate import Evaluation
-from googlenet_jax.splits import Dataset, Split
+from googlenet_jax.splits import Dataset, Split, pictures
 from googlenet_jax.state import abstract, empty_metrics, for_prediction
 
 # About what training on a CPU reaches of a large matrix product, with batch normalisation (experiments/results/
@@ -133,16 +143,12 @@ class Report:
 
     @jax.jit
     def see(seed, image, sizes):
-      keys = augment.example_keys(seed, jnp.int32(0), jnp.arange(count))
+      keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(count))
       return augment.augment(image, keys, self._config.image_size, self._config.augment, sizes)
 
     seen = see(config_lib.sampling_seed(self._config), shown['image'], shown.get('size'))
     names = [self._dataset.class_names[label] for label in np.asarray(shown['label'])]
-    stored = list(np.asarray(shown['image']))
-    if 'size' in shown:
-      stored = [
-        image[:height, :width] for image, (height, width) in zip(stored, np.asarray(shown['size']), strict=True)
-      ]
+    stored = pictures(jax.device_get(shown))
     plots.augmentations(stored, np.asarray(seen), names, self._workdir / 'augmentations.png')
 
   def _compile_evaluation(self) -> None:
@@ -217,12 +223,14 @@ class Report:
     for name, split in (('validation', self._dataset.validation), ('test', self._dataset.test)):
       if split is None:
         continue
-      result = self._evaluate_split(step, name, split, for_prediction(state))
-      line.append(f'{name} loss {result.loss:.3f}, acc {result.accuracy:.4f}')
+      networks = {name: for_prediction(state)}
       if state.averaged:
-        raw = self._evaluate_split(step, f'{name}_raw', split, (state.params, state.batch_stats))
-        line[-1] += f' (raw weights {raw.accuracy:.4f})'
-        self._raw_accuracy = raw.accuracy
+        networks[f'{name}_raw'] = state.params, state.batch_stats
+      result, *raw = self._evaluate_split(step, networks, split)
+      line.append(f'{name} loss {result.loss:.3f}, acc {result.accuracy:.4f}')
+      if raw:
+        self._raw_accuracy = raw[0].accuracy
+        line[-1] += f' (raw weights {self._raw_accuracy:.4f})'
       if name == 'validation':
         accuracy = result.accuracy
       else:
@@ -238,11 +246,13 @@ class Report:
       plots.curves(self._log.records, self._workdir / 'curves.png')
     return accuracy
 
-  def _evaluate_split(self, step: int, name: str, split: Split, variables: Any) -> Evaluation:
+  def _evaluate_split(self, step: int, networks: dict[str, Any], split: Split) -> list[Evaluation]:
     begin = time.perf_counter()
-    result = evaluate.evaluate(self._eval_step, variables, split, self._config.batch_size, self._mesh)
-    self._record(step, name, result.loss, result.accuracy, len(split) / (time.perf_counter() - begin))
-    return result
+    results = evaluate.evaluate(self._eval_step, [*networks.values()], split, self._config.batch_size, self._mesh)
+    speed = len(networks) * len(split) / (time.perf_counter() - begin)
+    for name, result in zip(networks, results, strict=True):
+      self._record(step, name, result.loss, result.accuracy, speed)
+    return results
 
   def meta(self) -> dict[str, Any]:
     """What a checkpoint has to carry for the summary to count the whole run."""

@@ -30,9 +30,7 @@ class Split:
 
   def picture(self, index: int) -> np.ndarray:
     """One image without its canvas, uint8 `[h, w, C]`."""
-    batch = self.batch(np.array([index]))
-    height, width = batch['size'][0] if 'size' in batch else batch['image'].shape[1:3]
-    return batch['image'][0, :height, :width]
+    return pictures(self.batch(np.array([index])))[0]
 
   def take(self, indices: np.ndarray) -> 'Split':
     """The examples at `indices`."""
@@ -71,6 +69,13 @@ class RecordImages:
   def take(self, indices: np.ndarray) -> 'RecordImages':
     """Those at `indices` of these."""
     return RecordImages(self._source, self._indices[indices], self._canvas)
+
+
+def pictures(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+  """The images of a batch without their canvas, uint8 `[h, w, C]` each."""
+  if 'size' not in batch:
+    return list(batch['image'])
+  return [image[:height, :width] for image, (height, width) in zip(batch['image'], batch['size'], strict=True)]
 
 
 def on_canvas(images: list[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,14 +25,13 @@ from googlenet_jax import (
   monitor,
   optimizers,
   parallel,
+  random_keys,
 )
 from googlenet_jax import config as config_lib
 from googlenet_jax.report import Report
 from googlenet_jax.signals import StopRequest
 from googlenet_jax.splits import Dataset
 from googlenet_jax.state import create_state, empty_metrics, items, restore
-
-DROPOUT_STREAM = 2  # folded into an example's key; augment.py uses the others up to 5
 
 
 def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: Any, mesh: Mesh):
@@ -48,8 +47,7 @@ def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, co
   def loss_fn(params, batch_stats, batch, keys):
     model = nnx.merge(graphdef, params, batch_stats)
     image = augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size'))
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, DROPOUT_STREAM)
-    out = model.end_points(image, train=True, keys=keys)
+    out = model.end_points(image, train=True, keys=random_keys.stream(keys, random_keys.DROPOUT))
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], out['logits'].shape[-1]), config.label_smoothing)
     total = loss = optax.softmax_cross_entropy(out['logits'], targets).mean()
     losses = {'loss': loss}
@@ -85,7 +83,7 @@ def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, co
   def step(state, batch):
     share = batch['label'].shape[0]
     positions = lax.axis_index(parallel.AXIS) * share + jnp.arange(share)
-    keys = augment.example_keys(state.seed, state.step, positions)
+    keys = random_keys.example_keys(state.seed, state.step, positions)
     # As varying values, or shard_map would sum the gradients by itself, once in every micro-batch.
     params = jax.tree.map(lambda p: lax.pcast(p, parallel.AXIS, to='varying'), state.params)
     batch_stats, grads, losses, correct = gradients(params, state.batch_stats, batch, keys)

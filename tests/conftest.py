@@ -34,6 +34,12 @@ def mesh_of():
   return lambda n: parallel.make_mesh(jax.devices()[:n])
 
 
+def take_two_devices(patch):
+  """Whole runs see two devices of the eight: these take turns on the machine's cores, and two show the same."""
+  devices = jax.devices()[:2]
+  patch.setattr(jax, 'devices', lambda: devices)
+
+
 def read_log(workdir):
   """The records of `metrics.jsonl`."""
   return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

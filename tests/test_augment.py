@@ -8,11 +8,11 @@ from PIL import Image, ImageEnhance
 from scipy.stats import kstest, uniform
 
 from configs import default
-from googlenet_jax import augment
+from googlenet_jax import augment, random_keys
 
 
 def keys(step=0, seed=0, count=64):
-  return augment.example_keys(seed, jnp.int32(step), jnp.arange(count))
+  return random_keys.example_keys(seed, jnp.int32(step), jnp.arange(count))
 
 
 @pytest.mark.parametrize('side', [8, 17, 28, 32, 96, 224])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import read_log, small_config, small_table
+from conftest import read_log, small_config, small_table, take_two_devices
 
 from googlenet_jax import checkpoints, datasets, models, monitor, optimizers, protocol, train
 from googlenet_jax.errors import UserError
@@ -50,6 +50,13 @@ def last_state(workdir):
   state = dict(saved._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
   saved.close()
   return step, state
+
+
+@pytest.fixture(scope='module', autouse=True)
+def two_devices():
+  with pytest.MonkeyPatch.context() as patch:
+    take_two_devices(patch)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -159,11 +166,12 @@ def test_a_killed_run_goes_on_bit_for_bit_and_replaces_a_damaged_checkpoint(
   code = """
 import os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
-from conftest import read_log, small_config, small_table
+from conftest import small_config, small_table, take_two_devices
 from test_end_to_end import CONFIG
-import pathlib
+import pathlib, pytest
 from googlenet_jax import models, monitor, train
 models.TABLE = small_table()
+take_two_devices(pytest.MonkeyPatch())
 count = monitor.Progress.step
 taken = 0
 def step(self):

@@ -17,16 +17,17 @@ def test_every_image_counts_once_when_the_batch_does_not_divide(devices, mesh_of
   split = datasets.load('digits').test
   split = datasets.Split(split.images[:37], split.labels[:37])
   graphdef, state = create_state(config, 10, 1, optax.identity(), mesh)
-  found = evaluate.evaluate(evaluate.make_eval_step(graphdef, config, mesh), for_prediction(state), split, 16, mesh)
-
-  params = jax.device_get(state.params)
-  logits = nnx.merge(graphdef, params, {})(augment.prepare(jnp.asarray(split.images), config.image_size))
-  log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
-  np.testing.assert_array_equal(found.predictions, log_p.argmax(-1))
-  assert found.loss == pytest.approx(-log_p[np.arange(37), split.labels].mean(), rel=1e-5)
-  assert found.accuracy == (log_p.argmax(-1) == split.labels).sum() / 37
-  np.testing.assert_allclose(found.confidences, np.exp(log_p.max(-1)), rtol=1e-4)
-  assert found.confusion.sum() == 37
+  both = [for_prediction(state), (jax.tree.map(lambda a: 2 * a, state.params), {})]
+  results = evaluate.evaluate(evaluate.make_eval_step(graphdef, config, mesh), both, split, 16, mesh)
+  assert len(results) == 2
+  for (params, _), found in zip(jax.device_get(both), results, strict=True):
+    logits = nnx.merge(graphdef, params, {})(augment.prepare(jnp.asarray(split.images), config.image_size))
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    np.testing.assert_array_equal(found.predictions, log_p.argmax(-1))
+    assert found.loss == pytest.approx(-log_p[np.arange(37), split.labels].mean(), rel=1e-5)
+    assert found.accuracy == (log_p.argmax(-1) == split.labels).sum() / 37
+    np.testing.assert_allclose(found.confidences, np.exp(log_p.max(-1)), rtol=1e-4)
+    assert found.confusion.sum() == 37
 
 
 def test_confusion_and_accuracy_by_class():

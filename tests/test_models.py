@@ -198,9 +198,8 @@ def test_images_that_do_not_fit_are_refused():
       end_points(make(), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-@pytest.mark.parametrize('norm', ['none', 'batch'])
-def test_every_parameter_gets_a_finite_gradient(norm):
-  model = models.GoogLeNet(norm=norm, rngs=nnx.Rngs(0))
+def test_every_parameter_gets_a_finite_gradient_with_batch_norm():  # without it they are compared with PyTorch's
+  model = models.GoogLeNet(norm='batch', rngs=nnx.Rngs(0))
   graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
   # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border.

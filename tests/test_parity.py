@@ -21,7 +21,7 @@ from googlenet_jax import augment, datasets, models, optimizers, parallel, torch
 from googlenet_jax.errors import UserError
 from googlenet_jax.state import create_state
 
-STEPS, BATCH = 10, 32
+STEPS, BATCH = 10, 8
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from conftest import read_log, small_config, small_table
+from conftest import read_log, small_config, small_table, take_two_devices
 
 from googlenet_jax import checkpoints, datasets, ensemble, models, protocol, train
 from googlenet_jax import config as config_lib
@@ -90,6 +90,7 @@ def trained(tmp_path_factory):
   """An ensemble of three that was stopped when its first member ended and in its second, and went on; its lines."""
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
     patch.setattr(models, 'TABLE', small_table())
+    take_two_devices(patch)
     workdir = tmp_path_factory.mktemp('ensemble')
     config = small_config(**CONFIG)
     for awaited, there, missing in (
@@ -104,7 +105,7 @@ def trained(tmp_path_factory):
       assert (workdir / there).exists()
       assert not (workdir / missing).exists()
     ensemble.train_members(config, workdir)
-    yield config, workdir, printed.getvalue()
+  return config, workdir, printed.getvalue()
 
 
 def test_an_interrupted_ensemble_goes_on_where_it_stopped(trained, capsys):
@@ -157,15 +158,14 @@ def test_the_table_of_an_ensemble(trained, capsys, monkeypatch):
 
 @pytest.mark.usefixtures('small_network')
 def test_side_by_side_members_train_as_one_after_another(tmp_path, capsys, monkeypatch):
-  devices = jax.devices()
-  monkeypatch.setattr(jax, 'devices', lambda: devices[:2])
+  take_two_devices(monkeypatch)
   config = small_config(**CONFIG | {'ensemble.side_by_side': True, 'ensemble.members': 2, 'max_steps': 2})
   ensemble.train_members(config, tmp_path)
   out = capsys.readouterr().out
   assert '2 members on 2 shares of the devices, of 1 each' in out
   assert {line[:3] for line in out.splitlines() if 'test acc' in line} == {'0: ', '1: '}
   recipe, _ = ensemble.members(config, tmp_path)[1]
-  train.train(recipe, tmp_path / 'alone', devices[1:2])
+  train.train(recipe, tmp_path / 'alone', jax.devices()[1:])
   found, expected = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('member_1', 'alone'))
   assert found['train_loss'] == expected['train_loss']
   assert found['test_loss'] == expected['test_loss']
