@@ -5,8 +5,8 @@
       --set=dtype=float32 --set=model.stem=article --set=average_decay=0.99    # a scale for a CPU
 
 Every run is `main.py` in runs/choices; one that has ended is not trained again, an interrupted one goes on. The table
-goes to experiments/results/choices/: mean accuracy on the held-out images, with the lowest and the highest. The test
-images decide nothing.
+goes to experiments/results/choices/: mean accuracy on the held-out images, with the lowest and the highest. Other
+values of `--set` need another `--name`. The test images decide nothing.
 """
 
 import argparse
@@ -25,6 +25,9 @@ VARIANTS = {  # what is changed of the recipe
   'as it is': (),
   'article stem': ('model.stem=article',),
   'learning rate 0.05': ('learning_rate=0.05',),
+  'learning rate 0.02': ('learning_rate=0.02',),
+  'batches of 128 at 0.05': ('batch_size=128', 'learning_rate=0.05'),
+  'batches of 128 at 0.02': ('batch_size=128', 'learning_rate=0.02'),
   'no mirroring': ('augment.flip=False',),
   'no padding': ('augment.padding=0',),
   'no shift': ('augment.shift=0',),
@@ -46,12 +49,17 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--seeds', type=int, default=3, help='how many')
   parser.add_argument('--variants', default=','.join(VARIANTS), help='names, separated by commas')
   parser.add_argument('--name', help='of runs and results; default: that of the recipe, and the epochs')
+  parser.add_argument('--crops', default='1,10,144', help='by how many to evaluate')
   parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='for every run')
   options = parser.parse_args()
   options.variants = options.variants.split(',')
   unknown = sorted(set(options.variants) - set(VARIANTS))
   if unknown:
     parser.error(f'--variants: {", ".join(unknown)} unknown; choose from {", ".join(VARIANTS)}')
+  crops = set(options.crops.split(','))
+  if not crops <= {'1', '10', '144'}:
+    parser.error(f'--crops={options.crops} must be of 1, 10 and 144, separated by commas')
+  options.crops = sorted(map(int, crops))
   if options.seeds < 1:
     parser.error('--seeds must be at least 1')
   if not pathlib.Path(ROOT, options.config).is_file():
@@ -62,30 +70,30 @@ def parse() -> argparse.Namespace:
 
 
 def held_out_accuracy(options: argparse.Namespace, name: str, seed: int, folder: pathlib.Path) -> list[float]:
-  """Trains one variant with one seed; returns accuracy on the held-out images by 1, 10 and 144 crops."""
+  """Trains one variant with one seed; returns accuracy on the held-out images by each number of crops."""
   workdir = folder / f'{"_".join(re.findall("[a-z0-9]+", name))}_{seed}'
   keys = [*options.set, *VARIANTS[name], f'seed={seed}']
   if options.epochs:
     keys.append(f'epochs={options.epochs}')
   command = [sys.executable, 'main.py', f'--config={options.config}', f'--workdir={workdir}']
   command += [f'--config.{key}' for key in keys]
-  for mode in ((), ('--mode=evaluate', '--split=validation')):
-    if mode and evaluated(workdir):
+  for mode in ((), ('--mode=evaluate', '--split=validation', f'--crops={",".join(map(str, options.crops))}')):
+    if mode and evaluated(workdir, options.crops):
       continue
     status = subprocess.run([*command, *mode], cwd=ROOT).returncode
     if status:
       sys.exit(status)
   table = json.loads((workdir / 'evaluation.json').read_text())['table']
-  return [1 - row['top1_error'] for row in table if row['models'] == 1]
+  return [1 - row['top1_error'] for row in table if row['models'] == 1 and row['crops'] in options.crops]
 
 
-def evaluated(workdir: pathlib.Path) -> bool:
-  """Whether the last step was evaluated on the held-out images, by 1, 10 and 144 crops."""
+def evaluated(workdir: pathlib.Path, crops: list[int]) -> bool:
+  """Whether the last step was evaluated on the held-out images, by these numbers of crops."""
   if not (workdir / 'evaluation.json').exists():
     return False
   found, summary = (json.loads((workdir / f'{name}.json').read_text()) for name in ('evaluation', 'summary'))
-  counts = [row['crops'] for row in found['table']]
-  return (found['split'], found['step'], counts) == ('validation', summary['steps'], [1, 10, 144])
+  same = (found['split'], found['step']) == ('validation', summary['steps'])
+  return same and set(crops) <= {row['crops'] for row in found['table']}
 
 
 def main() -> None:
@@ -94,7 +102,8 @@ def main() -> None:
   recipe = pathlib.Path(options.config).stem
   scale = options.name or (f'{recipe}_{options.epochs}_epochs' if options.epochs else recipe)
   lines = [f'Written by `{shlex.join(["python", "experiments/choices.py", *sys.argv[1:]])}`:\n']
-  lines += ['| variant | seeds | 1 crop | 10 crops | 144 crops |', '| --- ' * 5 + '|']
+  head = ['variant', 'seeds', *(f'{count} crop{"s" * (count > 1)}' for count in options.crops)]
+  lines += ['| ' + ' | '.join(head) + ' |', '| --- ' * len(head) + '|']
   for name in options.variants:
     found = [held_out_accuracy(options, name, seed, ROOT / 'runs' / 'choices' / scale) for seed in range(options.seeds)]
     cells = []
