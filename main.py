@@ -61,6 +61,9 @@ def main(argv: list[str]) -> None:
   else:
     from googlenet_jax import ensemble
 
+    for name in ('step', 'crops', 'split'):
+      if flags.FLAGS[name].present:
+        raise UserError(f'--{name} is for --mode=evaluate')
     try:
       workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

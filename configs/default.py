@@ -45,9 +45,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.augment.padding = 0  # pixels of zeros on each side
   config.augment.shift = 0  # most pixels of random translation
   config.augment.flip = False  # mirror left to right at random
-  config.augment.resize = 1.0  # of the short side, in image_size; the middle is cut out (but of random crops)
+  config.augment.resize = 1.0  # ratio of the resized short side to image_size, up to 2; the middle is cut out
   config.augment.min_area = 1.0  # least share of an image in a random crop; 1 for no random crops; the paper's is 0.08
-  config.augment.max_aspect = 4 / 3  # of a random crop
+  config.augment.max_aspect = 4 / 3  # of random crops
   config.augment.random_interpolation = False  # of random crops
   config.augment.photometric = 0.0  # strength of brightness, contrast, colour and light at random; Howard's is 0.5
   config.augment.erasing = 0.0  # probability of a rectangle of noise

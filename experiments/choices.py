@@ -16,21 +16,22 @@ import re
 import runpy
 import shlex
 import statistics
-import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for recipes, which begin with `from configs import default`
+sys.path.insert(0, str(ROOT))  # also for recipes, which begin with `from configs import default`
+
+from experiments.run_main import run_or_exit
+
 VARIANTS = {  # what is changed of the recipe
   'as it is': (),
   'article stem': ('model.stem=article',),
-  'learning rate 0.05': ('learning_rate=0.05',),
+  'learning rate 0.1': ('learning_rate=0.1',),
   'learning rate 0.02': ('learning_rate=0.02',),
-  'batches of 128 at 0.05': ('batch_size=128', 'learning_rate=0.05'),
-  'batches of 128 at 0.02': ('batch_size=128', 'learning_rate=0.02'),
+  'batches of 128': ('batch_size=128',),
   'no mirroring': ('augment.flip=False',),
   'no padding': ('augment.padding=0',),
-  'no shift': ('augment.shift=0',),
+  'shift of 3 pixels': ('augment.shift=3',),
   'larger areas': ('augment.min_area=0.6',),
   'whole images': ('augment.min_area=1.0',),
   'no erasing': ('augment.erasing=0.0',),
@@ -75,14 +76,11 @@ def held_out_accuracy(options: argparse.Namespace, name: str, seed: int, folder:
   keys = [*options.set, *VARIANTS[name], f'seed={seed}']
   if options.epochs:
     keys.append(f'epochs={options.epochs}')
-  command = [sys.executable, 'main.py', f'--config={options.config}', f'--workdir={workdir}']
-  command += [f'--config.{key}' for key in keys]
-  for mode in ((), ('--mode=evaluate', '--split=validation', f'--crops={",".join(map(str, options.crops))}')):
-    if mode and evaluated(workdir, options.crops):
-      continue
-    status = subprocess.run([*command, *mode], cwd=ROOT).returncode
-    if status:
-      sys.exit(status)
+  flags = [f'--config={options.config}', f'--workdir={workdir}', *(f'--config.{key}' for key in keys)]
+  run_or_exit(flags)
+  if not evaluated(workdir, options.crops):
+    counts = ','.join(map(str, options.crops))
+    run_or_exit([*flags, '--mode=evaluate', '--split=validation', f'--crops={counts}'])
   table = json.loads((workdir / 'evaluation.json').read_text())['table']
   return [1 - row['top1_error'] for row in table if row['models'] == 1 and row['crops'] in options.crops]
 

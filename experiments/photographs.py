@@ -15,13 +15,14 @@ import io
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+
+from experiments.run_main import run_main
 
 PLACES = ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))  # of a photograph: four classes
 COUNTS = {'train': 768, 'test': 128}
@@ -77,19 +78,17 @@ def prepare(data_dir: pathlib.Path) -> None:
 
 def run(arguments: list[str], interrupt_after: tuple[str, ...] = ()) -> str:
   """Runs main.py; sends SIGTERM once it has printed some texts, in this order; returns what it printed."""
-  waiting = list(interrupt_after)
-  process = subprocess.Popen(
-    [sys.executable, 'main.py', *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
-  lines = []
-  for line in process.stdout:
+  waiting, lines = list(interrupt_after), []
+
+  def each_line(process, line):
     print(line, end='', flush=True)
     lines.append(line)
     if waiting and waiting[0] in line:
       del waiting[0]
       if not waiting:
         process.send_signal(signal.SIGTERM)
-  status = process.wait()
+
+  status = run_main(arguments, each_line)
   if waiting:
     sys.exit(f'error: main.py never printed {waiting[0]!r}, so that it was not interrupted')
   if status != (128 + signal.SIGTERM if interrupt_after else 0):
@@ -104,6 +103,8 @@ def main() -> None:
   parser.add_argument('--epochs', type=int, default=14)
   parser.add_argument('--members', type=int, default=2)
   options = parser.parse_args()
+  if options.members < 2:
+    parser.error('--members must be at least 2: the second one is interrupted')
   workdir = pathlib.Path('runs', 'photographs')  # from ROOT, where main.py starts: what is kept names no folder here
   prepare(ROOT / workdir / 'tfds')
   for member in (ROOT / workdir).glob('member_*'):  # of a run before

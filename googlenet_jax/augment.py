@@ -200,22 +200,22 @@ def photometric(image: jax.Array, strength: float, keys: jax.Array) -> jax.Array
   colour = image.shape[-1] == 3
   operations = 3 if colour else 2
 
-  def one(image, key):
-    factor_key, order_key = jax.random.split(key)
+  def one(image, factor_key, order_key):
     factors = jax.random.uniform(factor_key, (operations,), minval=1 - strength, maxval=1 + strength)
     for operation in jax.random.permutation(order_key, operations):
       image = enhance(image, operation, factors[operation])
     return image
 
-  image = jax.vmap(one)(image, keys)
-  return light(image, 0.2 * strength, random_keys.stream(keys, 1)) if colour else image
+  image = jax.vmap(one)(image, random_keys.stream(keys, 0), random_keys.stream(keys, 1))
+  return light(image, 0.2 * strength, random_keys.stream(keys, 2)) if colour else image
 
 
 def random_erasing(image: jax.Array, probability: float, keys: jax.Array) -> jax.Array:
   """Fills a random rectangle of an image with noise, with some probability (Zhong et al., 2017).
 
-  The area is uniform in [0.02, 0.4] of the image, the ratio of height to width log-uniform in [0.3, 1 / 0.3], the
-  noise uniform in [0, 1]: the values of that article. A side longer than the image is cut off at the image's.
+  The area is uniform in [0.02, 0.4] of the image, the ratio of height to width in [0.3, 1 / 0.3], the noise uniform
+  in [0, 1]: the values of that article. Its ratio is uniform and a rectangle that does not fit is drawn again; here the
+  ratio is log-uniform, so that none is preferred, and a side longer than the image is the image's.
 
   Args:
     image: float32 `[B, H, W, C]`.

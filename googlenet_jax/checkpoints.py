@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,9 @@ from orbax.checkpoint import checkpoint_managers
 from googlenet_jax.errors import UserError
 
 NO_ACCURACY = -1.0  # of a checkpoint that was never validated: worse than every accuracy
+# Orbax tells the saves of a process apart by a number that is the process's own: two at once answer for each other,
+# and lose files or wait for ever.
+_one_save = threading.Lock()
 
 
 class DamagedError(Exception):
@@ -28,15 +32,17 @@ class DamagedError(Exception):
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints`."""
 
-  def __init__(self, workdir: pathlib.Path, read_only: bool = False):
+  def __init__(self, workdir: pathlib.Path, read_only: bool = False, shared: bool = False):
     """Opens the folder, and makes it where it is missing.
 
     Args:
       workdir: folder of the run.
       read_only: nothing in the folder changes: what looks like the rest of a killed save may be one under way.
+      shared: other threads save other runs: one at a time, each until it is on disk.
     """
     self.directory = workdir.resolve() / 'checkpoints'
     self.read_only = read_only
+    self._shared = shared
 
     def accuracy(metrics):
       return metrics['accuracy'] if metrics else NO_ACCURACY
@@ -58,7 +64,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps(), reverse=True)
 
   def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None) -> None:
-    """Writes a checkpoint in the background; nothing happens if the step is saved already.
+    """Writes a checkpoint, in the background unless `shared`; nothing happens if the step is saved already.
 
     Args:
       step: number of steps taken.
@@ -77,10 +83,13 @@ class Checkpoints:
     metrics = {'accuracy': NO_ACCURACY if accuracy is None else accuracy}
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave({**meta, 'crc32': digest}))
-    try:
-      taken = self._manager.save(step, args=arguments, metrics=metrics)
-    except Exception as error:  # also what the background thread of the save before met
-      raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
+    with _one_save if self._shared else contextlib.nullcontext():
+      try:
+        taken = self._manager.save(step, args=arguments, metrics=metrics)
+      except Exception as error:  # also what the background thread of the save before met
+        raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
+      if self._shared:
+        self.wait()
     if not taken:  # Orbax takes no step before the newest that it has
       raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ RANGES = {
   'data.canvas': (1, 4096),
   'augment.padding': (0, None),
   'augment.shift': (0, None),
-  'augment.resize': (1, None),
+  'augment.resize': (1, 2),
   'augment.min_area': (0, 1),
   'augment.max_aspect': (1, None),
   'augment.photometric': (0, 1),
@@ -181,10 +182,39 @@ def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -
     raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
   now = flatten(json.loads(config.to_json()))
   keys = only or [key for key in {**before, **now} if key not in MAY_CHANGE]
-  differing = [
-    f'{key}: {before.get(key)!r} there, {now.get(key)!r} now' for key in keys if before.get(key) != now.get(key)
-  ]
-  if differing:
+  if differing := _differing(before, now, keys, 'there', 'now'):
     raise UserError(
-      f'{workdir} holds a run of another recipe ({"; ".join(differing)}): give another --workdir, or the same values'
+      f'{workdir} holds a run of another recipe ({differing}): give another --workdir, or the same values'
     )
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str], *places: str) -> str:
+  return '; '.join(
+    f'{key}: {one.get(key)!r} {places[0]}, {other.get(key)!r} {places[1]}'
+    for key in keys
+    if one.get(key) != other.get(key)
+  )
+
+
+LENGTH = ('epochs', 'max_steps')
+
+
+def check_length(config: Any, folder: pathlib.Path) -> None:
+  """Refuses a member of an ensemble that has ended as a run of another length; the folder is one of `check_same`."""
+  before = flatten(json.loads((folder / 'config.json').read_text()))
+  if differing := _differing(before, flatten(config.to_dict()), LENGTH, 'there', 'now'):
+    raise UserError(
+      f'{folder} has ended as a run of another length ({differing}), and members are trained alike: give the same '
+      'values, or another --workdir'
+    )
+
+
+def check_alike(folders: Sequence[pathlib.Path]) -> None:
+  """Refuses to call runs an ensemble that were trained by different recipes; the folders are those of `check_same`."""
+  first, *others = (flatten(json.loads((folder / 'config.json').read_text())) for folder in folders)
+  for folder, other in zip(folders[1:], others, strict=True):
+    keys = sorted({*first, *other} - set(MAY_CHANGE) - {'ensemble.member'} | set(LENGTH))
+    if differing := _differing(first, other, keys, 'there', 'here'):
+      raise UserError(
+        f'{folders[0]} and {folder} were trained by different recipes ({differing}): no members of one ensemble'
+      )

@@ -65,7 +65,16 @@ def cut(image: jax.Array, sizes: jax.Array, scale: jax.Array, square: jax.Array,
 
 
 def batch_size(batch: int, count: int, devices: int) -> int:
-  """How many images are cut at once, so that the network sees about as many crops as it sees images in training."""
+  """How many images are cut at once, so that the network sees about as many crops as it sees images in training.
+
+  Args:
+    batch: images of a training batch, over all devices.
+    count: crops of an image, one of COUNTS.
+    devices: their number.
+
+  Returns:
+    Images over all devices, at least one on each.
+  """
   return max(1, batch // (1 if count == 1 else 2 * VIEWS[count]) // devices) * devices
 
 
@@ -88,6 +97,11 @@ def views(count: int, image_size: int, square_images: bool) -> np.ndarray:
   raise ValueError(f'{count} crops: choose from {", ".join(map(str, COUNTS))}')
 
 
+def distinct(count: int, image_size: int, square_images: bool) -> int:
+  """How many crops of an image the network sees: 48 for the 144 of a square one."""
+  return 1 if count == 1 else 2 * VIEWS[count] * len(views(count, image_size, square_images))
+
+
 def log_mean(log_probabilities: jax.Array) -> jax.Array:
   """The logarithm of the mean over the first axis of what the logarithms are given of."""
   return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(log_probabilities.shape[0])
@@ -98,7 +112,7 @@ def log_probabilities(
 ) -> jax.Array:
   """The logarithm of the mean of the softmax over `count` crops of each image.
 
-  The network sees the crops of one square together, 12 times the batch, and the squares one after another.
+  The network sees the crops of one square together, twice VIEWS of an image, and the squares one after another.
 
   Args:
     network: `[B, image_size, image_size, C]` to logits `[B, classes]`.

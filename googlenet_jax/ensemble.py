@@ -45,12 +45,13 @@ def train_members(config: Any, workdir: pathlib.Path) -> None:
   equal share of the devices. A recipe of one member is trained in `workdir` itself.
 
   Raises:
-    UserError: as `train.train`; or side by side is asked for over several processes.
+    UserError: as `train.train`; side by side is asked for over several processes; a member has ended that was trained
+      for another number of epochs or steps.
     SystemExit: interrupted by a signal, after saving.
   """
   runs = members(config, workdir)
-  other, what = ('member_0', 'an ensemble') if len(runs) == 1 else ('checkpoints', 'a single run')
-  if (workdir / other).exists():
+  other, what = ('member_*', 'an ensemble') if len(runs) == 1 else ('checkpoints', 'a single run')
+  if any(workdir.glob(other)):
     raise UserError(
       f'{workdir} holds {what}, and config.ensemble.members={len(runs)} would train another kind of run in it: '
       'give another --workdir, or the members that it has'
@@ -62,6 +63,7 @@ def train_members(config: Any, workdir: pathlib.Path) -> None:
   for recipe, folder in runs:
     config_lib.check_same(recipe, folder)
     if ended(recipe, folder):
+      config_lib.check_length(recipe, folder)
       monitor.say(f'{_name(recipe)}: has ended, in {folder}')
     else:
       left.append((recipe, folder))
@@ -101,7 +103,7 @@ def _train_side_by_side(runs: list[tuple[Any, pathlib.Path]], dataset: Dataset, 
   # Of all members, not of those that are left: a run goes on with as many devices as it began with.
   count = min(runs[0][0].ensemble.members, len(devices))
   share = len(devices) // count
-  failed = []
+  failed = {}
 
   def work(place: int) -> None:
     for recipe, folder in runs[place::count]:
@@ -110,15 +112,24 @@ def _train_side_by_side(runs: list[tuple[Any, pathlib.Path]], dataset: Dataset, 
       monitor.prefix.set(f'{recipe.ensemble.member}: ')
       try:
         _train_one(recipe, folder, devices[place * share : (place + 1) * share], dataset, stop)
-      except UserError as error:  # the others go on
+      except Exception as error:  # the others go on; told at once, for they may take hours
         monitor.say(f'error: {error}')
-        failed.append(recipe.ensemble.member)
+        failed[recipe.ensemble.member] = error
 
   shares = min(count, len(runs))
-  monitor.say(f'{len(runs)} members on {shares} shares of the devices, of {share} each; lines begin with the member')
+  if count == 1:
+    monitor.say('config.ensemble.side_by_side: there is one device, so that the members train one after another')
+  else:
+    monitor.say(f'{len(runs)} members on {shares} shares of the devices, of {share} each; lines begin with the member')
   with concurrent.futures.ThreadPoolExecutor(shares) as pool:
     futures = [pool.submit(work, place) for place in range(shares)]
   for future in futures:
     future.result()
+  for error in failed.values():
+    if not isinstance(error, UserError | OSError):  # not of the user's making: with its traceback
+      raise error
   if failed:
-    raise UserError(f'members {", ".join(map(str, sorted(failed)))} did not train to their end; see above')
+    raise UserError(
+      f'of members {", ".join(map(str, sorted(failed)))} the training failed, see above; the same command goes on with '
+      'what is left'
+    )

@@ -101,7 +101,7 @@ def evaluate(
     for variables in networks:
       outputs.append(eval_step(variables, batch))
       if len(outputs) > ahead:
-        jax.block_until_ready(outputs[-1 - ahead])
+        outputs[-1 - ahead] = jax.device_get(outputs[-1 - ahead])  # or a large split would fill the device
   outputs = jax.device_get(outputs)
   own = (np.concatenate(outputs[i :: len(networks)])[: len(split)] for i in range(len(networks)))
   return [Evaluation(split.labels, log_probabilities) for log_probabilities in own]

@@ -34,6 +34,8 @@ def _check(members: Sequence[tuple[Any, pathlib.Path]]) -> None:
     config_lib.check_same(config, folder, config_lib.FOR_EVALUATION + several)
     if several and not ensemble.ended(ConfigDict(json.loads((folder / 'config.json').read_text())), folder):
       monitor.say(f'note: the training in {folder} has not ended')
+  if len(members) > 1:
+    config_lib.check_alike([folder for _, folder in members])
 
 
 def _variables(workdir: pathlib.Path, state: Any, step: int | None) -> tuple[Any, int]:
@@ -55,6 +57,10 @@ def row(evaluations: Sequence[Evaluation], models: int, crop_count: int, base: d
     models: 1, or their number: then they answer together.
     crop_count: crops of an image.
     base: the line that gains are over; None for the base itself.
+
+  Returns:
+    `models`, `crops` and `cost`, their product; top-1 and top-5 errors and gains as shares; `top1_errors`, one a model
+    or one of all together.
   """
   answers = [evaluate.together(evaluations)] if models > 1 else evaluations
   errors = {key: [answer.error(top) for answer in answers] for key, top in (('top1_error', 1), ('top5_error', TOP))}
@@ -111,8 +117,13 @@ def evaluate_checkpoint(
   at = f'step {steps[0]}' if len(steps) == 1 else f'steps {steps[0]} to {steps[-1]}'
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
   monitor.say(title)
-  rows, first = [], None
+  square = split.batch(np.array([0]))
+  square = 'size' not in square and square['image'].shape[1] == square['image'].shape[2]
+  rows, first, pace = [], None, 0.0
   for count in crop_counts:
+    work = crops.distinct(count, config.image_size, square)
+    if pace * work > 10:
+      monitor.say(f'{_crops(count)} of every image take about {pace * work:.0f} s ...')
     begin = time.perf_counter()
     eval_step = evaluate.make_eval_step(graphdef, config, mesh, count)
     batch = crops.batch_size(config.batch_size, count, mesh.size)
@@ -122,11 +133,12 @@ def evaluate_checkpoint(
       _show(first, dataset.class_names, len(results), count)
     for models in sorted({1, len(results)}):
       rows.append(row(results, models, count, rows[0] if rows else None))
-    error = rows[-1]['top1_error']
-    monitor.say(f'{_crops(count)} of every image: {time.perf_counter() - begin:.1f} s, top-1 error {100 * error:.2f} %')
+    error, seconds = rows[-1]['top1_error'], time.perf_counter() - begin
+    pace = seconds / work
+    monitor.say(f'{_crops(count)} of every image: {seconds:.1f} s, top-1 error {100 * error:.2f} %')
     rows.sort(key=lambda r: (r['models'], r['crops']))
     if jax.process_index() == 0:  # each time: many crops take long, and may be interrupted
-      _write(workdir, rows, first, dataset.class_names, split_name, steps[-1], title)
+      _write(workdir, rows, first, dataset.class_names, split_name, steps[-1], title, crop_counts[0])
   monitor.say('\n' + markdown(rows))
   if len(found) > 1:
     monitor.say('one model: the mean over the members, each by itself, with the lowest and the highest')
@@ -148,7 +160,7 @@ def _show(result: Evaluation, class_names: tuple[str, ...], models: int, crop_co
   monitor.say(f'{who}{view}accuracy {result.accuracy:.4f} ({right} of {len(result.labels)}), loss {result.loss:.4f}')
 
 
-def _write(workdir, rows, first, class_names, split_name, step, title) -> None:
+def _write(workdir, rows, first, class_names, split_name, step, title, first_count) -> None:
   from googlenet_jax import plots
 
   checkpoints.write_json(
@@ -157,6 +169,8 @@ def _write(workdir, rows, first, class_names, split_name, step, title) -> None:
       'split': split_name,
       'step': step,
       'examples': len(first.labels),
+      'models': rows[-1]['models'],  # together, by so many crops, in what follows
+      'crops': first_count,
       'accuracy': first.accuracy,
       'loss': first.loss,
       'per_class_accuracy': {  # JSON knows no NaN

@@ -129,7 +129,7 @@ def train(
   Args:
     config: the recipe.
     workdir: folder of the run.
-    devices: to train on; all by default.
+    devices: to train on, while others train elsewhere; all by default.
     stop: a request that others answer too: when it comes, the run is saved and this returns. By default signals are
       caught here, and end the program.
     dataset: of the recipe, where it is already loaded.
@@ -152,7 +152,7 @@ def train(
   schedule = optimizers.learning_rate_schedule(config, steps_per_epoch)
   tx = optimizers.make_optimizer(config, schedule)
   graphdef, state = create_state(config, len(dataset.class_names), dataset.image_shape[-1], tx, mesh)
-  saved = checkpoints.Checkpoints(workdir)
+  saved = checkpoints.Checkpoints(workdir, shared=devices is not None)
   restored = restore(saved, state)
   meta = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0, 'epoch_metrics': None}  # of the whole run
   if restored is not None:

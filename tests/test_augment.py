@@ -142,13 +142,13 @@ def test_photometric_distortions_come_in_any_order_and_with_the_light():
   @jax.jit
   @jax.vmap
   def in_all_orders(key):
-    factors = jax.random.uniform(jax.random.split(key)[0], (3,), minval=0.5, maxval=1.5)
+    factors = jax.random.uniform(jax.random.fold_in(key, 0), (3,), minval=0.5, maxval=1.5)
     pictures = []
     for order in itertools.permutations(range(3)):
       picture = image[0]
       for operation in order:
         picture = augment.enhance(picture, jnp.int32(operation), factors[operation])
-      pictures.append(augment.light(picture[None], 0.1, jax.random.fold_in(key, 1)[None])[0])
+      pictures.append(augment.light(picture[None], 0.1, jax.random.fold_in(key, 2)[None])[0])
     return jnp.stack(pictures)
 
   found = np.isclose(in_all_orders(keys(count=256)), out[:, None], atol=1e-5).all((2, 3, 4))  # image, order
@@ -171,6 +171,21 @@ def test_random_erasing_has_its_probability_and_area():
   erased = share[share > 0]
   assert erased.max() < 0.45
   assert abs(np.median(erased) - 0.21) < 0.03  # uniform in [0.02, 0.4]
-  first = out[share > 0][0] >= 0
-  rows, columns = np.flatnonzero(first.any(1)), np.flatnonzero(first.any(0))
-  assert first[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()  # a rectangle
+
+
+def test_random_erasing_has_its_shape_and_place():
+  side, count = 64, 1024
+  out = np.asarray(augment.random_erasing(jnp.full((count, side, side, 1), -1.0), 1.0, keys(count=count)))[..., 0]
+  erased, found = out >= 0, []
+  for mask in erased:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()  # a rectangle
+    found.append((len(rows), len(columns), rows[0], columns[0]))
+  tall, wide, top, left = np.array(found).T
+  rng = np.random.default_rng(0)
+  area, ratio = rng.uniform(0.02, 0.4, 10_000), np.exp(rng.uniform(np.log(0.3), -np.log(0.3), 10_000))
+  expected = np.minimum(np.sqrt(area * ratio), 1) / np.minimum(np.sqrt(area / ratio), 1)
+  assert kstest(np.log(tall / wide), np.log(expected)).pvalue > 1e-3
+  for first, extent in ((top, tall), (left, wide)):
+    room = side - extent
+    assert kstest(((first + rng.random(count)) / (room + 1))[room > 8], 'uniform').pvalue > 1e-3

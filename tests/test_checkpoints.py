@@ -1,3 +1,5 @@
+import concurrent.futures
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,21 @@ def test_what_was_saved_comes_back(tmp_path):
   assert list(found) == ['training']
   np.testing.assert_array_equal(found['training']['weights'], tree(-1.0)['weights'])
   saved.close()
+
+
+def test_runs_that_save_at_the_same_time_lose_nothing(tmp_path):
+  def one(run):
+    saved = checkpoints.Checkpoints(tmp_path / str(run), shared=True)
+    for step in range(1, 7):
+      saved.save(step, items(float(step + run)), {'run': run})
+    found, meta = saved.restore({'network': abstract()}, 6)
+    saved.close()
+    return meta['run'], found['network']['weights']
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    for run, (found, weights) in enumerate(pool.map(one, range(4))):
+      assert found == run
+      np.testing.assert_array_equal(weights, tree(6.0 + run)['weights'])
 
 
 def test_newest_two_and_best_are_kept(tmp_path):

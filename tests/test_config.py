@@ -46,6 +46,7 @@ def test_the_articles_recipe():
     ('augment.min_area', 0.0, 'config.augment.min_area=0 is out of range: it must be above 0'),
     ('augment.max_aspect', 0.9, 'config.augment.max_aspect=0.9 is out of range: it must be at least 1'),
     ('augment.resize', 0.9, 'config.augment.resize'),
+    ('augment.resize', 256, 'config.augment.resize=256.0 is out of range: it must be from 1 to 2'),
     ('augment.random_interpolation', True, 'config.augment.min_area must be below 1'),
     ('augment.photometric', 1.5, 'config.augment.photometric'),
     ('augment.erasing', -0.1, 'config.augment.erasing'),
@@ -110,3 +111,22 @@ def test_evaluation_refuses_what_changes_the_network_or_its_inputs(key, value, t
   checkpoints.write_json(tmp_path / 'config.json', small_config().to_dict())
   with pytest.raises(UserError, match=f'{key}: .* there, .* now'):
     config.check_same(small_config(**{key: value}), tmp_path, config.FOR_EVALUATION)
+
+
+def test_members_of_one_ensemble_were_trained_alike(tmp_path):
+  folders = [tmp_path / str(member) for member in range(3)]
+  for member, folder in enumerate(folders):
+    folder.mkdir()
+    recipe = small_config(**{'ensemble.member': member, 'log_every_steps': member + 1})
+    checkpoints.write_json(folder / 'config.json', recipe.to_dict())
+  config.check_alike(folders)
+  config.check_length(small_config(), folders[0])
+  with pytest.raises(UserError, match='has ended as a run of another length .epochs: 10 there, 9 now'):
+    config.check_length(small_config(epochs=9), folders[0])
+  for changes, what in (
+    ({'max_steps': 5}, 'max_steps: 0 there, 5 here'),
+    ({'batch_size': 8}, 'batch_size: 16 there, 8'),
+  ):
+    checkpoints.write_json(folders[2] / 'config.json', small_config(**changes).to_dict())
+    with pytest.raises(UserError, match=f'0 and .*2 were trained by different recipes .{what}'):
+      config.check_alike(folders)

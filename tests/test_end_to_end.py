@@ -11,12 +11,27 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import read_log, small_config, small_table, take_two_devices
 
-from googlenet_jax import checkpoints, datasets, models, monitor, optimizers, protocol, train
+from googlenet_jax import (
+  augment,
+  checkpoints,
+  datasets,
+  input_pipeline,
+  models,
+  monitor,
+  optimizers,
+  parallel,
+  plots,
+  protocol,
+  random_keys,
+  train,
+)
+from googlenet_jax import config as config_lib
 from googlenet_jax.errors import UserError
 from googlenet_jax.report import Report
 from googlenet_jax.signals import StopRequest
@@ -241,6 +256,23 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
     protocol.evaluate_checkpoint(config, uninterrupted, None, 'validation')
   with pytest.raises(UserError, match='holds no checkpoints: train first'):
     protocol.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
+
+
+@pytest.mark.usefixtures('small_network')
+def test_the_picture_of_a_batch_is_what_the_first_step_sees(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots, 'augmentations', lambda *arguments: drawn.append(arguments))
+  config = small_config(**CONFIG | {'max_steps': 1, 'ensemble.member': 1})
+  train.train(config, tmp_path)
+  ((stored, seen, names, _),) = drawn
+  split, seed, mesh = datasets.load('digits').train, config_lib.sampling_seed(config), parallel.make_mesh()
+  batch = jax.device_get(next(input_pipeline.train_batches(split, config.batch_size, seed, 0, mesh)))
+  keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(config.batch_size))
+  expected = augment.augment(batch['image'], keys, config.image_size, config.augment)
+  assert len(stored) == len(names) == len(seen) == 16
+  np.testing.assert_array_equal(stored, batch['image'][:16])
+  assert names == [str(label) for label in batch['label'][:16]]
+  np.testing.assert_allclose(seen, expected[:16], atol=1e-5)
 
 
 @pytest.mark.usefixtures('small_network')

@@ -1,12 +1,29 @@
 import collections
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ablation, benchmark, benchmark_jax, benchmark_tables, compare_sides, hlo, worker
+from experiments import (
+  ablation,
+  benchmark,
+  benchmark_jax,
+  benchmark_tables,
+  choices,
+  compare_sides,
+  ensemble_table,
+  hlo,
+  run_main,
+  worker,
+)
 from experiments.benchmark_tables import Case
 from googlenet_jax import cpu_layers, layers
 
@@ -163,3 +180,103 @@ def test_the_ablation_times_other_programs_and_leaves_ours_as_it_was(monkeypatch
   ours, plain = programs[:2]
   assert ours < plain
   assert (dict(vars(cpu_layers)), layers._cpu) == before
+
+
+SLOW_TO_SAVE = """
+import pathlib, signal, sys, time
+def save(number, frame):
+  time.sleep(1)
+  pathlib.Path('saved').write_text(str(number))
+  sys.exit(128 + number)
+signal.signal(signal.SIGINT, save)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path('begun').touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_experiment_waits_until_main_has_saved(tmp_path, number):
+  (tmp_path / 'main.py').write_text(SLOW_TO_SAVE)
+  code = f'import pathlib; from experiments import run_main; run_main.ROOT = pathlib.Path({str(tmp_path)!r}); '
+  command = [sys.executable, '-c', code + 'run_main.run_or_exit([])']
+  process = subprocess.Popen(command, cwd=run_main.ROOT, start_new_session=True)
+  while not (tmp_path / 'begun').exists() and process.poll() is None:
+    time.sleep(0.05)
+  time.sleep(0.2)  # its handlers follow the start of main.py at once
+  if number == signal.SIGINT:
+    os.killpg(process.pid, number)  # as a terminal does
+  else:
+    process.send_signal(number)
+  assert process.wait(30) == 128 + number
+  assert (tmp_path / 'saved').read_text() == str(int(number))
+
+
+def table(models, *errors):
+  return [{'models': models, 'crops': n, 'top1_error': e} for n, e in zip((1, 10), errors, strict=True)]
+
+
+def test_choices_are_means_on_held_out_images(tmp_path, monkeypatch, capsys):
+  called = []
+
+  def pretend(arguments):
+    called.append(arguments)
+    flags = dict(argument[2:].split('=', 1) for argument in arguments)
+    workdir = pathlib.Path(flags['workdir'])
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'summary.json').write_text('{"steps": 7}')
+    if 'mode' in flags:
+      assert (flags['split'], flags['crops']) == ('validation', '1,10')
+      error = 0.2 + 0.1 * int(flags['config.seed']) + 0.05 * (flags.get('config.augment.flip') == 'False')
+      found = {'split': 'validation', 'step': 7, 'table': table(1, error, error / 2)}
+      (workdir / 'evaluation.json').write_text(json.dumps(found))
+
+  monkeypatch.setattr(choices, 'run_or_exit', pretend)
+  monkeypatch.setattr(choices, 'ROOT', tmp_path)
+  (tmp_path / 'configs').symlink_to(run_main.ROOT / 'configs')
+  arguments = ['--epochs=3', '--seeds=2', '--crops=10,1', '--variants=as it is,no mirroring', '--set=dtype=float32']
+  monkeypatch.setattr(sys, 'argv', ['choices.py', *arguments])
+  choices.main()
+  assert '--config.dtype=float32' in called[0]
+  assert '--config.epochs=3' in called[0]
+  text = (tmp_path / 'experiments' / 'results' / 'choices' / 'fashion_best_3_epochs.md').read_text()
+  assert text.splitlines()[2:] == [
+    '| variant | seeds | 1 crop | 10 crops |',
+    '| --- | --- | --- | --- |',
+    '| as it is | 2 | 0.7500 (0.7000 to 0.8000) | 0.8750 (0.8500 to 0.9000) |',
+    '| no mirroring | 2 | 0.7000 (0.6500 to 0.7500) | 0.8500 (0.8250 to 0.8750) |',
+  ]
+  assert len(called) == 8
+  choices.main()
+  assert len(called) == 12  # nothing is evaluated again; main.py itself sees that the trainings have ended
+  for wrong in ('--crops=7', '--variants=none', '--seeds=0', '--config=nowhere.py', '--config=configs/digits.py'):
+    monkeypatch.setattr(sys, 'argv', ['choices.py', wrong])
+    with pytest.raises(SystemExit, match='2'):
+      choices.parse()
+    assert wrong.partition('=')[0] in capsys.readouterr().err
+
+
+def test_the_table_of_an_ensemble_is_kept_with_its_command(tmp_path, monkeypatch, capsys):
+  called = []
+
+  def pretend(arguments):
+    called.append(arguments)
+    workdir = tmp_path / 'runs' / 'trial_ensemble'
+    workdir.mkdir(parents=True, exist_ok=True)
+    for file in ('table.md', 'table.png', 'evaluation.json'):
+      (workdir / file).write_text(f'this is {file}\n')
+
+  monkeypatch.setattr(ensemble_table, 'run_or_exit', pretend)
+  monkeypatch.setattr(ensemble_table, 'ROOT', tmp_path)
+  monkeypatch.setattr(sys, 'argv', ['ensemble_table.py', '--name=trial', '--config.epochs=1'])
+  ensemble_table.main()
+  common = ['--config=configs/fashion_best.py', '--config.epochs=1', '--config.ensemble.members=7']
+  assert called == [[*common, '--workdir=runs/trial_ensemble', f'--mode={mode}'] for mode in ('train', 'evaluate')]
+  results = tmp_path / 'experiments' / 'results' / 'ensemble' / 'trial'
+  command = 'Written by `python experiments/ensemble_table.py --name=trial --config.epochs=1`.'
+  assert (results / 'table.md').read_text() == f'{command}\n\nthis is table.md\n'
+  assert {path.name for path in results.iterdir()} == {'table.md', 'table.png', 'evaluation.json'}
+  monkeypatch.setattr(sys, 'argv', ['ensemble_table.py', '--workdir=x'])
+  with pytest.raises(SystemExit, match='2'):
+    ensemble_table.main()
+  assert '--workdir=x: besides --config and --name only keys' in capsys.readouterr().err

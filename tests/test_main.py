@@ -72,6 +72,7 @@ def test_main_trains_the_whole_network_and_writes_everything(tmp_path):
     (['--config=configs'], "--config cannot be read: [Errno 21] Is a directory: 'configs'"),
     (['--config=configs/digits.py', '--config.bach_size=3'], 'batch_size'),
     (['--config=configs/digits.py', '--config.batch_size=many'], 'batch_size=many'),
+    (['--config=configs/digits.py', '--crops=1'], '--crops is for --mode=evaluate'),
     (['--config=configs/digits.py', '--config.learning_rate=-1'], 'config.learning_rate=-1.0 is out of range'),
     (['--config=configs/digits.py', '--config.image_size=16'], 'too small for the network'),
     (['--config=configs/digits.py', '--mode=tran'], '<train|evaluate>'),

@@ -7,7 +7,7 @@ from conftest import small_table
 from flax import nnx
 
 from googlenet_jax import auxiliary_classifiers, models
-from googlenet_jax.layers import local_response_norm, max_pool
+from googlenet_jax.layers import dropout, local_response_norm, max_pool
 
 
 def make(**options):
@@ -230,6 +230,17 @@ def test_local_response_norm_stands_behind_the_first_pool_and_before_the_second(
   expected = model.inception_3b(max_pool(local_response_norm(out['conv2']), stride=2))
   np.testing.assert_allclose(out['inception_3b'], expected, rtol=1e-5)
   assert not np.allclose(out['inception_3b'], model.inception_3b(max_pool(out['conv2'], stride=2)), rtol=1e-2)
+
+
+def test_dropout_stands_before_the_linear_layer_of_the_head(monkeypatch):
+  monkeypatch.setattr(models, 'TABLE', small_table())
+  model = models.GoogLeNet(dropout=0.4, rngs=nnx.Rngs(0))
+  keys = jax.random.split(jax.random.key(2), 16)
+  out = model.end_points(jax.random.uniform(jax.random.key(1), (16, 33, 33, 1)), keys=keys)
+  head = np.asarray(dropout(out['head'], 0.4, keys))
+  assert 0.3 < (head == 0).mean() - (np.asarray(out['head']) == 0).mean() < 0.5
+  expected = head @ np.asarray(model.logits.kernel) + np.asarray(model.logits.bias)
+  np.testing.assert_allclose(out['logits'], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_local_response_norm_has_no_parameters():

@@ -9,6 +9,7 @@ import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
 from conftest import read_log, small_config, small_table, take_two_devices
 
@@ -16,6 +17,7 @@ from googlenet_jax import checkpoints, datasets, ensemble, models, protocol, tra
 from googlenet_jax import config as config_lib
 from googlenet_jax.errors import UserError
 from googlenet_jax.evaluate import Evaluation
+from googlenet_jax.state import create_state
 
 CONFIG = {'batch_size': 128, 'epochs': 1, 'learning_rate': 0.02, 'model.norm': 'batch', 'ensemble.members': 3}
 
@@ -54,7 +56,8 @@ def test_the_table_as_text():
   ]
 
 
-def test_members_differ_in_their_order_only_or_in_their_weights_too():
+@pytest.mark.usefixtures('small_network')
+def test_members_differ_in_their_order_only_or_in_their_weights_too(mesh_of):
   runs = ensemble.members(small_config(**CONFIG), pathlib.Path('w'))
   seeds = [config_lib.sampling_seed(recipe) for recipe, _ in runs]
   assert len(set(seeds)) == 3
@@ -63,6 +66,12 @@ def test_members_differ_in_their_order_only_or_in_their_weights_too():
   different = ensemble.members(small_config(**CONFIG, **{'ensemble.initial_weights': 'different'}), runs[0][1])
   assert [config_lib.initial_seed(recipe) for recipe, _ in different] == seeds
   assert [str(folder) for _, folder in runs] == ['w/member_0', 'w/member_1', 'w/member_2']
+  recipes = (runs[0][0], runs[1][0], different[1][0])
+  states = [create_state(recipe, 10, 1, optax.identity(), mesh_of(1))[1] for recipe in recipes]
+  kernels = [np.asarray(state.params['conv2']['kernel']) for state in states]
+  np.testing.assert_array_equal(kernels[0], kernels[1])
+  assert not np.array_equal(kernels[1], kernels[2])
+  assert [int(state.seed) for state in states] == [seeds[0], seeds[1], seeds[1]]
 
 
 class StopWhen:
@@ -108,7 +117,8 @@ def trained(tmp_path_factory):
   return config, workdir, printed.getvalue()
 
 
-def test_an_interrupted_ensemble_goes_on_where_it_stopped(trained, capsys):
+@pytest.mark.usefixtures('small_network')
+def test_an_interrupted_ensemble_goes_on_where_it_stopped(trained, tmp_path, capsys, monkeypatch):
   config, workdir, printed = trained
   assert 'stopped at step 1 of 11, saved' in printed
   assert printed.count('continuing after step 1 of 11') == 1
@@ -116,6 +126,10 @@ def test_an_interrupted_ensemble_goes_on_where_it_stopped(trained, capsys):
     assert json.loads((workdir / f'member_{member}' / 'summary.json').read_text())['steps'] == 11
   losses = [read_log(workdir / f'member_{member}')[0]['loss'] for member in range(3)]
   assert len(set(losses)) == 3
+  take_two_devices(monkeypatch)
+  train.train(ensemble.members(config, workdir)[1][0], tmp_path)  # the member that was interrupted, in one piece
+  whole, member = (json.loads((path / 'summary.json').read_text()) for path in (tmp_path, workdir / 'member_1'))
+  assert (member['train_loss'], member['test_loss']) == (whole['train_loss'], whole['test_loss'])
   ensemble.train_members(config, workdir)
   assert capsys.readouterr().out.count('has ended') == 3
 
@@ -146,6 +160,14 @@ def test_the_table_of_an_ensemble(trained, capsys, monkeypatch):
     (1, 1, 1), (1, 10, 10), (1, 144, 144), (3, 1, 3), (3, 10, 30), (3, 144, 432)
   ]  # fmt: skip
   assert found['accuracy'] == pytest.approx(1 - found['table'][3]['top1_error'])
+  alone = []
+  for member in range(3):
+    recipe = small_config(**CONFIG | {'ensemble.members': 1, 'ensemble.member': member})
+    folder = workdir / f'member_{member}'
+    protocol.evaluate_checkpoint(recipe, folder, None, 'test', [1])
+    alone.append(1 - json.loads((folder / 'evaluation.json').read_text())['accuracy'])
+  assert found['table'][0]['top1_errors'] == pytest.approx(alone)
+  assert len(set(alone)) > 1
   assert (workdir / 'table.png').stat().st_size > 10000
   assert protocol.markdown(found['table']).splitlines()[5] in capsys.readouterr().out
   assert protocol.markdown(found['table']) in (workdir / 'table.md').read_text()
@@ -191,7 +213,7 @@ def test_side_by_side_an_error_is_told_and_the_other_members_go_on(pretended, tm
   (tmp_path / 'member_0' / 'checkpoints' / '11').mkdir(parents=True)
   (tmp_path / 'member_0' / 'summary.json').write_text('{"steps": 11, "epochs": 1.0}')
   checkpoints.write_json(tmp_path / 'member_0' / 'config.json', ensemble.members(config, tmp_path)[0][0].to_dict())
-  with pytest.raises(UserError, match='members 1 did not train to their end'):
+  with pytest.raises(UserError, match='of members 1 the training failed, see above; the same command goes on'):
     ensemble.train_members(config, tmp_path)
   # Eight devices make five shares of one, although only four members are left.
   assert sorted(pretended) == [(1, [0]), (2, [1]), (3, [2]), (4, [3])]
@@ -212,3 +234,9 @@ def test_a_single_run_and_an_ensemble_do_not_share_a_workdir(pretended, tmp_path
   with pytest.raises(UserError, match='b holds a single run, and config.ensemble.members=3 would'):
     ensemble.train_members(small_config(**CONFIG), tmp_path / 'b')
   assert not pretended
+
+
+def test_members_that_have_ended_with_another_length_are_refused(trained):
+  _, workdir, _ = trained
+  with pytest.raises(UserError, match='member_0 has ended as a run of another length .max_steps: 0 there, 5 now'):
+    ensemble.train_members(small_config(**CONFIG, max_steps=5), workdir)

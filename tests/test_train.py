@@ -11,7 +11,7 @@ from jax import lax
 
 from googlenet_jax import augment, datasets, layers, optimizers, parallel, random_keys, train
 from googlenet_jax.errors import UserError
-from googlenet_jax.state import create_state
+from googlenet_jax.state import create_state, for_prediction
 
 pytestmark = pytest.mark.usefixtures('small_network')
 FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augment.flip': True}
@@ -192,6 +192,7 @@ def test_averaged_weights_and_statistics(mesh_of):
     now = {'params': state.params, 'batch_stats': state.batch_stats}
     expected = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, expected, now)
   assert_close(state.averaged, expected, 1e-6)
+  assert for_prediction(state) == (state.averaged['params'], state.averaged['batch_stats'])
   assert np.abs(state.averaged['params']['logits']['kernel'] - state.params['logits']['kernel']).max() > 1e-5
 
 
