@@ -76,7 +76,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
   """The table as Markdown."""
   lines = [HEAD, ['---'] * len(HEAD)]
   for r in rows:
-    gains = ['base' if r is rows[0] else f'{100 * r[key]:+.2f} %' for key in ('top1_gain', 'top5_gain')]
+    gains = [100 * r[key] for key in ('top1_gain', 'top5_gain')]
+    gains = ['base' if r is rows[0] else f'{round(gain, 2) + 0.0:+.2f} %' for gain in gains]  # no -0.00
     errors = [f'{100 * r[key]:.2f} %' for key in ('top1_error', 'top5_error')]
     if len(r['top1_errors']) > 1:  # of several members by themselves: their mean, and how far they are apart
       errors[0] += f' ({100 * min(r["top1_errors"]):.2f} to {100 * max(r["top1_errors"]):.2f})'

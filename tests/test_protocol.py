@@ -48,10 +48,12 @@ def test_rows_of_the_table():
 def test_the_table_as_text():
   columns = ('models', 'crops', 'cost', 'top1_error', 'top1_errors', 'top5_error', 'top1_gain', 'top5_gain')
   base = (1, 1, 1, 0.1, [0.09, 0.11], 0.02, 0.0, 0.0)
+  more = (1, 10, 10, 0.09, [0.09, 0.09], 0.02, 0.01, -0.00001)
   most = (7, 144, 1008, 0.06, [0.06], 0.025, 0.04, -0.005)
-  rows = [dict(zip(columns, row, strict=True)) for row in (base, most)]
+  rows = [dict(zip(columns, row, strict=True)) for row in (base, more, most)]
   assert protocol.markdown(rows).splitlines()[2:] == [
     '| 1 | 1 | 1 | 10.00 % (9.00 to 11.00) | 2.00 % | base | base |',
+    '| 1 | 10 | 10 | 9.00 % (9.00 to 9.00) | 2.00 % | +1.00 % | +0.00 % |',
     '| 7 | 144 | 1008 | 6.00 % | 2.50 % | +4.00 % | -0.50 % |',
   ]
 
