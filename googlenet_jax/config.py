@@ -68,6 +68,7 @@ MAY_CHANGE = (
   'ensemble.members',
   'ensemble.side_by_side',
 )
+LENGTH = ('epochs', 'max_steps')  # of a run: the same for all members of an ensemble that has ended
 # What makes the weights fit, and the inputs the same.
 FOR_EVALUATION = (
   'image_size',
@@ -182,27 +183,22 @@ def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -
     raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
   now = flatten(json.loads(config.to_json()))
   keys = only or [key for key in {**before, **now} if key not in MAY_CHANGE]
-  if differing := _differing(before, now, keys, 'there', 'now'):
+  if differing := _differing(before, now, keys):
     raise UserError(
       f'{workdir} holds a run of another recipe ({differing}): give another --workdir, or the same values'
     )
 
 
-def _differing(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str], *places: str) -> str:
+def _differing(there: dict[str, Any], other: dict[str, Any], keys: Iterable[str], where: str = 'now') -> str:
   return '; '.join(
-    f'{key}: {one.get(key)!r} {places[0]}, {other.get(key)!r} {places[1]}'
-    for key in keys
-    if one.get(key) != other.get(key)
+    f'{key}: {there.get(key)!r} there, {other.get(key)!r} {where}' for key in keys if there.get(key) != other.get(key)
   )
-
-
-LENGTH = ('epochs', 'max_steps')
 
 
 def check_length(config: Any, folder: pathlib.Path) -> None:
   """Refuses a member of an ensemble that has ended as a run of another length; the folder is one of `check_same`."""
   before = flatten(json.loads((folder / 'config.json').read_text()))
-  if differing := _differing(before, flatten(config.to_dict()), LENGTH, 'there', 'now'):
+  if differing := _differing(before, flatten(config.to_dict()), LENGTH):
     raise UserError(
       f'{folder} has ended as a run of another length ({differing}), and members are trained alike: give the same '
       'values, or another --workdir'
@@ -214,7 +210,7 @@ def check_alike(folders: Sequence[pathlib.Path]) -> None:
   first, *others = (flatten(json.loads((folder / 'config.json').read_text())) for folder in folders)
   for folder, other in zip(folders[1:], others, strict=True):
     keys = sorted({*first, *other} - set(MAY_CHANGE) - {'ensemble.member'} | set(LENGTH))
-    if differing := _differing(first, other, keys, 'there', 'here'):
+    if differing := _differing(first, other, keys, 'here'):
       raise UserError(
         f'{folders[0]} and {folder} were trained by different recipes ({differing}): no members of one ensemble'
       )

@@ -9,6 +9,7 @@ middle square at the smallest of the four sizes, mirrored too; one is what `augm
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,11 @@ def views(count: int, image_size: int, square_images: bool) -> np.ndarray:
   raise ValueError(f'{count} crops: choose from {", ".join(map(str, COUNTS))}')
 
 
+def all_square(batch: dict[str, jax.Array | np.ndarray], options: Any) -> bool:
+  """Whether every image that crops are cut from is square; arguments as for `log_probabilities`."""
+  return bool(options.padding) or ('size' not in batch and batch['image'].shape[1] == batch['image'].shape[2])
+
+
 def distinct(count: int, image_size: int, square_images: bool) -> int:
   """How many crops of an image the network sees: 48 for the 144 of a square one."""
   return 1 if count == 1 else 2 * VIEWS[count] * len(views(count, image_size, square_images))
@@ -133,7 +139,7 @@ def log_probabilities(
     image, sizes = prepared, None
   else:
     image = image.astype(jnp.float32) / 255
-  squares = views(count, image_size, square_images=sizes is None and image.shape[1] == image.shape[2])
+  squares = views(count, image_size, all_square(batch, options))
   if sizes is None:
     sizes = augment.full_sizes(image)
 

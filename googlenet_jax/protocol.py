@@ -118,8 +118,7 @@ def evaluate_checkpoint(
   at = f'step {steps[0]}' if len(steps) == 1 else f'steps {steps[0]} to {steps[-1]}'
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
   monitor.say(title)
-  square = split.batch(np.array([0]))
-  square = 'size' not in square and square['image'].shape[1] == square['image'].shape[2]
+  square = crops.all_square(split.batch(np.array([0])), config.augment)
   rows, first, pace = [], None, 0.0
   for count in crop_counts:
     work = crops.distinct(count, config.image_size, square)
@@ -139,7 +138,7 @@ def evaluate_checkpoint(
     monitor.say(f'{_crops(count)} of every image: {seconds:.1f} s, top-1 error {100 * error:.2f} %')
     rows.sort(key=lambda r: (r['models'], r['crops']))
     if jax.process_index() == 0:  # each time: many crops take long, and may be interrupted
-      _write(workdir, rows, first, dataset.class_names, split_name, steps[-1], title, crop_counts[0])
+      _write(workdir, rows, first, dataset.class_names, split_name, steps[-1], title)
   monitor.say('\n' + markdown(rows))
   if len(found) > 1:
     monitor.say('one model: the mean over the members, each by itself, with the lowest and the highest')
@@ -161,7 +160,7 @@ def _show(result: Evaluation, class_names: tuple[str, ...], models: int, crop_co
   monitor.say(f'{who}{view}accuracy {result.accuracy:.4f} ({right} of {len(result.labels)}), loss {result.loss:.4f}')
 
 
-def _write(workdir, rows, first, class_names, split_name, step, title, first_count) -> None:
+def _write(workdir, rows, first, class_names, split_name, step, title) -> None:
   from googlenet_jax import plots
 
   checkpoints.write_json(
@@ -171,7 +170,7 @@ def _write(workdir, rows, first, class_names, split_name, step, title, first_cou
       'step': step,
       'examples': len(first.labels),
       'models': rows[-1]['models'],  # together, by so many crops, in what follows
-      'crops': first_count,
+      'crops': rows[0]['crops'],
       'accuracy': first.accuracy,
       'loss': first.loss,
       'per_class_accuracy': {  # JSON knows no NaN
