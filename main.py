@@ -21,7 +21,7 @@ from types import FrameType
 from absl import app, flags
 from ml_collections import config_flags
 
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 
 MODES = ('train', 'evaluate')
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/digits.py.', lock_config=True)
@@ -34,32 +34,33 @@ SPLIT = flags.DEFINE_enum('split', 'test', ('train', 'validation', 'test'), 'eva
 
 def main(argv: list[str]) -> None:
   """Runs the mode asked for."""
-  from googlenet_jax.errors import UserError
+  from googlenet_jax.host.errors import UserError
 
   if len(argv) > 1:
     raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
   if CONFIG.value is None:
     raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
 
-  from googlenet_jax import checkpoints, monitor, parallel
-  from googlenet_jax import config as config_lib
+  from googlenet_jax import recipe
+  from googlenet_jax.host import checkpoints, console, sharding
 
-  monitor.quieten_libraries()
-  config_lib.validate(CONFIG.value)
-  parallel.use_compilation_cache()
-  parallel.use_cpu_cores(CONFIG.value)
+  console.quieten_libraries()
+  recipe.validate(CONFIG.value)
+  sharding.use_compilation_cache()
+  sharding.use_cpu_cores(CONFIG.value)
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
   if MODE.value == 'evaluate':
-    from googlenet_jax import crops, protocol
+    from googlenet_jax.data import crops
+    from googlenet_jax.evaluation import table
 
     unknown = sorted(set(CROPS.value) - set(map(str, crops.COUNTS)))
     if unknown or not CROPS.value:
       raise UserError(f'--crops={",".join(CROPS.value)}: choose from {",".join(map(str, crops.COUNTS))}')
     counts = sorted(set(map(int, CROPS.value)))
-    protocol.evaluate_checkpoint(CONFIG.value, workdir, STEP.value, SPLIT.value, counts)
+    table.evaluate_checkpoint(CONFIG.value, workdir, STEP.value, SPLIT.value, counts)
   else:
-    from googlenet_jax import ensemble
+    from googlenet_jax.training import ensemble
 
     for name in ('step', 'crops', 'split'):
       if flags.FLAGS[name].present:
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; raises UserError where absl and ml_collections would print pages."""
-  from googlenet_jax.errors import UserError
+  from googlenet_jax.host.errors import UserError
 
   try:
     positional = flags.FLAGS(argv)
@@ -109,7 +110,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def run() -> None:
   """Runs `main`; every mistake of the user ends as one line and status 2."""
-  from googlenet_jax.errors import UserError
+  from googlenet_jax.host.errors import UserError
 
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, interrupt)

@@ -25,7 +25,8 @@ from jax import lax
 
 from experiments import benchmark_jax
 from experiments.benchmark_tables import CPU_BATCHES, command, cores, cpu_model, number, publish, table
-from googlenet_jax import cpu_layers, huge_pages, layers, parallel
+from googlenet_jax.host import huge_pages, sharding
+from googlenet_jax.model import cpu_layers, layers
 
 WARM_UP = 3  # steps of each variant
 SHIPPED = 'as it is'
@@ -86,7 +87,7 @@ def compiled(config: Any, mesh: Any, name: str, changes: list[tuple[Any, str, An
 
 def milliseconds(config: Any, variants: dict[str, list], turns: int) -> dict[str, list[float]]:
   """Milliseconds of a step of every variant, by turn."""
-  mesh = parallel.make_mesh(jax.devices()[:1])
+  mesh = sharding.make_mesh(jax.devices()[:1])
   batch, programs, found = benchmark_jax.random_batch(config.batch_size, mesh), {}, {name: [] for name in variants}
   for name, changes in variants.items():
     programs[name] = compiled(config, mesh, name, changes)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import benchmark_tables as tables
 from experiments.benchmark_tables import CPU_BATCHES, OURS, Case
 from experiments.worker import Worker, WorkerError
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 
 TUNED = huge_pages.environment()
 # Script, environment, and arguments of `make`. Not preallocated: the contenders share the GPU's memory.

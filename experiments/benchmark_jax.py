@@ -17,7 +17,9 @@ from flax import nnx
 
 from configs import default
 from experiments import worker
-from googlenet_jax import huge_pages, models, optimizers, parallel
+from googlenet_jax.host import huge_pages, sharding
+from googlenet_jax.model import googlenet
+from googlenet_jax.training import optimizers
 
 WARM_UP = 4  # steps
 
@@ -33,18 +35,18 @@ def random_batch(batch_size: int, mesh) -> dict[str, jax.Array]:
   """Images of noise, as they come from the input pipeline, on the device."""
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (batch_size, 28, 28, 1), np.uint8)
-  return parallel.shard_batch({'image': image, 'label': rng.integers(0, 10, batch_size).astype(np.int32)}, mesh)
+  return sharding.shard_batch({'image': image, 'label': rng.integers(0, 10, batch_size).astype(np.int32)}, mesh)
 
 
 def make_training(config, mesh, compiler_options: dict[str, str] | None = None):
   """The compiled training step, its state, and the network."""
-  from googlenet_jax import train
-  from googlenet_jax.state import create_state
+  from googlenet_jax.training import loop
+  from googlenet_jax.training.state import create_state
 
   tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 100))
   graphdef, state = create_state(config, 10, 1, tx, mesh)
   batch = random_batch(config.batch_size, mesh)
-  step = train.make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile(compiler_options)
+  step = loop.make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile(compiler_options)
   return step, state, nnx.merge(graphdef, state.params, state.batch_stats)
 
 
@@ -64,12 +66,12 @@ class Case:
 
   def __init__(self, mode: str, image_size: int, batch_size: int, dtype: str, norm: str = 'none'):
     """Compiles and warms up; `mode` is 'training', 'inference' or 'epochs'."""
-    from googlenet_jax import evaluate
-    from googlenet_jax.state import create_state
+    from googlenet_jax.evaluation import evaluate
+    from googlenet_jax.training.state import create_state
 
     config = recipe(image_size, batch_size, dtype, norm)
     on_cpu = jax.default_backend() == 'cpu'
-    mesh = parallel.make_mesh(None if on_cpu else jax.devices()[:1])  # one GPU: PyTorch gets no more
+    mesh = sharding.make_mesh(None if on_cpu else jax.devices()[:1])  # one GPU: PyTorch gets no more
     self._batches = itertools.repeat(random_batch(batch_size, mesh))
     if mode == 'inference':
       import optax
@@ -88,18 +90,18 @@ class Case:
 
       self._step = step
     passes = 1 if mode == 'inference' else 3  # backward is twice forward
-    self.multiply_adds = passes * batch_size * models.count_multiply_adds(network, image_size)  # of a step
+    self.multiply_adds = passes * batch_size * googlenet.count_multiply_adds(network, image_size)  # of a step
     self.run(WARM_UP)
     self.whole_epochs = mode == 'epochs'
     if self.whole_epochs:
-      from googlenet_jax import datasets, input_pipeline
+      from googlenet_jax.data import datasets, pipeline
 
       images, labels = worker.training_images()
-      self._batches = input_pipeline.train_batches(datasets.Split(images, labels), batch_size, 0, 0, mesh)
+      self._batches = pipeline.train_batches(datasets.Split(images, labels), batch_size, 0, 0, mesh)
 
   def run(self, steps: int) -> float:
     """Seconds a step; results are waited for as far behind as train.py and evaluate.py do."""
-    pending, ahead = collections.deque(), parallel.steps_ahead()
+    pending, ahead = collections.deque(), sharding.steps_ahead()
     begin = time.perf_counter()
     for batch in itertools.islice(self._batches, steps):
       pending.append(self._step(batch))
@@ -126,7 +128,7 @@ def main() -> None:
   """Answers the parent's requests."""
 
   def make_case(mode: str, image_size: int, batch_size: int, dtype: str, norm: str = 'none'):
-    parallel.use_cpu_cores(recipe(image_size, batch_size, dtype, norm))  # as main.py does
+    sharding.use_cpu_cores(recipe(image_size, batch_size, dtype, norm))  # as main.py does
     return Case(mode, image_size, batch_size, dtype, norm)
 
   def describe():

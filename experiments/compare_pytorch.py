@@ -39,7 +39,7 @@ import numpy as np
 from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from experiments.compare_sides import MOMENTUM
 from experiments.worker import Worker, WorkerError
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 
 SIDES = {'jax': 'JAX', 'pytorch': 'PyTorch', 'pytorch_compiled': 'PyTorch compiled'}
 VALIDATION_EXAMPLES = 5000
@@ -81,12 +81,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_data(arguments: argparse.Namespace, folder: pathlib.Path) -> None:
   """Loads the images and the order of training, and lays them where both find them."""
-  from googlenet_jax import datasets, input_pipeline
+  from googlenet_jax.data import datasets, pipeline
 
   dataset = datasets.load(
     'fashion_mnist', arguments.source_dir, arguments.data_dir, VALIDATION_EXAMPLES if arguments.validation else 0
   )
-  order = input_pipeline.train_order(len(dataset.train), arguments.batch_size, arguments.seed)
+  order = pipeline.train_order(len(dataset.train), arguments.batch_size, arguments.seed)
   steps = range(arguments.warm_up + arguments.steps)
   np.save(folder / 'order.npy', np.stack([order[step] for step in steps]))
   for name, split in (('train', dataset.train), ('test', dataset.validation or dataset.test)):
@@ -285,7 +285,7 @@ def main() -> None:
   arguments = parse_arguments()
   if arguments.threads:  # the processes inherit it
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-  from googlenet_jax.errors import UserError
+  from googlenet_jax.host.errors import UserError
 
   with tempfile.TemporaryDirectory(prefix='compare_pytorch_') as folder:
     folder = pathlib.Path(folder)

@@ -23,27 +23,29 @@ class JaxSide:
   def __init__(self, options: SimpleNamespace):
     """Makes the network and takes the weights that PyTorch drew."""
     from configs import default
-    from googlenet_jax import parallel
+    from googlenet_jax.host import sharding
 
     config = default.get_config()
     config.image_size, config.batch_size = options.image_size, options.batch_size
     config.learning_rate, config.momentum, config.schedule = options.learning_rate, MOMENTUM, 'constant'
-    parallel.use_compilation_cache()  # this and the next as main.py does
-    parallel.use_cpu_cores(config)
+    sharding.use_compilation_cache()  # this and the next as main.py does
+    sharding.use_cpu_cores(config)
     import jax
 
-    from googlenet_jax import evaluate, optimizers, torch_weights, train
-    from googlenet_jax.state import create_state
+    from googlenet_jax.evaluation import evaluate
+    from googlenet_jax.model import torch_weights
+    from googlenet_jax.training import loop, optimizers
+    from googlenet_jax.training.state import create_state
 
     # All devices that main.py makes of a CPU, one GPU: PyTorch gets no more.
-    self.mesh = parallel.make_mesh(None if jax.default_backend() == 'cpu' else jax.devices()[:1])
-    self.shard, self.ahead = parallel.shard_batch, parallel.steps_ahead()
+    self.mesh = sharding.make_mesh(None if jax.default_backend() == 'cpu' else jax.devices()[:1])
+    self.shard, self.ahead = sharding.shard_batch, sharding.steps_ahead()
     tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, steps_per_epoch=1))
     self.graphdef, state = create_state(config, num_classes=10, channels=1, tx=tx, mesh=self.mesh)
     tensors = torch_weights.read(options.folder / 'weights.safetensors')
     params = torch_weights.from_torch(tensors, state.params, state.batch_stats).params
-    self.state = state.replace(params=parallel.replicate(params, self.mesh))
-    self.step = train.make_train_step(self.graphdef, tx, config, self.mesh)
+    self.state = state.replace(params=sharding.replicate(params, self.mesh))
+    self.step = loop.make_train_step(self.graphdef, tx, config, self.mesh)
     self.eval_step = evaluate.make_eval_step(self.graphdef, config, self.mesh)
 
   def train(self, batches):
@@ -68,7 +70,7 @@ class JaxSide:
     import optax
     from flax import nnx
 
-    from googlenet_jax import torch_weights
+    from googlenet_jax.model import torch_weights
 
     @jax.jit
     def gradient(params):

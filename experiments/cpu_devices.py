@@ -2,7 +2,7 @@
 
   python experiments/cpu_devices.py
 
-Writes experiments/results/cpu_devices.md, on which `parallel.cpu_devices` and `huge_pages.restart` rest.
+Writes experiments/results/cpu_devices.md, on which `sharding.cpu_devices` and `huge_pages.restart` rest.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import jax
 from experiments import benchmark_jax
 from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from experiments.worker import Worker
-from googlenet_jax import huge_pages, parallel
+from googlenet_jax.host import huge_pages, sharding
 
 CASES = ((32, 256, 'none'), (96, 64, 'none'), (224, 16, 'none'), (32, 128, 'batch'))  # pixels, batch, norm
 ROUNDS, STEPS = 5, 4
@@ -28,7 +28,7 @@ ROUNDS, STEPS = 5, 4
 def devices(image_size: int, batch_size: int, norm: str) -> int:
   """How many main.py makes."""
   config = benchmark_jax.recipe(image_size, batch_size, norm=norm)
-  return parallel.cpu_devices(2, batch_size, image_size, config.model)
+  return sharding.cpu_devices(2, batch_size, image_size, config.model)
 
 
 def compare(image_size: int, batch_size: int, norm: str) -> list[list[float]]:
@@ -73,7 +73,7 @@ def main() -> None:
     f'{cpu_model()};\n'
     f'medians of {ROUNDS} rounds of {STEPS} steps by turns; not counted are the first '
     f'{benchmark_jax.WARM_UP}. Ratios with the range of the\nrounds. '
-    'With pages of 4 KB there are as many devices as `parallel.cpu_devices` makes.\n\n'
+    'With pages of 4 KB there are as many devices as `sharding.cpu_devices` makes.\n\n'
   )
   names = ['image size', 'batch', 'norm', '1 device, images/s', '2 devices', 'pages of 4 KB']
   names += ['2 devices to 1', 'huge pages to 4 KB']

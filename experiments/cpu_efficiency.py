@@ -19,7 +19,8 @@ import jax
 from configs import fashion_fast
 from experiments import benchmark_jax
 from experiments.benchmark_tables import command, cores, cpu_model, publish, table
-from googlenet_jax import huge_pages, models, parallel
+from googlenet_jax.host import huge_pages, sharding
+from googlenet_jax.model import googlenet
 
 SIZES = ((32, 128), (96, 64), (224, 32))  # pixels, batch
 REPEATS = 7
@@ -31,13 +32,13 @@ def training_rate(image_size: int, batch_size: int) -> tuple[float, float]:
   """Images a second of `train_step` with batch normalisation, and multiply-adds a second (three forward passes')."""
   config = fashion_fast.get_config()
   config.image_size, config.batch_size = image_size, batch_size
-  mesh = parallel.make_mesh()
+  mesh = sharding.make_mesh()
   step, state, network = benchmark_jax.make_training(config, mesh)
   batch = benchmark_jax.random_batch(batch_size, mesh)
   _, state = benchmark_jax.timed_steps(step, state, batch, WARM_UP)
   seconds, _ = benchmark_jax.timed_steps(step, state, batch, REPEATS)
   images = batch_size / statistics.median(seconds)
-  return images, 3 * images * models.count_multiply_adds(network, image_size)
+  return images, 3 * images * googlenet.count_multiply_adds(network, image_size)
 
 
 def main() -> None:

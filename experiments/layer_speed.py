@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark_tables import command, cores, cpu_model, publish, table
-from googlenet_jax import cpu_layers, huge_pages, layers
+from googlenet_jax.host import huge_pages
+from googlenet_jax.model import cpu_layers, layers
 
 REPEATS, WARM_UP = 15, 3
 

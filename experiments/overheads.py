@@ -25,9 +25,11 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import benchmark_jax, worker
 from experiments.benchmark_tables import CPU_BATCHES, command, cores, cpu_model, number, publish, table
-from googlenet_jax import datasets, huge_pages, input_pipeline, optimizers, parallel
-from googlenet_jax.errors import UserError
-from googlenet_jax.state import create_state
+from googlenet_jax.data import datasets, pipeline
+from googlenet_jax.host import huge_pages, sharding
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.training import optimizers
+from googlenet_jax.training.state import create_state
 
 WARM_UP = 20
 HOST_BATCH = 256
@@ -39,7 +41,7 @@ OTHER_WORK = 32 << 20  # bytes read and written, as much as a large last-level c
 
 def pipeline_rate(split: datasets.Split, batch_size: int, mesh, batches: int) -> float:
   """Examples a second of the input pipeline alone: gathered, and arrived on the device."""
-  source = input_pipeline.train_batches(split, batch_size, 0, 0, mesh)
+  source = pipeline.train_batches(split, batch_size, 0, 0, mesh)
   for batch in itertools.islice(source, WARM_UP):
     jax.block_until_ready(batch)
   begin = time.perf_counter()
@@ -52,10 +54,10 @@ def empty_step(mesh, state, batch):
   """A step that takes and gives what `train.make_train_step`'s does, and computes nothing."""
 
   def step(state, batch):
-    loss = jax.lax.psum(batch['label'][0].astype(jnp.float32), parallel.AXIS)
+    loss = jax.lax.psum(batch['label'][0].astype(jnp.float32), sharding.AXIS)
     return state.replace(step=state.step + 1), loss
 
-  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(parallel.AXIS)), out_specs=P())
+  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P())
   return jax.jit(sharded, donate_argnums=0).lower(state, batch).compile()
 
 
@@ -64,7 +66,7 @@ def host_milliseconds(split: datasets.Split, mesh, norm: str, steps: int) -> tup
   config = benchmark_jax.recipe(32, HOST_BATCH, norm=norm)
   tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 100))
   _, state = create_state(config, 10, 1, tx, mesh)
-  batches = input_pipeline.train_batches(split, HOST_BATCH, 0, 0, mesh)
+  batches = pipeline.train_batches(split, HOST_BATCH, 0, 0, mesh)
   batch = next(batches)
   train_step = empty_step(mesh, state, batch)
   other = np.zeros(OTHER_WORK // 4, np.float32)
@@ -93,7 +95,7 @@ def host_milliseconds(split: datasets.Split, mesh, norm: str, steps: int) -> tup
 def pipeline_lines(split: datasets.Split, batches: int, train_steps: int) -> tuple[list[list[str]], float]:
   """The table of pipeline and step, and the milliseconds of the shortest step."""
   lines, shortest = [], float('inf')
-  mesh = parallel.make_mesh(jax.devices()[:1])
+  mesh = sharding.make_mesh(jax.devices()[:1])
   for size, batch_size in CPU_BATCHES.items():
     pipeline = pipeline_rate(split, batch_size, mesh, batches)
     with contextlib.closing(
@@ -126,7 +128,7 @@ def main() -> None:
     (norm, devices) for norm, devices in (('none', 1), ('none', 2), ('batch', 1)) if devices <= len(jax.devices())
   ]
   for norm, devices in cases:
-    mesh = parallel.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     arrays, (idle, called, fetched) = host_milliseconds(split, mesh, norm, options.steps)
     total = called + fetched
     cells = [*(f'{value:.2f}' for value in (idle, called, fetched, total)), f'{total / shortest:.2%}']

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.benchmark_tables import CPU_BATCHES, cpu_model, number, table
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 
 WARM_UP = 6  # steps
 DEAREST = 10
@@ -40,10 +40,10 @@ def profile_jax(image_size: int, batch_size: int, steps: int) -> dict[str, Any]:
   from jax.profiler import ProfileData
 
   from experiments import benchmark_jax, hlo
-  from googlenet_jax import parallel
+  from googlenet_jax.host import sharding
 
   config = benchmark_jax.recipe(image_size, batch_size)
-  mesh = parallel.make_mesh()
+  mesh = sharding.make_mesh()
   step, state, network = benchmark_jax.make_training(config, mesh)
   batch = benchmark_jax.random_batch(batch_size, mesh)
   _, state = benchmark_jax.timed_steps(step, state, batch, WARM_UP)

@@ -23,9 +23,12 @@ import torch
 from experiments import benchmark_jax, pytorch_twin, worker
 from experiments.benchmark_tables import command, cores, cpu_model, publish, table
 from experiments.compare_sides import MOMENTUM
-from googlenet_jax import augment, input_pipeline, layers, optimizers, parallel, torch_weights, train
-from googlenet_jax.errors import UserError
-from googlenet_jax.state import create_state
+from googlenet_jax.data import augment, pipeline
+from googlenet_jax.host import sharding
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import layers, torch_weights
+from googlenet_jax.training import loop, optimizers
+from googlenet_jax.training.state import create_state
 
 SIZE = 32  # pixels
 SHOWN = (1, 10, 20, 50, 100, 150, 200, 300, 500)
@@ -36,18 +39,18 @@ def jax_losses(batches, weights, learning_rate: float, dtype: str, devices: int,
   config = benchmark_jax.recipe(SIZE, len(batches[0]['label']), dtype)
   config.learning_rate, config.momentum, config.schedule = learning_rate, MOMENTUM, 'constant'
   config.augment.padding = (SIZE - batches[0]['image'].shape[1]) // 2  # as compare_pytorch.py
-  mesh = parallel.make_mesh(jax.devices()[:devices])
+  mesh = sharding.make_mesh(jax.devices()[:devices])
   with jax.enable_x64(dtype == 'float64'), mock.patch.object(layers, '_cpu', return_value=fast):
     tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 1))
     graphdef, state = create_state(config, 10, 1, tx, mesh)
     state = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, state)
     state = state.replace(params=torch_weights.from_torch(weights, state.params, {}).params)
-    step = train.make_train_step(graphdef, tx, config, mesh)
-    first = parallel.shard_batch(batches[0], mesh)
+    step = loop.make_train_step(graphdef, tx, config, mesh)
+    first = sharding.shard_batch(batches[0], mesh)
     state = jax.tree.map(lambda a, to: a.astype(to.dtype), state, jax.eval_shape(step, state, first)[0])
-    state, losses = parallel.replicate(state, mesh), []
+    state, losses = sharding.replicate(state, mesh), []
     for batch in batches:
-      state, loss = step(state, parallel.shard_batch(batch, mesh))
+      state, loss = step(state, sharding.shard_batch(batch, mesh))
       losses.append(float(loss))
   return losses
 
@@ -79,7 +82,7 @@ def main() -> None:
     images, labels = worker.training_images()
   except (UserError, OSError) as error:
     sys.exit(f'error: {error}')
-  order = input_pipeline.train_order(len(labels), options.batch_size, options.seed)
+  order = pipeline.train_order(len(labels), options.batch_size, options.seed)
   batches = [{'image': images[order[i]], 'label': labels[order[i]]} for i in range(options.steps)]
   torch.manual_seed(options.seed)
   weights = {name: tensor.numpy().copy() for name, tensor in pytorch_twin.GoogLeNet().state_dict().items()}

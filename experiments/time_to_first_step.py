@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.benchmark_tables import cores, cpu_model, publish, table
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 
 START, OUTPUT = 'FIRST_STEP_START', 'FIRST_STEP_OUTPUT'  # environment of the run that is timed
 
@@ -56,12 +56,13 @@ def timed_run() -> None:
   import jax
 
   import main
-  from googlenet_jax import datasets, train
+  from googlenet_jax.data import datasets
+  from googlenet_jax.training import loop
 
   until_now('imports')
   timed(datasets, 'load', 'data set')
-  timed(train, 'create_state', 'network and state')
-  timed(train.Report, 'introduce', 'estimate and introduction')
+  timed(loop, 'create_state', 'network and state')
+  timed(loop.Report, 'introduce', 'estimate and introduction')
   timed(jax.stages.Lowered, 'compile', 'compiling', before='batch, tracing and lowering')
 
   def first_step(*_):
@@ -69,7 +70,7 @@ def timed_run() -> None:
     pathlib.Path(os.environ[OUTPUT]).write_text(json.dumps({**seconds, 'in all': last - begin}))
     os._exit(0)
 
-  train.Report.log_training = first_step
+  loop.Report.log_training = first_step
   main.run()
 
 

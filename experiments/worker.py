@@ -127,8 +127,8 @@ def training_images() -> tuple[np.ndarray, np.ndarray]:
   Raises:
     UserError: the environment names no folder, or the files are not there or damaged.
   """
-  from googlenet_jax import datasets
-  from googlenet_jax.errors import UserError
+  from googlenet_jax.data import datasets
+  from googlenet_jax.host.errors import UserError
 
   if not os.environ.get(SOURCE_VARIABLE):
     raise UserError(f'{SOURCE_VARIABLE} has to name the folder with the four original files')

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 from scipy.stats import kstest, uniform
 
 from configs import default
-from googlenet_jax import augment, random_keys
+from googlenet_jax.data import augment, random_keys
 
 
 def keys(step=0, seed=0, count=64):

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from googlenet_jax import cache
+from googlenet_jax.host import cache
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax import checkpoints, state
-from googlenet_jax.errors import UserError
+from googlenet_jax.host import checkpoints
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.training import state
 
 
 def tree(value):

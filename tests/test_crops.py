@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import default
-from googlenet_jax import crops
+from googlenet_jax.data import crops
 
 OPTIONS = default.get_config().augment
 cut = jax.jit(crops.cut, static_argnums=4)  # compiled once for all scales and squares

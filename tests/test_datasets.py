@@ -15,8 +15,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from googlenet_jax import datasets, splits
-from googlenet_jax.errors import UserError
+from googlenet_jax.data import datasets, splits
+from googlenet_jax.host.errors import UserError
 
 REAL = os.environ.get('FASHION_MNIST_DIR')
 COUNTS = {'train': 60, 'test': 20}

@@ -15,27 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import read_log, small_config, small_table, take_two_devices
+from helpers import read_log, small_config, small_table, take_two_devices
 
-from googlenet_jax import (
-  augment,
-  checkpoints,
-  datasets,
-  input_pipeline,
-  models,
-  monitor,
-  optimizers,
-  parallel,
-  plots,
-  protocol,
-  random_keys,
-  train,
-)
-from googlenet_jax import config as config_lib
-from googlenet_jax.errors import UserError
-from googlenet_jax.report import Report
-from googlenet_jax.signals import StopRequest
-from googlenet_jax.state import ITEMS, abstract
+from googlenet_jax import recipe
+from googlenet_jax.data import augment, datasets, pipeline, random_keys
+from googlenet_jax.evaluation import plots, table
+from googlenet_jax.host import checkpoints, console, sharding
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.signals import StopRequest
+from googlenet_jax.model import googlenet
+from googlenet_jax.training import loop, optimizers
+from googlenet_jax.training.report import Report
+from googlenet_jax.training.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything that could make two runs differ is on.
@@ -77,9 +68,9 @@ def two_devices():
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(models, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', small_table())
     workdir = tmp_path_factory.mktemp('whole')
-    train.train(small_config(**CONFIG), workdir)
+    loop.train(small_config(**CONFIG), workdir)
   return workdir
 
 
@@ -101,7 +92,7 @@ def assert_same_run(workdir, reference):
 
 @pytest.mark.usefixtures('small_network')
 def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(uninterrupted, tmp_path, monkeypatch, capsys):
-  count = monitor.Progress.step
+  count = console.Progress.step
 
   def step(self):
     count(self)
@@ -111,12 +102,12 @@ def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(uninterrupted, 
 
   step.taken = 0
   with monkeypatch.context() as patch:
-    patch.setattr(monitor.Progress, 'step', step)
+    patch.setattr(console.Progress, 'step', step)
     with pytest.raises(SystemExit) as stopped:
-      train.train(small_config(**CONFIG), tmp_path)
+      loop.train(small_config(**CONFIG), tmp_path)
   assert stopped.value.code == 128 + signal.SIGTERM
   assert 'stopped at step 6 of 22, saved\nThe same command continues: python ' in capsys.readouterr().out
-  train.train(small_config(**CONFIG), tmp_path)
+  loop.train(small_config(**CONFIG), tmp_path)
   assert 'continuing after step 6 of 22' in capsys.readouterr().out
   assert_same_run(tmp_path, uninterrupted)
 
@@ -134,7 +125,7 @@ def test_signals_are_requests_within_the_block_and_what_they_were_behind_it(numb
 def test_a_second_signal_ends_at_once_whatever_threads_are_at_work():
   code = """
 import os, signal, threading, time
-from googlenet_jax.signals import StopRequest
+from googlenet_jax.host.signals import StopRequest
 with StopRequest():
   threading.Thread(target=time.sleep, args=(60,)).start()
   for _ in range(2):
@@ -165,9 +156,9 @@ def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(tmp_path,
     def exit(self):
       raise SystemExit(128 + signal.SIGTERM)
 
-  monkeypatch.setattr(train, 'StopRequest', Late)
+  monkeypatch.setattr(loop, 'StopRequest', Late)
   with pytest.raises(SystemExit) as stopped:
-    train.train(small_config(**CONFIG), tmp_path)
+    loop.train(small_config(**CONFIG), tmp_path)
   assert stopped.value.code == 128 + signal.SIGTERM
   assert checkpoints.Checkpoints(tmp_path).steps() == [6]  # in the fourth, a log point, nothing was saved
 
@@ -181,21 +172,23 @@ def test_a_killed_run_goes_on_bit_for_bit_and_replaces_a_damaged_checkpoint(
   code = """
 import os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
-from conftest import small_config, small_table, take_two_devices
+from helpers import small_config, small_table, take_two_devices
 from test_end_to_end import CONFIG
 import pathlib, pytest
-from googlenet_jax import models, monitor, train
-models.TABLE = small_table()
+from googlenet_jax.model import googlenet
+from googlenet_jax.host import console
+from googlenet_jax.training import loop
+googlenet.TABLE = small_table()
 take_two_devices(pytest.MonkeyPatch())
-count = monitor.Progress.step
+count = console.Progress.step
 taken = 0
 def step(self):
   global taken
   taken += 1
   if taken == 17:
     os.kill(os.getpid(), 9)
-monitor.Progress.step = step
-train.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.argv[2]))
+console.Progress.step = step
+loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.argv[2]))
 """
   done = subprocess.run([sys.executable, '-c', code, str(ROOT), str(tmp_path)], timeout=300, check=False)
   assert done.returncode == -signal.SIGKILL
@@ -215,7 +208,7 @@ train.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.a
 
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints.Checkpoints, 'save', save_and_read)
-    train.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+    loop.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
   assert read_back == [step for step in (7, 11, 14, 21, 22) if step > before]  # the damaged one written again, whole
   out = capsys.readouterr().out
   assert re.search(f'warning: checkpoint {newest} in .*; deleted, step {before} is whole', out)
@@ -226,7 +219,7 @@ train.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.a
 @pytest.mark.usefixtures('small_network')
 def test_another_recipe_in_the_same_workdir_is_refused(uninterrupted):
   with pytest.raises(UserError, match='learning_rate: 0.02 there, 0.5 now'):
-    train.train(small_config(**{**CONFIG, 'learning_rate': 0.5}), uninterrupted)
+    loop.train(small_config(**{**CONFIG, 'learning_rate': 0.5}), uninterrupted)
 
 
 @pytest.mark.usefixtures('small_network')
@@ -234,7 +227,7 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   config = small_config(**CONFIG)
   under_way = uninterrupted / 'checkpoints' / '23.orbax-checkpoint-tmp'
   under_way.mkdir()
-  protocol.evaluate_checkpoint(config, uninterrupted, None, 'test', [1])
+  table.evaluate_checkpoint(config, uninterrupted, None, 'test', [1])
   under_way.rmdir()  # still there: it may belong to a training that goes on beside the evaluation
   found = json.loads((uninterrupted / 'evaluation.json').read_text())
   summary = json.loads((uninterrupted / 'summary.json').read_text())
@@ -248,14 +241,14 @@ def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
   assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
 
   other = small_config(**CONFIG, weight_decay=0.1, clip_norm=1.0, nesterov=True)  # of no concern to evaluation
-  protocol.evaluate_checkpoint(other, uninterrupted, 11, 'train', [1])
+  table.evaluate_checkpoint(other, uninterrupted, 11, 'train', [1])
   assert json.loads((uninterrupted / 'evaluation.json').read_text())['examples'] == 1437
   with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
-    protocol.evaluate_checkpoint(config, uninterrupted, 5, 'test')
+    table.evaluate_checkpoint(config, uninterrupted, 5, 'test')
   with pytest.raises(UserError, match='holds no images out'):
-    protocol.evaluate_checkpoint(config, uninterrupted, None, 'validation')
+    table.evaluate_checkpoint(config, uninterrupted, None, 'validation')
   with pytest.raises(UserError, match='holds no checkpoints: train first'):
-    protocol.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
+    table.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
 
 
 @pytest.mark.usefixtures('small_network')
@@ -263,10 +256,10 @@ def test_the_picture_of_a_batch_is_what_the_first_step_sees(tmp_path, monkeypatc
   drawn = []
   monkeypatch.setattr(plots, 'augmentations', lambda *arguments: drawn.append(arguments))
   config = small_config(**CONFIG | {'max_steps': 1, 'ensemble.member': 1})
-  train.train(config, tmp_path)
+  loop.train(config, tmp_path)
   ((stored, seen, names, _),) = drawn
-  split, seed, mesh = datasets.load('digits').train, config_lib.sampling_seed(config), parallel.make_mesh()
-  batch = jax.device_get(next(input_pipeline.train_batches(split, config.batch_size, seed, 0, mesh)))
+  split, seed, mesh = datasets.load('digits').train, recipe.sampling_seed(config), sharding.make_mesh()
+  batch = jax.device_get(next(pipeline.train_batches(split, config.batch_size, seed, 0, mesh)))
   keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(config.batch_size))
   expected = augment.augment(batch['image'], keys, config.image_size, config.augment)
   assert len(stored) == len(names) == len(seen) == 16
@@ -281,8 +274,8 @@ def test_a_class_without_images_is_null_in_json(tmp_path, monkeypatch, capsys):
   keep = digits.test.labels != 3
   few = datasets.Split(digits.test.images[keep], digits.test.labels[keep])
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
-  train.train(small_config(batch_size=128, max_steps=1), tmp_path)
-  protocol.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test', [1])
+  loop.train(small_config(batch_size=128, max_steps=1), tmp_path)
+  table.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test', [1])
   text = (tmp_path / 'evaluation.json').read_text()
   assert 'NaN' not in text
   classes = json.loads(text)['per_class_accuracy']
@@ -294,7 +287,7 @@ def test_a_class_without_images_is_null_in_json(tmp_path, monkeypatch, capsys):
 def test_an_ended_run_given_again_adds_nothing(uninterrupted, tmp_path, capsys):
   shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
   (tmp_path / 'curves.png').unlink()
-  train.train(small_config(**CONFIG), tmp_path)
+  loop.train(small_config(**CONFIG), tmp_path)
   assert read_log(tmp_path) == read_log(uninterrupted)
   assert (tmp_path / 'summary.json').read_text() == (uninterrupted / 'summary.json').read_text()
   assert (tmp_path / 'curves.png').exists()
@@ -307,7 +300,7 @@ def test_an_ended_run_given_again_adds_nothing(uninterrupted, tmp_path, capsys):
 @pytest.mark.usefixtures('small_network')
 def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, monkeypatch, capsys):
   config = {'batch_size': 128, 'schedule': 'cosine', 'max_steps': 1}
-  train.train(small_config(**config, epochs=2), tmp_path)
+  loop.train(small_config(**config, epochs=2), tmp_path)
   capsys.readouterr()
   introduce = Report.introduce
 
@@ -321,10 +314,10 @@ def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, monke
 
   monkeypatch.setattr(Report, 'introduce', introduce_and_stop)
   with pytest.raises(IntroducedError):
-    train.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
+    loop.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
   assert 'note:' not in capsys.readouterr().out
   with pytest.raises(IntroducedError):
-    train.train(small_config(**{**config, 'max_steps': 3}, epochs=5), tmp_path)
+    loop.train(small_config(**{**config, 'max_steps': 3}, epochs=5), tmp_path)
   assert 'note: the cosine schedule is now spread over 5 epochs instead of 2' in capsys.readouterr().out
 
 
@@ -332,7 +325,7 @@ def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, monke
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config = small_config(**{**CONFIG, 'learning_rate': 1e30, 'schedule': 'constant', 'model.norm': 'none'})
   with pytest.raises(UserError, match=r'step \d+: the loss is not finite, at a learning rate of 1e\+30.*no checkpoint'):
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
   assert not (tmp_path / 'summary.json').exists()
 
 
@@ -341,7 +334,7 @@ def test_the_rate_named_is_that_of_the_bad_step(tmp_path):
   # One cycle climbs from 1/25 of its rate; log points are further apart than the first steps.
   config = small_config(batch_size=128, schedule='one_cycle', learning_rate=1e30, epochs=1, log_every_steps=11)
   with pytest.raises(UserError) as raised:
-    train.train(config, tmp_path)
+    loop.train(config, tmp_path)
   step, rate = re.search(r'step (\d+): .* rate of (\S+)\. Lower', str(raised.value)).groups()
   schedule = optimizers.learning_rate_schedule(config, 11)
   assert int(step) < 11

@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import small_config
 from flax import nnx
+from helpers import small_config
 
-from googlenet_jax import augment, datasets, evaluate
-from googlenet_jax.state import create_state, for_prediction
+from googlenet_jax.data import augment, datasets
+from googlenet_jax.evaluation import evaluate
+from googlenet_jax.training.state import create_state, for_prediction
 
 
 @pytest.mark.usefixtures('small_network')

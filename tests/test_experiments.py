@@ -25,7 +25,7 @@ from experiments import (
   worker,
 )
 from experiments.benchmark_tables import Case
-from googlenet_jax import cpu_layers, layers
+from googlenet_jax.model import cpu_layers, layers
 
 CASE = Case('training', 32, 100, 'float32')
 RESULT = {

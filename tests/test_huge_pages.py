@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 
 ON = 'glibc.malloc.hugetlb=1'
 # Prints its arguments, the variable, and whether most of 256 MB lie on huge pages. (NumPy asks for them by itself.)
 CODE = """
 import os, sys
-from googlenet_jax import huge_pages
+from googlenet_jax.host import huge_pages
 print('started')
 huge_pages.restart()
 memory = b'1' * 2**28

@@ -6,7 +6,7 @@ import torch
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from googlenet_jax import cpu_layers, layers
+from googlenet_jax.model import cpu_layers, layers
 
 
 def tied(shape, seed=0):

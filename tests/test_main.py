@@ -11,10 +11,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import read_log
+from helpers import read_log
 from PIL import Image
 
-from googlenet_jax import checkpoints
+from googlenet_jax.host import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -148,10 +148,10 @@ main.run()
 def test_a_full_disk_is_one_line_that_names_the_workdir(tmp_path):
   code = """
 import main
-from googlenet_jax import train
+from googlenet_jax.training import loop
 def full(config, workdir):
   raise OSError(28, 'No space left on device')
-train.train = full
+loop.train = full
 main.run()
 """
   command = [sys.executable, '-c', code, '--config=configs/digits.py', f'--workdir={tmp_path}']

@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+from helpers import small_config
 
-from googlenet_jax import optimizers
+from googlenet_jax.training import optimizers
 
 
 def rates(at_epochs, **changes):

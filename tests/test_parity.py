@@ -13,13 +13,16 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import small_config
 from flax import nnx
+from helpers import small_config
 
 from experiments import pytorch_twin, worker
-from googlenet_jax import augment, datasets, models, optimizers, parallel, torch_weights, train
-from googlenet_jax.errors import UserError
-from googlenet_jax.state import create_state
+from googlenet_jax.data import augment, datasets
+from googlenet_jax.host import sharding
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.training import loop, optimizers
+from googlenet_jax.training.state import create_state
 
 STEPS, BATCH = 10, 8
 
@@ -71,7 +74,7 @@ def twin():
 # 17 is the least; at 32 the last map is one pixel and most taps of a 5x5 kernel meet padding.
 @pytest.mark.parametrize('shape', [(4, 32, 32), (2, 17, 17), (2, 33, 33), (1, 35, 47)])
 def test_logits_of_the_twin(shape, twin, real):
-  graphdef, params, batch_stats = split(nnx.eval_shape(lambda: models.GoogLeNet(rngs=nnx.Rngs(0))))
+  graphdef, params, batch_stats = split(nnx.eval_shape(lambda: googlenet.GoogLeNet(rngs=nnx.Rngs(0))))
   weights = torch_weights.from_torch(numpy_state(twin), params, batch_stats)
   # Copies side by side, cut to size: real borders and flat regions, with their ties.
   images = np.tile(real[0][: shape[0]], (1, 13, 13, 1))[:, : shape[1], : shape[2]]
@@ -89,12 +92,12 @@ def train_both(twin, real, dtype, mesh):
   graphdef, state = create_state(config, 10, 1, tx, mesh)
   state = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == jnp.float32 else a, state)
   state = state.replace(params=torch_weights.from_torch(numpy_state(twin), state.params, {}).params)
-  state = parallel.replicate(state, mesh)
+  state = sharding.replicate(state, mesh)
   optimizer = torch.optim.SGD(twin.parameters(), lr=config.learning_rate, momentum=config.momentum)
-  step = train.make_train_step(graphdef, tx, config, mesh)
+  step = loop.make_train_step(graphdef, tx, config, mesh)
   for i in range(STEPS):
     batch = {'image': real[0][i * BATCH :][:BATCH], 'label': real[1][i * BATCH :][:BATCH]}
-    batch = parallel.shard_batch(batch, mesh)
+    batch = sharding.shard_batch(batch, mesh)
     image = augment.prepare(batch['image'], 32, config.augment.padding)
     if i == 0:  # in float64 sums of int32 are int64: without this the second step would be compiled anew
       state = jax.tree.map(lambda a, to: a.astype(to.dtype), state, jax.eval_shape(step, state, batch)[0])
@@ -135,7 +138,7 @@ def test_gradients_at_odd_sizes_and_of_one_image(twin, real):
   images = np.tile(real[0][:1], (1, 6, 6, 1))[:, :35, :47] / 255.0
   labels = real[1][:1]
   with jax.enable_x64(True):
-    graphdef, params, _ = split(nnx.eval_shape(lambda: models.GoogLeNet(dtype=jnp.float64, rngs=nnx.Rngs(0))))
+    graphdef, params, _ = split(nnx.eval_shape(lambda: googlenet.GoogLeNet(dtype=jnp.float64, rngs=nnx.Rngs(0))))
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float64), params)
     params = torch_weights.from_torch(numpy_state(module), params, {}).params
 
@@ -162,7 +165,7 @@ def test_ten_steps_in_float32_have_the_same_losses(twin, real, mesh_of):
 
 
 @pytest.fixture(scope='module')
-def googlenet():
+def torchvision_googlenet():
   """`torchvision.models.googlenet`, beside any PyTorch.
 
   The wheel on PyPI is built for CUDA. Beside a PyTorch for the CPU its compiled part does not load, and the import
@@ -184,10 +187,10 @@ CLASSES = 12
 
 
 @pytest.fixture
-def theirs(googlenet):
+def theirs(torchvision_googlenet):
   """torchvision's network with weights and statistics as of a trained one, dropout off."""
   torch.manual_seed(0)
-  module = googlenet(num_classes=CLASSES, init_weights=False)
+  module = torchvision_googlenet(num_classes=CLASSES, init_weights=False)
   for layer in module.modules():
     if isinstance(layer, torch.nn.BatchNorm2d):
       torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -202,7 +205,9 @@ def theirs(googlenet):
 
 def ours_from(module, **options):
   """Our network of the same options: graphdef and weights."""
-  model = nnx.eval_shape(lambda: models.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, **options, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(
+    lambda: googlenet.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, **options, rngs=nnx.Rngs(0))
+  )
   graphdef, params, batch_stats = split(model)
   return graphdef, torch_weights.from_torch(numpy_state(module), params, batch_stats, 'torchvision')
 
@@ -299,7 +304,7 @@ def test_gradients_of_torchvision(theirs):
   labels = [0, 3, 11, 5]
   with jax.enable_x64(True):
     model = nnx.eval_shape(
-      lambda: models.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, dtype=jnp.float64, rngs=nnx.Rngs(0))
+      lambda: googlenet.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, dtype=jnp.float64, rngs=nnx.Rngs(0))
     )
     graphdef, *trees = split(model)
     trees = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float64), trees)

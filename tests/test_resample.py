@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from googlenet_jax import resample
+from googlenet_jax.data import resample
 
 PIL = {'linear': Image.Resampling.BILINEAR, 'cubic': Image.Resampling.BICUBIC, 'nearest': Image.Resampling.NEAREST}
 SMOOTH = np.add.outer(np.sin(np.arange(23) / 3), np.cos(np.arange(31) / 4)).astype(np.float32)

@@ -10,13 +10,13 @@ import torch
 from flax import nnx
 
 from experiments import pytorch_twin
-from googlenet_jax import models, torch_weights
-from googlenet_jax.errors import UserError
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet, torch_weights
 
 
 def abstract(**options):
   """Shapes of the parameters and batch statistics of a network."""
-  model = nnx.eval_shape(lambda: models.GoogLeNet(**options, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(**options, rngs=nnx.Rngs(0)))
   _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 

@@ -1,0 +1,1 @@
+"""Images: data sets, batches, training samples and crops."""

@@ -1,0 +1,277 @@
+"""From stored uint8 images to the network's input, on the device, inside the jitted step.
+
+Every random choice is keyed by example, see `random_keys`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from googlenet_jax.data import random_keys, resample
+
+CROP_TRIES = 10
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's conversion to grey
+# Principal components of ImageNet's colours, columns times the standard deviations (Krizhevsky et al., 2012).
+LIGHT = (
+  (-0.1234, 0.0135, 0.0018),
+  (-0.1263, -0.0001, -0.0037),
+  (-0.1269, -0.0131, 0.0019),
+)
+
+
+def resized_lengths(sizes: jax.Array, short: int | jax.Array) -> jax.Array:
+  """Height and width `[.., 2]` after resizing so that the shorter side has `short` pixels; halves are rounded up."""
+  least = sizes.min(-1, keepdims=True)
+  return (2 * short * sizes + least) // (2 * least)
+
+
+def full_sizes(image: jax.Array) -> jax.Array:
+  """int32 `[B, 2]`, height and width of images that fill `[B, H, W, C]`."""
+  return jnp.full((image.shape[0], 2), jnp.array(image.shape[1:3], jnp.int32))
+
+
+def pad(image: jax.Array, padding: int) -> jax.Array:
+  """`padding` pixels of zeros on each side of `[B, H, W, C]`."""
+  return jnp.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
+def prepare(
+  image: jax.Array, image_size: int, padding: int = 0, sizes: jax.Array | None = None, resize: float = 1.0
+) -> jax.Array:
+  """The view of an image that evaluation takes: scaled to [0, 1], resized, its middle cut out, padded with zeros.
+
+  The shorter side is resized to `resize` times the side of the result, bilinearly (half-pixel centres, antialiased when
+  shrinking, as PIL). With `resize=1` a square image is seen whole; the paper has 256 / 224.
+
+  Args:
+    image: uint8 `[B, H, W, C]`.
+    image_size: side of the result in pixels.
+    padding: pixels of zeros on each side, part of `image_size`.
+    sizes: int32 `[B, 2]`, height and width of each image in the upper left of the canvas; None if all fill it.
+    resize: at least 1.
+
+  Returns:
+    float32 `[B, image_size, image_size, C]` in [0, 1].
+  """
+  height, width = image.shape[1:3]
+  side = image_size - 2 * padding
+  image = image.astype(jnp.float32) / 255
+  if sizes is not None or (height, width) != (side, side) or resize > 1:
+    sizes = jnp.array((height, width)) if sizes is None else sizes
+    lengths = resized_lengths(sizes, round(resize * side))
+    matrices = []
+    for axis, canvas in enumerate((height, width)):
+      size, ratio = sizes[..., axis], sizes[..., axis] / lengths[..., axis]
+      offset = (lengths[..., axis] - side) // 2
+      matrices.append(resample.sampling_matrix(offset * ratio, side * ratio, size, side, canvas))
+    image = resample.resample(image, *matrices)
+  return pad(image, padding)
+
+
+def random_shift(image: jax.Array, most: int, keys: jax.Array) -> jax.Array:
+  """Moves each image by a whole number of pixels, uniform in [-most, most] on both axes, zeros coming in.
+
+  Args:
+    image: `[B, H, W, C]`.
+    most: pixels.
+    keys: typed keys `[B]`.
+
+  Returns:
+    `[B, H, W, C]`.
+  """
+  padded = jnp.pad(image, ((0, 0), (most, most), (most, most), (0, 0)))
+
+  def crop(image_, key):
+    top, left = jax.random.randint(key, (2,), 0, 2 * most + 1)
+    return lax.dynamic_slice(image_, (top, left, 0), image.shape[1:])
+
+  return jax.vmap(crop)(padded, keys)
+
+
+def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
+  """Mirrors each image left to right with probability 1/2.
+
+  Args:
+    image: `[B, H, W, C]`.
+    keys: typed keys `[B]`.
+
+  Returns:
+    `[B, H, W, C]`.
+  """
+  flip = jax.vmap(jax.random.bernoulli)(keys)
+  return jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
+
+
+def random_crop(
+  image: jax.Array,
+  out: int,
+  keys: jax.Array,
+  sizes: jax.Array | None = None,
+  min_area: float = 0.08,
+  max_aspect: float = 4 / 3,
+  random_kernel: bool = True,
+) -> jax.Array:
+  """A random part of each image, resized: the training samples of the paper (section 6).
+
+  The area is uniform in [min_area, 1] of the image, the ratio of width to height log-uniform in [1 / max_aspect,
+  max_aspect], the place uniform. A box that does not fit into the image is drawn again, up to CROP_TRIES times; then
+  it is the largest one in the middle with an admitted ratio. Boxes are not rounded to whole pixels.
+
+  Args:
+    image: float32 `[B, H, W, C]`.
+    out: side of the result in pixels.
+    keys: typed keys `[B]`.
+    sizes: as for `prepare`.
+    min_area: least share of an image's area, above 0.
+    max_aspect: at least 1.
+    random_kernel: resize by one of `resample.KERNELS` at random, as the paper does; else 'linear'.
+
+  Returns:
+    float32 `[B, out, out, C]`; cubic interpolation may leave [0, 1], and is cut off there.
+  """
+
+  def draw(key, size):
+    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+    shape_key, place_key, kernel_key = jax.random.split(key, 3)
+    u = jax.random.uniform(shape_key, (CROP_TRIES, 2))
+    area = (min_area + (1 - min_area) * u[:, 0]) * height * width
+    aspect = max_aspect ** (2 * u[:, 1] - 1)
+    tall, wide = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
+    fits = (tall <= height) & (wide <= width)
+    first = fits.argmax()
+    whole = jnp.clip(width / height, 1 / max_aspect, max_aspect)
+    tall = jnp.where(fits.any(), tall[first], jnp.minimum(height, width / whole))
+    wide = jnp.where(fits.any(), wide[first], jnp.minimum(width, height * whole))
+    room = jnp.stack([height - tall, width - wide])
+    corner = room * jnp.where(fits.any(), jax.random.uniform(place_key, (2,)), 0.5)
+    kernel = jax.random.randint(kernel_key, (), 0, len(resample.KERNELS)) if random_kernel else jnp.int32(0)
+    return corner, jnp.stack([tall, wide]), kernel
+
+  sizes = full_sizes(image) if sizes is None else sizes
+  corners, extents, kernels = jax.vmap(draw)(keys, sizes)
+  kernel = kernels if random_kernel else 0
+  rows, columns = (
+    resample.sampling_matrix(corners[:, i], extents[:, i], sizes[:, i], out, image.shape[1 + i], kernel) for i in (0, 1)
+  )
+  return jnp.clip(resample.resample(image, rows, columns), 0, 1)
+
+
+def enhance(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
+  """Brightness, contrast or colour (0, 1 or 2) of an image `[H, W, C]` in [0, 1] by a factor, as PIL's ImageEnhance."""
+  grey = jnp.matmul(image, jnp.array(LUMA), precision=lax.Precision.HIGHEST) if image.shape[-1] == 3 else image.mean(-1)
+  towards = [jnp.zeros_like(image), jnp.broadcast_to(grey.mean(), image.shape)]
+  towards += [jnp.broadcast_to(grey[..., None], image.shape)]
+  other = sum(jnp.where(operation == i, t, 0) for i, t in enumerate(towards))
+  return jnp.clip(other + factor * (image - other), 0, 1)
+
+
+def light(image: jax.Array, deviation: float, keys: jax.Array) -> jax.Array:
+  """Noise of the light's colour and brightness (Krizhevsky et al., 2012): one colour is added to all of an image.
+
+  Args:
+    image: float32 `[B, H, W, 3]` in [0, 1].
+    deviation: of the normal distribution; 0.1 there.
+    keys: typed keys `[B]`.
+
+  Returns:
+    float32 `[B, H, W, 3]` in [0, 1].
+  """
+  amounts = deviation * jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+  return jnp.clip(image + jnp.matmul(amounts, jnp.array(LIGHT).T, precision=lax.Precision.HIGHEST)[:, None, None], 0, 1)
+
+
+def photometric(image: jax.Array, strength: float, keys: jax.Array) -> jax.Array:
+  """Brightness, contrast and colour, each by a random factor and in random order; then `light`.
+
+  Source: Howard, "Some improvements on deep convolutional neural network based image classification", 2013, which the
+  paper names. The factors are uniform in [1 - strength, 1 + strength], Howard's strength is 1/2. Images of other than
+  three channels are grey: they have no colour, and their light is brightness.
+
+  Args:
+    image: float32 `[B, H, W, C]` in [0, 1].
+    strength: in [0, 1].
+    keys: typed keys `[B]`.
+
+  Returns:
+    float32 `[B, H, W, C]` in [0, 1].
+  """
+  colour = image.shape[-1] == 3
+  operations = 3 if colour else 2
+
+  def one(image, factor_key, order_key):
+    factors = jax.random.uniform(factor_key, (operations,), minval=1 - strength, maxval=1 + strength)
+    for operation in jax.random.permutation(order_key, operations):
+      image = enhance(image, operation, factors[operation])
+    return image
+
+  image = jax.vmap(one)(image, random_keys.stream(keys, 0), random_keys.stream(keys, 1))
+  return light(image, 0.2 * strength, random_keys.stream(keys, 2)) if colour else image
+
+
+def random_erasing(image: jax.Array, probability: float, keys: jax.Array) -> jax.Array:
+  """Fills a random rectangle of an image with noise, with some probability (Zhong et al., 2017).
+
+  The area is uniform in [0.02, 0.4] of the image, the ratio of height to width in [0.3, 1 / 0.3], the noise uniform
+  in [0, 1]: the values of that article. Its ratio is uniform and a rectangle that does not fit is drawn again; here the
+  ratio is log-uniform, so that none is preferred, and a side longer than the image is the image's.
+
+  Args:
+    image: float32 `[B, H, W, C]`.
+    probability: in [0, 1].
+    keys: typed keys `[B]`.
+
+  Returns:
+    float32 `[B, H, W, C]`.
+  """
+  height, width = image.shape[1:3]
+
+  def one(image, key):
+    key, noise_key = jax.random.split(key)
+    erase, area, aspect, top, left = jax.random.uniform(key, (5,))
+    area, aspect = (0.02 + 0.38 * area) * height * width, 0.3 ** (2 * aspect - 1)
+    tall, wide = jnp.minimum(jnp.sqrt(area * aspect), height), jnp.minimum(jnp.sqrt(area / aspect), width)
+    top, left = top * (height - tall), left * (width - wide)
+    rows, columns = jnp.arange(height) + 0.5, jnp.arange(width) + 0.5
+    inside = ((rows >= top) & (rows < top + tall))[:, None] & ((columns >= left) & (columns < left + wide))
+    noise = jax.random.uniform(noise_key, image.shape)
+    return jnp.where((erase < probability) & inside[..., None], noise, image)
+
+  return jax.vmap(one)(image, keys)
+
+
+def augment(
+  image: jax.Array, keys: jax.Array, image_size: int, options: Any, sizes: jax.Array | None = None
+) -> jax.Array:
+  """What the network sees of a batch in training.
+
+  Args:
+    image: uint8 `[B, H, W, C]`.
+    keys: typed keys `[B]`; each transformation takes a stream of its own.
+    image_size: side of the result in pixels.
+    options: `config.augment` of a recipe.
+    sizes: as for `prepare`.
+
+  Returns:
+    float32 `[B, image_size, image_size, C]` in [0, 1].
+  """
+  use = lambda number: random_keys.stream(keys, number)
+  side = image_size - 2 * options.padding
+  if options.min_area < 1:
+    image = image.astype(jnp.float32) / 255
+    image = random_crop(
+      image, side, use(random_keys.CROP), sizes, options.min_area, options.max_aspect, options.random_interpolation
+    )
+  else:
+    image = prepare(image, side, sizes=sizes, resize=options.resize)
+  if options.photometric:
+    image = photometric(image, options.photometric, use(random_keys.PHOTOMETRIC))
+  image = pad(image, options.padding)
+  if options.shift:
+    image = random_shift(image, options.shift, use(random_keys.SHIFT))
+  if options.flip:
+    image = random_flip(image, use(random_keys.FLIP))
+  if options.erasing:
+    image = random_erasing(image, options.erasing, use(random_keys.ERASING))
+  return image

@@ -1,0 +1,153 @@
+"""The multi-crop grid of the paper (section 7): 144 views of an image, on the device.
+
+An image is resized so that its shorter side has 256, 288, 320 and 352 pixels, for a network of 224; of each, the left,
+the middle and the right square are taken (of a portrait the upper, the middle and the lower one); of each square, the
+four corners and the middle at the network's size, and the whole square resized to it; and all of that mirrored:
+4 * 3 * 6 * 2 = 144. For networks of other sizes the four are in proportion. Ten crops are corners and middle of the
+middle square at the smallest of the four sizes, mirrored too; one is what `augment.prepare` sees.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from googlenet_jax.data import augment, resample
+
+COUNTS = (1, 10, 144)
+PAPER_SIZE, PAPER_SCALES = 224, (256, 288, 320, 352)
+SQUARES = (0, 1, 2)  # left or upper, middle, right or lower
+MIDDLE = 1
+VIEWS = {10: 5, 144: 6}  # of a square, without mirroring
+# Corners and middle of a square: how many halves of the room there is, (rows, columns).
+PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
+
+
+def scales(image_size: int) -> tuple[int, ...]:
+  """The four lengths of the shorter side in pixels: (256, 288, 320, 352) for a network of 224."""
+  return tuple(math.floor(image_size * scale / PAPER_SIZE + 0.5) for scale in PAPER_SCALES)
+
+
+def cut(image: jax.Array, sizes: jax.Array, scale: jax.Array, square: jax.Array, image_size: int) -> jax.Array:
+  """The six crops of one square of the images resized to one scale.
+
+  Resizing to the scale, taking the square and resizing the square are matrices (see `resample`), multiplied before they
+  meet the image.
+
+  Args:
+    image: float32 `[B, H, W, C]`, each in the upper left of the canvas.
+    sizes: int32 `[B, 2]`, height and width of each image.
+    scale: int32 scalar, one of `scales(image_size)`.
+    square: int32 scalar, one of SQUARES.
+    image_size: side of a crop in pixels.
+
+  Returns:
+    float32 `[6, B, image_size, image_size, C]`: four corners, the middle, the whole square.
+  """
+  lengths = augment.resized_lengths(sizes, scale)
+  largest = scales(image_size)[-1]
+  shrink = resample.sampling_matrix(0, scale, scale, image_size, largest)  # of the whole square
+  by_axis = []
+  for axis in (0, 1):
+    size, ratio = sizes[:, axis], sizes[:, axis] / lengths[:, axis]
+    offset = (lengths[:, axis] - scale) * square // 2
+
+    def rows(start, count, size=size, ratio=ratio, canvas=image.shape[1 + axis]):
+      return resample.sampling_matrix(start * ratio, count * ratio, size, count, canvas)
+
+    matrices = [rows(offset + (scale - image_size) * halves // 2, image_size) for halves in (0, 1, 2)]
+    by_axis.append([*matrices, jnp.matmul(shrink, rows(offset, largest), precision=lax.Precision.HIGHEST)])
+  places = (*PLACES, (3, 3))
+  return jnp.stack([resample.resample(image, by_axis[0][i], by_axis[1][j]) for i, j in places])
+
+
+def batch_size(batch: int, count: int, devices: int) -> int:
+  """How many images are cut at once, so that the network sees about as many crops as it sees images in training.
+
+  Args:
+    batch: images of a training batch, over all devices.
+    count: crops of an image, one of COUNTS.
+    devices: their number.
+
+  Returns:
+    Images over all devices, at least one on each.
+  """
+  return max(1, batch // (1 if count == 1 else 2 * VIEWS[count]) // devices) * devices
+
+
+def views(count: int, image_size: int, square_images: bool) -> np.ndarray:
+  """Which squares make `count` crops, 10 or 144; VIEWS says how many crops of each are taken.
+
+  Args:
+    count: of crops.
+    image_size: side of a crop.
+    square_images: whether every image is square: the three squares of a scale are then the same.
+
+  Returns:
+    int32 `[n, 2]`: scale and square.
+  """
+  if count == 10:
+    return np.array([[scales(image_size)[0], MIDDLE]], np.int32)
+  if count == 144:
+    squares = (MIDDLE,) if square_images else SQUARES
+    return np.array([[scale, square] for scale in scales(image_size) for square in squares], np.int32)
+  raise ValueError(f'{count} crops: choose from {", ".join(map(str, COUNTS))}')
+
+
+def all_square(batch: dict[str, jax.Array | np.ndarray], options: Any) -> bool:
+  """Whether every image that crops are cut from is square; arguments as for `log_probabilities`."""
+  return bool(options.padding) or ('size' not in batch and batch['image'].shape[1] == batch['image'].shape[2])
+
+
+def distinct(count: int, image_size: int, square_images: bool) -> int:
+  """How many crops of an image the network sees: 48 for the 144 of a square one."""
+  return 1 if count == 1 else 2 * VIEWS[count] * len(views(count, image_size, square_images))
+
+
+def log_mean(log_probabilities: jax.Array) -> jax.Array:
+  """The logarithm of the mean over the first axis of what the logarithms are given of."""
+  return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(log_probabilities.shape[0])
+
+
+def log_probabilities(
+  network: Callable[[jax.Array], jax.Array], batch: dict[str, jax.Array], count: int, image_size: int, options
+) -> jax.Array:
+  """The logarithm of the mean of the softmax over `count` crops of each image.
+
+  The network sees the crops of one square together, twice VIEWS of an image, and the squares one after another.
+
+  Args:
+    network: `[B, image_size, image_size, C]` to logits `[B, classes]`.
+    batch: `image` uint8 `[B, H, W, C]`, and `size` for images of many sizes, see `augment.prepare`.
+    count: one of COUNTS.
+    image_size: side of a crop in pixels.
+    options: `config.augment` of a recipe: `padding` and `resize` are read. Where there is padding, the crops are cut
+      from the padded images.
+
+  Returns:
+    float32 `[B, classes]`.
+  """
+  image, sizes = batch['image'], batch.get('size')
+  prepared = augment.prepare(image, image_size, options.padding, sizes, options.resize)
+  if count == 1:
+    return jax.nn.log_softmax(network(prepared))
+  if options.padding:
+    image, sizes = prepared, None
+  else:
+    image = image.astype(jnp.float32) / 255
+  squares = views(count, image_size, all_square(batch, options))
+  if sizes is None:
+    sizes = augment.full_sizes(image)
+
+  def one(square):
+    crops = cut(image, sizes, *square, image_size)[: VIEWS[count]]
+    crops = jnp.concatenate([crops, crops[:, :, :, ::-1]])
+    logits = network(crops.reshape(-1, *crops.shape[2:]))
+    logits = logits.reshape(crops.shape[0], -1, logits.shape[-1])
+    return log_mean(jax.nn.log_softmax(logits))
+
+  return log_mean(lax.map(one, jnp.asarray(squares)))

@@ -1,0 +1,1 @@
+"""Accuracy, the paper's table and the pictures of a run."""

@@ -1,0 +1,1 @@
+"""The machine: devices, files, checkpoints, signals and the screen."""

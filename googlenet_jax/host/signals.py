@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+
+import os
+import shlex
+import signal
+import sys
+from types import FrameType
+
+from googlenet_jax.host import console
+
+
+class StopRequest:
+  """Within the `with` block, `signal` is the first SIGINT or SIGTERM that came; a second one ends at once."""
+
+  def __init__(self):
+    """Nothing is caught before the block begins."""
+    self.signal: signal.Signals | None = None
+    self._before = {}
+
+  def __enter__(self) -> 'StopRequest':
+    for number in (signal.SIGINT, signal.SIGTERM):
+      self._before[number] = signal.signal(number, self._catch)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _catch(self, number: int, frame: FrameType | None) -> None:
+    if self.signal is not None:
+      os._exit(128 + number)  # SystemExit would wait for threads; a checkpoint half written does not count
+    self.signal = signal.Signals(number)
+    # Not print: the signal may have come in the middle of one.
+    os.write(2, f'\n{self.signal.name}: saving after this step; once more ends at once\n'.encode())
+
+  def exit(self) -> None:
+    """Ends the program with the shell's status for the signal and a line that says how to continue."""
+    console.say(f'The same command continues: {shlex.join(["python", *sys.argv])}')
+    raise SystemExit(128 + self.signal)

@@ -1,0 +1,297 @@
+"""Weights between PyTorch and this network, both ways, and the files that hold them.
+
+A PyTorch `state_dict` is a flat dict of tensor names to arrays; here it is NumPy arrays throughout, and PyTorch itself
+is imported only where a `.pth` file is read or written. Into a network and back:
+
+  options = dict(torch_weights.TORCHVISION, transform_input=True)  # as torchvision's published weights ask for
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(1000, 3, **options, rngs=nnx.Rngs(0)))
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+  params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+  weights = torch_weights.from_torch(torch_weights.read('googlenet.pth'), params, batch_stats, 'torchvision')
+  model = nnx.merge(graphdef, weights.params, weights.batch_stats)
+  torch_weights.write('back.safetensors', torch_weights.to_torch(*weights, naming='torchvision'))
+
+Kernels are `[k, k, in, out]` and `[in, out]` here, `[out, in, k, k]` and `[out, in]` there. Values are moved, never
+computed with, so that there and back again is the same bits.
+"""
+
+import importlib
+import io
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from googlenet_jax.host.checkpoints import replacing
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet
+
+# Options of `googlenet.GoogLeNet` that make it torchvision's `googlenet` with its auxiliary classifiers. The published
+# weights ask for `transform_input=True` besides, and for images normalised by ImageNet's mean and standard deviation.
+TORCHVISION = {
+  'norm': 'batch',
+  'pool': 'torchvision',
+  'ch5x5_kernel': 3,
+  'auxiliary': 'adaptive_pool',
+  'dropout': 0.2,
+}
+
+NAMINGS = ('own', 'torchvision')
+COUNTER = 'num_batches_tracked'  # of PyTorch's batch normalisation; with a fixed momentum nothing depends on it
+
+TORCHVISION_NAMES = {
+  'conv2_reduce': 'conv2',
+  'conv2': 'conv3',
+  'ch1x1': 'branch1',
+  'ch3x3_reduce': 'branch2.0',
+  'ch3x3': 'branch2.1',
+  'ch5x5_reduce': 'branch3.0',
+  'ch5x5': 'branch3.1',
+  'pool_proj': 'branch4.1',
+  'aux_4a': 'aux1',
+  'aux_4d': 'aux2',
+  'logits': 'fc',
+  'norm': 'bn',
+}
+LINEAR = ('hidden', 'fc1', 'fc2', 'logits')
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+
+
+class Weights(NamedTuple):
+  """What a PyTorch network holds, in this network's form."""
+
+  params: dict[str, Any]
+  batch_stats: dict[str, Any]
+  counters: dict[str, np.ndarray]  # `num_batches_tracked` by PyTorch's name, to be given back unchanged
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any, naming: str = 'own') -> Weights:
+  """Turns a PyTorch `state_dict` into parameters and batch statistics; every tensor must have its place.
+
+  Args:
+    tensors: name to array, float32, or a narrower type whose values float32 holds exactly; as `read` returns them.
+      `num_batches_tracked` may be missing, as it is from files older than PyTorch 0.4.1.
+    params: pure dict of the network's parameters, arrays or `jax.ShapeDtypeStruct`: only shapes are read.
+    batch_stats: the same of its batch statistics; empty without batch normalisation.
+    naming: 'own', the names of this network, as experiments/pytorch_twin.py has them; or 'torchvision', those of
+      torchvision's `googlenet`.
+
+  Returns:
+    float32 JAX arrays in the structure of `params` and `batch_stats`, and the counters.
+
+  Raises:
+    UserError: names the first tensor that is missing or of the wrong shape or type, in the network's order; if there is
+      none, the first left over.
+  """
+  left = dict(tensors)
+  trees, counters = ({}, {}), {}
+  for name, tree, path, leaf in _entries(params, batch_stats, naming):
+    if name not in left:
+      if path is None:
+        continue
+      raise UserError(f'{name} is missing from the weights: the network expects it with shape {_torch_shape(leaf)}')
+    array = np.asarray(left.pop(name))  # also a CPU tensor of PyTorch
+    if tuple(array.shape) != _torch_shape(leaf):
+      raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {_torch_shape(leaf)}')
+    if not np.can_cast(array.dtype, leaf.dtype):
+      raise UserError(f'{name} is {array.dtype}, but the network expects {leaf.dtype}')
+    if path is None:
+      counters[name] = array
+    else:
+      trees[tree][path] = jnp.asarray(array.transpose(_FROM_TORCH[array.ndim]), leaf.dtype)
+  for name, array in left.items():
+    raise UserError(f'{name} has no place in the network; its shape is {tuple(array.shape)}')
+  return Weights(*(traverse_util.unflatten_dict(tree) for tree in trees), counters)
+
+
+def to_torch(
+  params: Any, batch_stats: Any, counters: Mapping[str, np.ndarray] | int = 0, naming: str = 'own'
+) -> dict[str, np.ndarray]:
+  """Turns parameters and batch statistics into a PyTorch `state_dict`, in the order in which PyTorch has it.
+
+  Args:
+    params: pure dict of the network's parameters, such as `TrainState.params`.
+    batch_stats: pure dict of its batch statistics, such as `TrainState.batch_stats`.
+    counters: `num_batches_tracked` by PyTorch's name, or one number for all, such as `TrainState.step`.
+    naming: 'own' or 'torchvision', as in `from_torch`.
+
+  Returns:
+    Tensor name to array, contiguous as PyTorch has them; counters are int64 scalars.
+  """
+  tensors = {}
+  for name, _, path, leaf in _entries(params, batch_stats, naming):
+    if path is None:
+      count = counters.get(name, 0) if isinstance(counters, Mapping) else counters
+      tensors[name] = np.array(count, np.int64)
+    else:
+      array = np.asarray(leaf)
+      tensors[name] = array.transpose(_TO_TORCH[array.ndim]).copy(order='C')
+  return tensors
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the tensors of a `.pth`, `.pt` or `.safetensors` file. Nothing but tensors is ever unpickled.
+
+  Args:
+    path: of a file that holds a flat dict of tensors, as `torch.save(model.state_dict(), path)` writes.
+
+  Returns:
+    Tensor name to array of the file's own type, but float32 for bfloat16, which NumPy does not have.
+
+  Raises:
+    UserError: the file is missing, of another kind, damaged, or holds something else; or the package that reads it
+      is not installed.
+  """
+  path = pathlib.Path(path).expanduser()
+  reader, _ = _functions(path)
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}') from error
+  return reader(path, data)
+
+
+def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes tensors as `.pth`, `.pt` or `.safetensors`, by the name of the file.
+
+  Args:
+    path: of the file; replaced if there is one.
+    tensors: name to array, as `to_torch` returns them.
+
+  Raises:
+    UserError: the file is of another kind or cannot be written; or the package that writes it is not installed.
+  """
+  path = pathlib.Path(path).expanduser()
+  _, writer = _functions(path)
+  data = writer(path, tensors)
+  try:
+    with replacing(path) as temporary:  # a full disk leaves what was there
+      temporary.write_bytes(data)
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror}') from error
+
+
+# Names and shapes ----------------------------------------------------------------------------------------------------
+
+# Axes by rank: vectors stay as they are.
+_FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+_TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+
+
+def _torch_shape(leaf) -> tuple[int, ...]:
+  return tuple(leaf.shape[axis] for axis in _TO_TORCH[len(leaf.shape)]) if leaf.shape else ()
+
+
+def _torch_name(path: tuple[str, ...], naming: str) -> str:
+  *modules, leaf = path
+  if naming == 'torchvision':
+    is_conv = modules[-1] not in (*LINEAR, 'norm')
+    modules = [TORCHVISION_NAMES.get(m, m.replace('inception_', 'inception')) for m in modules]
+    modules += ['conv'] * is_conv  # torchvision's BasicConv2d holds a `conv` and a `bn`
+  return '.'.join([*modules, LEAVES[leaf]])
+
+
+def _entries(params, batch_stats, naming):
+  """Yields (PyTorch's name, 0 or 1 for the tree, path in it, leaf) in the network's order; counters have no path."""
+  if naming not in NAMINGS:
+    raise ValueError(f'naming={naming!r} is unknown: choose from {", ".join(NAMINGS)}')
+  stages = ('conv1', 'conv2_reduce', 'conv2', *googlenet.TABLE, 'hidden', 'aux_4a', 'aux_4d', 'logits')
+  layers, leaves = (*googlenet.Widths._fields, 'conv', 'fc1', 'fc2'), ('kernel', 'norm', 'scale', 'bias', 'mean', 'var')
+  order = {name: i for i, name in enumerate((*stages, *layers, *leaves))}
+  flat = traverse_util.flatten_dict
+  found = [(path, i, leaf) for i, tree in enumerate((params, batch_stats)) for path, leaf in flat(tree).items()]
+  for path, tree, leaf in sorted(found, key=lambda entry: [order[part] for part in entry[0]]):
+    name = _torch_name(path, naming)
+    yield name, tree, path, leaf
+    if path[-1] == 'var':
+      yield f'{name.rpartition(".")[0]}.{COUNTER}', None, None, jax.ShapeDtypeStruct((), np.int64)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def _functions(path: pathlib.Path):
+  functions = {
+    '.pth': (_read_torch, _write_torch),
+    '.pt': (_read_torch, _write_torch),
+    '.safetensors': (_read_safetensors, _write_safetensors),
+  }
+  if path.suffix not in functions:
+    raise UserError(f'{path}: weights are kept in files named {", ".join(functions)}')
+  return functions[path.suffix]
+
+
+def _package(name: str, path: pathlib.Path):
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise UserError(f'{path}: {path.suffix} files need the package {name}: pip install {name}') from error
+
+
+def _read_torch(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
+  torch = _package('torch', path)
+  try:
+    # PyTorch does not look at the checksums that it writes.
+    if zipfile.is_zipfile(io.BytesIO(data)) and zipfile.ZipFile(io.BytesIO(data)).testzip() is not None:
+      raise zipfile.BadZipFile('wrong checksum')
+    found = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+  except Exception as error:  # of damaged bytes its unpickler makes anything
+    raise UserError(
+      f'{path} is damaged, or holds other things than tensors: write it with torch.save(model.state_dict(), path)'
+    ) from error
+  if not isinstance(found, Mapping):
+    raise UserError(f'{path} holds a {type(found).__name__}, not a flat dict of tensors: save model.state_dict()')
+  tensors = {}
+  for name, tensor in found.items():
+    if not isinstance(tensor, torch.Tensor):
+      kind = type(tensor).__name__
+      raise UserError(f'{path} is not a flat dict of tensors: {name!r} is a {kind}; save model.state_dict() alone')
+    try:
+      # NumPy has no bfloat16; float32 holds its values.
+      tensors[name] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().numpy()
+    except (RuntimeError, TypeError) as error:
+      raise UserError(f'{path}: {name!r} is not a plain tensor ({tensor.layout}, {tensor.dtype})') from error
+  return tensors
+
+
+def _write_torch(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> bytes:
+  torch = _package('torch', path)
+  buffer = io.BytesIO()
+  torch.save({name: torch.tensor(array) for name, array in tensors.items()}, buffer)
+  return buffer.getvalue()
+
+
+SAFETENSORS_TYPES = {
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': jnp.bfloat16,
+  'I64': np.int64,
+}
+
+
+def _read_safetensors(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
+  safetensors = _package('safetensors', path)
+  try:
+    entries = safetensors.deserialize(data)
+  except safetensors.SafetensorError as error:
+    raise UserError(f'{path} is damaged ({error})') from error
+  tensors = {}
+  for name, entry in entries:
+    if entry['dtype'] not in SAFETENSORS_TYPES:
+      raise UserError(f'{path}: {name!r} is {entry["dtype"]}: expected one of {", ".join(SAFETENSORS_TYPES)}')
+    array = np.frombuffer(entry['data'], SAFETENSORS_TYPES[entry['dtype']]).reshape(entry['shape'])
+    tensors[name] = array.astype(np.float32) if entry['dtype'] == 'BF16' else array
+  return tensors
+
+
+def _write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> bytes:
+  _package('safetensors', path)
+  from safetensors.numpy import save
+
+  return save(dict(tensors))

@@ -1,0 +1,264 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from helpers import small_table
+
+from googlenet_jax.model import auxiliary_classifiers, googlenet
+from googlenet_jax.model.layers import dropout, local_response_norm, max_pool
+
+
+def make(**options):
+  options = {'num_classes': 10, 'channels': 1, **options}
+  return nnx.eval_shape(lambda: googlenet.GoogLeNet(**options, rngs=nnx.Rngs(0)))
+
+
+def shapes(model, size):
+  image = jax.ShapeDtypeStruct((2, size, size, model.channels), jnp.float32)
+  return {k: v.shape for k, v in end_points(model, image).items()}
+
+
+def end_points(model, image):
+  """Shapes and dtypes only: nothing is computed."""
+  graphdef, state = nnx.split(model)
+  return jax.eval_shape(lambda state, image: nnx.merge(graphdef, state).end_points(image), state, image)
+
+
+def test_parameters_in_total():
+  assert googlenet.count_parameters(make()) == 5_977_530
+  assert googlenet.count_parameters(make(num_classes=1000, channels=3)) == 6_998_552
+
+
+def test_parameters_by_block():
+  model = make()
+  counts = {name: googlenet.count_parameters(getattr(model, name)) for name in ('conv1', 'conv2_reduce', 'conv2', *googlenet.TABLE, 'logits')}  # fmt: skip  # noqa: E501
+  # Summed by hand from the paper's table: weights and biases.
+  assert counts == {
+    'conv1': 3_200,
+    'conv2_reduce': 4_160,
+    'conv2': 110_784,
+    'inception_3a': 163_696,
+    'inception_3b': 388_736,
+    'inception_4a': 376_176,
+    'inception_4b': 449_160,
+    'inception_4c': 510_104,
+    'inception_4d': 605_376,
+    'inception_4e': 868_352,
+    'inception_5a': 1_043_456,
+    'inception_5b': 1_444_080,
+    'logits': 10_250,
+  }
+
+
+def test_parameters_of_batch_norm_replace_biases():
+  # 57 convolutions of 7,280 output channels in all: a scale and a bias instead of a bias.
+  plain, norm = googlenet.count_parameters(make()), googlenet.count_parameters(make(norm='batch'))
+  assert norm - plain == sum(p.size for p in jax.tree.leaves(nnx.state(make(norm='batch'), nnx.BatchStat))) // 2
+
+
+def test_multiply_adds():
+  assert googlenet.count_multiply_adds(make(num_classes=1000, channels=3), 224) == 1_581_647_872
+  model = make()
+  assert [googlenet.count_multiply_adds(model, s) for s in (96, 64, 32)] == [276_056_064, 122_691_584, 30_672_896]
+
+
+def test_shapes_by_stage_at_224():
+  assert shapes(make(), 224) == {
+    'conv1': (2, 112, 112, 64),
+    'conv2_reduce': (2, 56, 56, 64),
+    'conv2': (2, 56, 56, 192),
+    'inception_3a': (2, 28, 28, 256),
+    'inception_3b': (2, 28, 28, 480),
+    'inception_4a': (2, 14, 14, 512),
+    'inception_4b': (2, 14, 14, 512),
+    'inception_4c': (2, 14, 14, 512),
+    'inception_4d': (2, 14, 14, 528),
+    'inception_4e': (2, 14, 14, 832),
+    'inception_5a': (2, 7, 7, 832),
+    'inception_5b': (2, 7, 7, 1024),
+    'head': (2, 1024),
+    'logits': (2, 10),
+  }
+
+
+def test_shapes_of_the_small_stem_at_28():
+  found = shapes(make(stem='small'), 28)
+  assert found['conv1'] == (2, 28, 28, 64)
+  assert found['inception_3a'] == (2, 14, 14, 256)
+  assert found['inception_4a'] == (2, 7, 7, 512)
+  assert found['inception_5b'] == (2, 4, 4, 1024)
+
+
+def test_naive_blocks_grow_as_in_figure_2a():
+  found = shapes(make(inception='naive'), 32)
+  channels = [found[name][-1] for name in googlenet.TABLE]
+  assert channels == [416, 832, 1280, 1728, 2176, 2640, 3344, 4048, 4944]
+  # 3a by hand: 192 * 64 + 9 * 192 * 128 + 25 * 192 * 32 weights, 224 biases.
+  assert googlenet.count_parameters(make(inception='naive').inception_3a) == 387_296
+
+
+def test_fully_connected_head():
+  model = make(head='fully_connected', image_size=224)
+  assert googlenet.count_parameters(model.hidden) == 50_176 * 1024 + 1024
+  assert googlenet.count_parameters(model) == 5_977_530 + 51_381_248
+  assert shapes(make(head='fully_connected', image_size=33, stem='article'), 33)['logits'] == (2, 10)
+  with pytest.raises(ValueError, match='needs image_size'):
+    make(head='fully_connected')
+
+
+def test_parameters_of_the_papers_auxiliary_classifiers():
+  paper = {'auxiliary': 'average_pool', 'image_size': 224}
+  assert googlenet.count_parameters(make(**paper)) == 5_977_530 + 4_350_228
+  assert googlenet.count_parameters(make(**paper, num_classes=1000, channels=3)) == 6_998_552 + 6_379_728
+  # torchvision's have the same at any size; at 96 pixels the paper's window fits once into the map of 6.
+  assert googlenet.count_parameters(make(auxiliary='adaptive_pool')) == 5_977_530 + 4_350_228
+  assert make(auxiliary='average_pool', image_size=96).aux_4d.fc1.kernel.shape == (128, 1024)
+
+
+def test_auxiliary_classifiers_are_end_points_and_change_nothing_else():
+  found = shapes(make(auxiliary='average_pool', image_size=224), 224)
+  assert found.pop('aux_4a') == found.pop('aux_4d') == (2, 10)
+  assert found == shapes(make(), 224)
+
+
+def test_the_other_initial_weights_are_the_same_with_auxiliary_classifiers(monkeypatch):
+  monkeypatch.setattr(
+    googlenet, 'TABLE', dict.fromkeys(auxiliary_classifiers.AFTER.values(), googlenet.Widths(8, 8, 8, 4, 8, 4))
+  )
+  plain, with_heads = (googlenet.GoogLeNet(auxiliary=a, rngs=nnx.Rngs(0)) for a in ('none', 'adaptive_pool'))
+  for name in ('conv1', 'inception_4d', 'logits'):
+    for a, b in zip(*(jax.tree.leaves(nnx.state(getattr(m, name))) for m in (plain, with_heads)), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_auxiliary_classifiers_need_a_map_that_holds_their_window():
+  with pytest.raises(ValueError, match="auxiliary='average_pool' needs image_size"):
+    make(auxiliary='average_pool')
+  with pytest.raises(ValueError, match='needs maps of 5 pixels in stage 4, image_size=64 gives 4'):
+    make(auxiliary='average_pool', image_size=64)
+  assert make(auxiliary='average_pool', image_size=65).aux_4a.fc1.kernel.shape == (128, 1024)
+
+
+def test_the_papers_auxiliary_classifier_equals_pytorchs_operations():
+  head = auxiliary_classifiers.AuxiliaryClassifier(8, 3, 'average_pool', 14, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  head.fc1.bias[...] = jnp.linspace(-1, 1, 1024)
+  x = np.random.default_rng(0).normal(size=(2, 14, 14, 8)).astype(np.float32)
+  weight = lambda layer: torch.tensor(np.asarray(layer.kernel[...])).movedim((-1, -2), (0, 1))
+  t = torch.nn.functional.avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 5, 3)
+  t = torch.relu(torch.nn.functional.conv2d(t, weight(head.conv)))
+  t = torch.relu(t.flatten(1) @ weight(head.fc1).T + torch.tensor(np.asarray(head.fc1.bias[...])))
+  t = t @ weight(head.fc2).T
+  assert t.shape == (2, 3)
+  np.testing.assert_allclose(head(jnp.asarray(x)), t, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (4, 4), (7, 6), (14, 14)])
+def test_adaptive_average_pool_equals_pytorchs(size):
+  x = np.random.default_rng(0).normal(size=(2, *size, 4)).astype(np.float32)
+  expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 4)
+  ours = auxiliary_classifiers.adaptive_average_pool(jnp.asarray(x), 4)
+  np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_auxiliary_dropout_zeroes_seventy_percent_with_keys_of_its_own():
+  model = auxiliary_classifiers.AuxiliaryClassifier(4, 3, 'adaptive_pool', 0, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  model.fc1.bias[...] = jnp.ones(1024)
+  model.fc2.kernel[...] = jnp.ones((1024, 3))
+  keys = jax.random.split(jax.random.key(0), 64)
+  logits = model(jnp.zeros((64, 5, 5, 4)), True, keys)  # 1024 ones, of which 30 % are kept and scaled by 1 / 0.3
+  assert float(logits.mean() * 0.3 / 1024) == pytest.approx(0.3, abs=0.01)
+  assert len(np.unique(logits[:, 0])) > 20
+
+
+@pytest.mark.parametrize('size', [17, 33, 46, 224])
+@pytest.mark.parametrize('stem', ['article', 'small'])
+@pytest.mark.parametrize('pool', ['padded', 'torchvision'])
+def test_map_sides_are_those_of_the_network(size, stem, pool):
+  found = shapes(make(stem=stem, pool=pool), size)
+  assert (found['inception_4a'][1], found['inception_5b'][1]) == googlenet.map_sides(size, stem, pool)
+
+
+def test_transform_input_is_for_three_channels():
+  assert shapes(make(transform_input=True, channels=3), 32)['logits'] == (2, 10)
+  with pytest.raises(ValueError, match='3 channels, not 1'):
+    make(transform_input=True)
+
+
+@pytest.mark.parametrize('option', ['inception', 'head', 'stem', 'norm', 'auxiliary', 'pool', 'ch5x5_kernel'])
+def test_unknown_options_are_named(option):
+  with pytest.raises(ValueError, match=f"{option}='x' is unknown"):
+    make(**{option: 'x'})
+
+
+def test_images_that_do_not_fit_are_refused():
+  for shape in [(2, 16, 40, 1), (2, 32, 32, 3), (32, 32, 1)]:
+    with pytest.raises(ValueError, match='do not fit'):
+      end_points(make(), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def test_every_parameter_gets_a_finite_gradient_with_batch_norm():  # without it they are compared with PyTorch's
+  model = googlenet.GoogLeNet(norm='batch', rngs=nnx.Rngs(0))
+  graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+  params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+  # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border.
+  image = jax.random.uniform(jax.random.key(1), (8, 36, 36, 1))
+
+  @jax.jit
+  def gradients(params):
+    def loss(params):
+      logits = nnx.merge(graphdef, params, stats)(image, train=True)
+      return -jax.nn.log_softmax(logits)[jnp.arange(8), jnp.arange(8)].mean()
+
+    return jax.grad(loss)(params)
+
+  for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(params)):
+    assert np.isfinite(gradient).all(), path
+    assert np.abs(gradient).max() > 0, path
+
+
+def test_local_response_norm_stands_behind_the_first_pool_and_before_the_second(monkeypatch):
+  monkeypatch.setattr(googlenet, 'TABLE', small_table())
+  model = googlenet.GoogLeNet(norm='lrn', rngs=nnx.Rngs(0))
+  image = 1000 * jax.random.uniform(jax.random.key(1), (2, 33, 33, 1))  # large enough for it to matter
+  out = model.end_points(image)
+  pooled = max_pool(out['conv1'], stride=2)
+  expected = model.conv2_reduce(local_response_norm(pooled))
+  np.testing.assert_allclose(out['conv2_reduce'], expected, rtol=1e-5)
+  assert not np.allclose(out['conv2_reduce'], model.conv2_reduce(pooled), rtol=1e-2)
+  expected = model.inception_3b(max_pool(local_response_norm(out['conv2']), stride=2))
+  np.testing.assert_allclose(out['inception_3b'], expected, rtol=1e-5)
+  assert not np.allclose(out['inception_3b'], model.inception_3b(max_pool(out['conv2'], stride=2)), rtol=1e-2)
+
+
+def test_dropout_stands_before_the_linear_layer_of_the_head(monkeypatch):
+  monkeypatch.setattr(googlenet, 'TABLE', small_table())
+  model = googlenet.GoogLeNet(dropout=0.4, rngs=nnx.Rngs(0))
+  keys = jax.random.split(jax.random.key(2), 16)
+  out = model.end_points(jax.random.uniform(jax.random.key(1), (16, 33, 33, 1)), keys=keys)
+  head = np.asarray(dropout(out['head'], 0.4, keys))
+  assert 0.3 < (head == 0).mean() - (np.asarray(out['head']) == 0).mean() < 0.5
+  expected = head @ np.asarray(model.logits.kernel) + np.asarray(model.logits.bias)
+  np.testing.assert_allclose(out['logits'], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_local_response_norm_has_no_parameters():
+  assert googlenet.count_parameters(make(norm='lrn')) == 5_977_530
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits():
+  model = make(dtype=jnp.bfloat16, norm='batch')
+  assert {p.dtype for p in jax.tree.leaves(nnx.state(model))} == {jnp.dtype('float32')}
+  out = end_points(model, jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32))
+  assert out['inception_5b'].dtype == jnp.bfloat16
+  assert out['logits'].dtype == jnp.float32
+
+
+def test_initial_weights_and_biases():
+  model = googlenet.GoogLeNet(rngs=nnx.Rngs(0))
+  block = model.inception_3b.ch3x3
+  bound = (6 / (9 * 128 + 9 * 192)) ** 0.5
+  assert 0.99 * bound < float(jnp.abs(block.kernel[...]).max()) <= bound
+  assert not block.bias[...].any()
+  assert not model.logits.bias[...].any()
