@@ -1,216 +1,263 @@
-"""Checks of a recipe: ranges, and what may change between two runs in the same workdir."""
+"""Recipes: every key once, with its default, meaning, range, and who may change it.
 
+A recipe is a Python file with a function `get_config` (see configs/). It starts from `default()` and changes what is
+its own. `--config.KEY=VALUE` changes single keys. A new key needs one line in KEYS, and the code that reads it.
+"""
+
+import dataclasses
+import difflib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+import runpy
+import traceback
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import numpy as np
+import ml_collections
 
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import auxiliary_classifiers, googlenet
-from googlenet_jax.training.optimizers import SCHEDULES
+from googlenet_jax.model.options import Options
 
-CHOICES = {
-  'dtype': ('float32', 'bfloat16'),
-  'schedule': SCHEDULES,
-  'ensemble.initial_weights': ('same', 'different'),
-  **{f'model.{option}': known for option, known in googlenet.CHOICES.items()},
+# Who may change a key after training began.
+NETWORK = 'network'  # nobody: the weights, or what the network sees, depend on it
+TRAINING = 'training'  # not a resumed run; evaluation does not read it
+FREE = 'free'  # everybody: how long a run is, what it writes, where the same data lie
+
+
+class Key(NamedTuple):
+  """One key of a recipe. Its type is the type of the default."""
+
+  default: bool | int | float | str
+  meaning: str
+  scope: str = TRAINING
+  least: float | None = None  # smallest value
+  above: float | None = None  # the value must be larger
+  most: float | None = None  # largest value
+  below: float | None = None  # the value must be smaller
+  choices: tuple[str, ...] | None = None
+
+
+def _model_keys() -> dict[str, Key]:
+  keys = {}
+  for field in dataclasses.fields(Options):
+    if field.metadata['in_recipe']:
+      rules = {name: field.metadata[name] for name in ('meaning', 'choices', 'least', 'below')}
+      scope = TRAINING if field.name == 'dropout' else NETWORK
+      keys[f'model.{field.name}'] = Key(field.default, scope=scope, **rules)
+  return keys
+
+
+KEYS = {
+  'seed': Key(0, 'seed of initial weights, order of images, augmentation and dropout', least=0, most=2**31 - 1),
+  'epochs': Key(10, 'passes over the training images', FREE, least=1),
+  'max_steps': Key(0, 'stop after this many steps in all; 0: no limit', FREE, least=0),
+  'batch_size': Key(256, 'images in a step, over all devices', least=1),
+  'image_size': Key(224, 'side of the input in pixels, padding included', NETWORK, least=1, most=4096),
+  'dtype': Key('float32', 'type of the computation; parameters are float32', NETWORK, choices=('float32', 'bfloat16')),
+  'learning_rate': Key(0.01, 'base learning rate', least=0),
+  'schedule': Key('step', 'shape of the learning rate', choices=('step', 'constant', 'cosine', 'one_cycle')),
+  'decay_factor': Key(0.96, 'factor of the step schedule', least=0, most=1),
+  'decay_epochs': Key(8, 'epochs between two such factors', least=1),
+  'momentum': Key(0.9, 'momentum of SGD', least=0, below=1),
+  'nesterov': Key(False, 'Nesterov momentum'),
+  'weight_decay': Key(0.0, 'weight decay, applied to kernels only', least=0),
+  'clip_norm': Key(0.0, 'largest norm of the whole gradient; 0: no clipping', least=0),
+  'label_smoothing': Key(0.0, 'share of the target spread over all classes', least=0, below=1),
+  'average_decay': Key(0.0, 'decay of the averaged weights, which predict; 0: no average', NETWORK, least=0, below=1),
+  'micro_batches': Key(1, 'parts of a batch that a device takes in turn, to need less memory', least=1),
+  **_model_keys(),
+  'data.name': Key('fashion_mnist', 'digits, or an image classification set of TFDS', NETWORK),
+  'data.source_dir': Key('', 'folder with the four original .gz files; FASHION_MNIST_DIR stands in', FREE),
+  'data.data_dir': Key('', 'folder of prepared TFDS sets; empty: ~/tensorflow_datasets', FREE),
+  'data.validation_examples': Key(0, 'training images held out for validation', NETWORK, least=0),
+  'data.canvas': Key(512, 'pixels: larger images of many sizes are shrunk to it', NETWORK, least=1, most=4096),
+  'augment.padding': Key(0, 'pixels of zeros on each side', NETWORK, least=0),
+  'augment.shift': Key(0, 'largest random shift in pixels', least=0),
+  'augment.flip': Key(False, 'mirror left to right at random'),
+  'augment.resize': Key(1.0, 'short side / image_size before the middle is cut out', NETWORK, least=1, most=2),
+  'augment.min_area': Key(1.0, 'least share of an image in a random crop; 1: no crops; paper: 0.08', above=0, most=1),
+  'augment.max_aspect': Key(4 / 3, 'largest aspect ratio of a random crop', least=1),
+  'augment.random_interpolation': Key(False, 'resize random crops by a random method'),
+  'augment.photometric': Key(0.0, 'strength of random brightness, contrast, colour and light', least=0, most=1),
+  'augment.erasing': Key(0.0, 'probability of a rectangle of noise', least=0, most=1),
+  'ensemble.members': Key(1, 'number of networks to train', FREE, least=1, most=1000),
+  'ensemble.member': Key(0, 'number of this network, if members are trained apart', least=0, most=999),
+  'ensemble.side_by_side': Key(False, 'train members at the same time, each on its share of the devices', FREE),
+  'ensemble.initial_weights': Key('same', 'initial weights of members; same in the paper', choices=('same', 'different')),
+  'log_every_steps': Key(50, 'steps between two log points', FREE, least=1),
+  'checkpoint_every_steps': Key(0, 'steps between checkpoints inside an epoch; 0: at its end only', FREE, least=0),
 }
-# key: (least, most); None for no bound
-RANGES = {
-  'seed': (0, 2**31 - 1),
-  'epochs': (1, None),
-  'max_steps': (0, None),
-  'batch_size': (1, None),
-  'image_size': (1, 4096),
-  'learning_rate': (0, None),
-  'decay_factor': (0, 1),
-  'decay_epochs': (1, None),
-  'momentum': (0, 1),
-  'weight_decay': (0, None),
-  'clip_norm': (0, None),
-  'label_smoothing': (0, 1),
-  'micro_batches': (1, None),
-  'model.dropout': (0, 1),
-  'data.validation_examples': (0, None),
-  'data.canvas': (1, 4096),
-  'augment.padding': (0, None),
-  'augment.shift': (0, None),
-  'augment.resize': (1, 2),
-  'augment.min_area': (0, 1),
-  'augment.max_aspect': (1, None),
-  'augment.photometric': (0, 1),
-  'augment.erasing': (0, 1),
-  'average_decay': (0, 1),
-  'ensemble.members': (1, 1000),
-  'ensemble.member': (0, 999),
-  'log_every_steps': (1, None),
-  'checkpoint_every_steps': (0, None),
-}
-OTHER_KEYS = (
-  'nesterov',
-  'augment.flip',
-  'augment.random_interpolation',
-  'ensemble.side_by_side',
-  'data.name',
-  'data.source_dir',
-  'data.data_dir',
-)
-# A run goes on with other values of these: how long, what is written down, where the same data lie.
-MAY_CHANGE = (
-  'epochs',
-  'max_steps',
-  'log_every_steps',
-  'checkpoint_every_steps',
-  'data.source_dir',
-  'data.data_dir',
-  'ensemble.members',
-  'ensemble.side_by_side',
-)
-LENGTH = ('epochs', 'max_steps')  # of a run: the same for all members of an ensemble that has ended
-# What makes the weights fit, and the inputs the same.
-FOR_EVALUATION = (
-  'image_size',
-  'augment.padding',
-  'augment.resize',
-  'average_decay',
-  'data.name',
-  'data.validation_examples',
-  'data.canvas',
-  'model.inception',
-  'model.head',
-  'model.stem',
-  'model.norm',
-  'model.auxiliary',
-)
+LENGTH = ('epochs', 'max_steps')  # how long a run is
 
 
-def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested keys as `a.b`."""
+def default() -> ml_collections.ConfigDict:
+  """Returns a recipe with every key at its default: d2l's network and optimizer on Fashion-MNIST."""
+  return from_flat({name: key.default for name, key in KEYS.items()})
+
+
+def from_flat(values: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Makes a recipe of values by dotted key."""
+  config = ml_collections.ConfigDict()
+  for name, value in values.items():
+    part, _, last = name.rpartition('.')
+    if part and part not in config:
+      config[part] = ml_collections.ConfigDict()
+    (config[part] if part else config)[last] = value
+  return config
+
+
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns the values of nested keys by dotted key; takes a recipe or a dict."""
   flat = {}
-  for key, value in tree.items():
+  for key, value in (tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree).items():
     flat.update(flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
   return flat
 
 
-def validate(config: Any) -> None:
-  """Raises UserError, naming the key, at the first that is missing, unknown or out of range."""
-  values = flatten(config.to_dict())
-  expected = {*CHOICES, *RANGES, *OTHER_KEYS}
-  for problem, keys in (('lacks', expected - set(values)), ('has an unknown', set(values) - expected)):
-    if keys:
-      raise UserError(f'the recipe {problem} key config.{min(keys)}: configs/default.py lists them all')
-  for key, known in CHOICES.items():
-    if values[key] not in known:
-      raise UserError(f'config.{key}={values[key]!r} is unknown: choose from {", ".join(known)}')
-  for key, (least, most) in RANGES.items():
-    value = values[key]
-    if not isinstance(value, int | float):
-      raise UserError(f'config.{key}={value!r} must be a number')
-    # Written so that NaN is refused as well.
-    if not (value >= least and (most is None or value <= most)) or value == float('inf'):
-      bound = f'at least {least}' if most is None else f'from {least} to {most}'
-      raise UserError(f'config.{key}={value} is out of range: it must be {bound}')
-  for key in ('momentum', 'model.dropout', 'label_smoothing', 'average_decay'):
-    if values[key] >= 1:
-      raise UserError(f'config.{key}={values[key]} is out of range: it must be below 1')
-  if config.augment.min_area == 0:
-    raise UserError('config.augment.min_area=0 is out of range: it must be above 0, and 1 is for no random crops')
-  if config.augment.random_interpolation and config.augment.min_area == 1:
-    raise UserError('config.augment.random_interpolation is of random crops: config.augment.min_area must be below 1')
-  if config.ensemble.member and config.ensemble.members > 1:
-    raise UserError(
-      f'config.ensemble.members={config.ensemble.members} trains every member; for one of them alone give '
-      f'--config.ensemble.members=1 --config.ensemble.member={config.ensemble.member} '
-      f'--workdir=.../member_{config.ensemble.member}'
-    )
-  if config.nesterov and not config.momentum:
-    raise UserError('config.nesterov needs a config.momentum above 0')
-  least = googlenet.MIN_IMAGE_SIZE[config.model.stem]
-  if config.image_size < least:
-    raise UserError(
-      f'config.image_size={config.image_size} is too small for the network: with model.stem={config.model.stem} '
-      f'it needs at least {least} pixels'
-    )
-  side = googlenet.map_sides(config.image_size, config.model.stem)[0]
-  if config.model.auxiliary == 'average_pool' and side < auxiliary_classifiers.POOL:
-    raise UserError(
-      f'config.image_size={config.image_size} leaves maps of {side} pixels to the auxiliary classifiers, whose pool is '
-      f'of {auxiliary_classifiers.POOL}: config.model.auxiliary=adaptive_pool takes maps of any size'
-    )
-  if 2 * config.augment.padding >= config.image_size:
-    raise UserError(
-      f'config.augment.padding={config.augment.padding} on both sides leaves no image in '
-      f'config.image_size={config.image_size}'
-    )
-  if config.augment.shift >= config.image_size:
-    raise UserError(f'config.augment.shift={config.augment.shift} moves whole images out of sight')
-
-
-def sampling_seed(config: Any) -> int:
-  """The seed of the order of images, of augmentation and of dropout: the recipe's, but another for each member."""
-  member = config.ensemble.member
-  if member == 0:
-    return config.seed
-  return int(np.random.SeedSequence([config.seed, member]).generate_state(1)[0] >> 1)
-
-
-def initial_seed(config: Any) -> int:
-  """The seed of the initial weights: by default the same for every member of an ensemble, as in the paper."""
-  return config.seed if config.ensemble.initial_weights == 'same' else sampling_seed(config)
-
-
-def check_same(config: Any, workdir: pathlib.Path, only: tuple[str, ...] = ()) -> None:
-  """Refuses a workdir that another recipe made.
-
-  Args:
-    config: of this run.
-    workdir: with the checkpoints and the `config.json` of the run before, if there was one.
-    only: keys to compare; all but MAY_CHANGE if empty.
-
-  Raises:
-    UserError: names the keys that differ, with both values; or what the recipe was cannot be read.
-  """
-  path = workdir / 'config.json'
-  if not any(step.name.isdigit() for step in (workdir / 'checkpoints').glob('*')):  # others were never complete
-    return  # nothing there to lose or to go on from
-  if not path.exists():
-    raise UserError(f'{path} is missing, so that the recipe of the checkpoints is not known: give another --workdir')
-  try:
-    before = flatten(json.loads(path.read_text()))
-  except (ValueError, AttributeError) as error:  # neither text, nor JSON, nor keys and values
-    raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
-  now = flatten(json.loads(config.to_json()))
-  keys = only or [key for key in {**before, **now} if key not in MAY_CHANGE]
-  if differing := _differing(before, now, keys):
-    raise UserError(
-      f'{workdir} holds a run of another recipe ({differing}): give another --workdir, or the same values'
-    )
-
-
-def _differing(there: dict[str, Any], other: dict[str, Any], keys: Iterable[str], where: str = 'now') -> str:
+def differences(
+  there: dict[str, Any], here: dict[str, Any], scopes: tuple[str, ...], where: tuple[str, str] = ('there', 'now')
+) -> str:
+  """Returns the keys of these scopes that differ, with both values as text; empty if none differs."""
+  names = [name for name in {**there, **here} if name not in KEYS or KEYS[name].scope in scopes]
   return '; '.join(
-    f'{key}: {there.get(key)!r} there, {other.get(key)!r} {where}' for key in keys if there.get(key) != other.get(key)
+    f'{name}: {there.get(name)!r} {where[0]}, {here.get(name)!r} {where[1]}'
+    for name in names
+    if there.get(name) != here.get(name)
   )
 
 
-def check_length(config: Any, folder: pathlib.Path) -> None:
-  """Refuses a member of an ensemble that has ended as a run of another length; the folder is one of `check_same`."""
-  before = flatten(json.loads((folder / 'config.json').read_text()))
-  if differing := _differing(before, flatten(config.to_dict()), LENGTH):
+# Reading a recipe and changing its keys ------------------------------------------------------------------------------
+
+
+def read(name: str) -> ml_collections.ConfigDict:
+  """Runs a recipe file and returns its recipe.
+
+  Args:
+    name: path of the file. `PATH:TEXT` calls `get_config(TEXT)`.
+
+  Raises:
+    UserError: there is no such file, or it raises; the text has the line of the recipe.
+  """
+  path, *argument = name.split(':', 1)
+  try:
+    config = runpy.run_path(str(pathlib.Path(path).expanduser()))['get_config'](*argument)
+  except FileNotFoundError as error:
+    if error.filename and pathlib.Path(error.filename) != pathlib.Path(path).expanduser():
+      raise UserError(f'--config={name} cannot be read: {error}') from error
+    raise UserError(f'--config={name}: there is no such file. {_recipes(path)}') from error
+  except OSError as error:
+    raise UserError(f'--config={name} cannot be read: {error.strerror}. {_recipes(path)}') from error
+  except Exception as error:  # the recipe is Python and may raise anything
+    if isinstance(error, KeyError) and error.args == ('get_config',):
+      raise UserError(f'--config={name}: the file has no function get_config') from error
+    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(pathlib.Path(path).name)]
+    where = f' ({own[-1].filename}, line {own[-1].lineno})' if own else ''
+    text = ' '.join(str(error.args[0] if error.args else error).split())
+    raise UserError(f'--config={name} cannot be read: {type(error).__name__}: {text}{where}') from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'--config={name}: get_config returns {type(config).__name__}, not the recipe: end with return config')
+  return config
+
+
+def _recipes(path: str) -> str:
+  shipped = sorted(p for p in pathlib.Path('configs').glob('[a-z]*.py') if p.stem != 'default')
+  near = difflib.get_close_matches(pathlib.Path(path).stem, [p.stem for p in shipped], 1)
+  hint = f'Did you mean configs/{near[0]}.py? ' if near else ''
+  return f'{hint}Recipes here: {", ".join(map(str, shipped)) or "none"}'
+
+
+def suggest(name: str) -> str:
+  """Returns a question that names the key or keys most like `name`, or where to find all."""
+  word = name.split('.')[-1].lower().replace('-', '_')
+  last = {key: key.split('.')[-1] for key in KEYS}
+  near = [key for key in KEYS if word in (last[key], ''.join(part[0] for part in last[key].split('_')))]
+  near = near or difflib.get_close_matches(name, KEYS, 2, 0.75)
+  near = near or [key for key in KEYS if last[key] in difflib.get_close_matches(word, last.values(), 2, 0.75)]
+  return f'Did you mean {" or ".join(f"--config.{key}" for key in near)}?' if near else 'docs/recipes.md lists all keys'
+
+
+def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+  """Sets a key from the text of `--config.KEY=TEXT`.
+
+  Raises:
+    UserError: the key is unknown, or the text is no value of its type.
+  """
+  if name not in KEYS:
+    raise UserError(f'--config.{name} is no key of a recipe. {suggest(name)}')
+  kind = type(KEYS[name].default)
+  try:
+    value = {'true': True, 'false': False}[text.lower()] if kind is bool else kind(text)
+  except (ValueError, KeyError) as error:
+    expected = {bool: 'True or False', int: 'a whole number', float: 'a number'}[kind]
+    raise UserError(f'--config.{name}={text}: it must be {expected}') from error
+  config.update_from_flattened_dict({name: value})
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks a recipe.
+
+  Raises:
+    UserError: names the first key that is missing, unknown, of another type or out of range.
+  """
+  values = flatten(config)
+  for name in values:
+    if name not in KEYS:
+      raise UserError(f'the recipe has an unknown key config.{name}. {suggest(name)}')
+  for name, key in KEYS.items():
+    if name not in values:
+      raise UserError(f'the recipe lacks key config.{name}: start from default.get_config() of configs/default.py')
+    for problem in _problems(key, values[name]):
+      raise UserError(f'config.{name}={values[name]!r} {problem}')
+  try:
+    Options(**config.model).check(config.image_size)
+  except ValueError as error:
+    text = str(error)
+    raise UserError(f'config.{text}' if text.startswith('image_size') else f'config.model.{text}') from error
+  _check_together(config)
+
+
+def _problems(key: Key, value: Any) -> Iterator[str]:
+  if key.choices and value not in key.choices:
+    yield f'is unknown: choose from {", ".join(key.choices)}'
+  if isinstance(key.default, int | float) and not isinstance(value, int | float):
+    yield 'must be a number'
+  if isinstance(key.default, str) and not isinstance(value, str):
+    yield 'must be text'
+  bounds = {'at least': key.least, 'above': key.above, 'at most': key.most, 'below': key.below}
+  bounds = {word: bound for word, bound in bounds.items() if bound is not None}
+  inside = {
+    'at least': lambda bound: value >= bound,  # written so that NaN is refused as well
+    'above': lambda bound: value > bound,
+    'at most': lambda bound: value <= bound,
+    'below': lambda bound: value < bound,
+  }
+  if bounds and (value == float('inf') or not all(inside[word](bound) for word, bound in bounds.items())):
+    yield f'is out of range: it must be {" and ".join(f"{word} {bound}" for word, bound in bounds.items())}'
+
+
+def _check_together(config: ml_collections.ConfigDict) -> None:
+  """Checks what single keys do not show."""
+  augment, ensemble = config.augment, config.ensemble
+  if augment.random_interpolation and augment.min_area == 1:
+    raise UserError('config.augment.random_interpolation acts on random crops: set config.augment.min_area below 1')
+  if ensemble.member and ensemble.members > 1:
     raise UserError(
-      f'{folder} has ended as a run of another length ({differing}), and members are trained alike: give the same '
-      'values, or another --workdir'
+      f'config.ensemble.members={ensemble.members} trains every member. To train one alone, give '
+      f'--config.ensemble.members=1 --config.ensemble.member={ensemble.member} --workdir=.../member_{ensemble.member}'
     )
+  if config.nesterov and not config.momentum:
+    raise UserError('config.nesterov needs a config.momentum above 0')
+  if 2 * augment.padding >= config.image_size:
+    raise UserError(
+      f'config.augment.padding={augment.padding} on both sides leaves no image in config.image_size={config.image_size}'
+    )
+  if augment.shift >= config.image_size:
+    raise UserError(f'config.augment.shift={augment.shift} moves whole images out of sight')
 
 
-def check_alike(folders: Sequence[pathlib.Path]) -> None:
-  """Refuses to call runs an ensemble that were trained by different recipes; the folders are those of `check_same`."""
-  first, *others = (flatten(json.loads((folder / 'config.json').read_text())) for folder in folders)
-  for folder, other in zip(folders[1:], others, strict=True):
-    keys = sorted({*first, *other} - set(MAY_CHANGE) - {'ensemble.member'} | set(LENGTH))
-    if differing := _differing(first, other, keys, 'here'):
-      raise UserError(
-        f'{folders[0]} and {folder} were trained by different recipes ({differing}): no members of one ensemble'
-      )
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a recipe as nested dicts of JSON values."""
+  return json.loads(config.to_json())

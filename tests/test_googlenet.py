@@ -1,3 +1,7 @@
+import dataclasses
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +12,16 @@ from helpers import small_table
 
 from googlenet_jax.model import auxiliary_classifiers, googlenet
 from googlenet_jax.model.layers import dropout, local_response_norm, max_pool
+from googlenet_jax.model.options import MIN_IMAGE_SIZE, Options, map_sides
 
 
-def make(**options):
-  options = {'num_classes': 10, 'channels': 1, **options}
-  return nnx.eval_shape(lambda: googlenet.GoogLeNet(**options, rngs=nnx.Rngs(0)))
+def make(num_classes=10, channels=1, image_size=None, dtype=jnp.float32, **options):
+  """A network without values: shapes only."""
+  options = Options(**options)
+  make = lambda: googlenet.GoogLeNet(
+    num_classes, channels, options, image_size=image_size, dtype=dtype, rngs=nnx.Rngs(0)
+  )
+  return nnx.eval_shape(make)
 
 
 def shapes(model, size):
@@ -127,7 +136,9 @@ def test_the_other_initial_weights_are_the_same_with_auxiliary_classifiers(monke
   monkeypatch.setattr(
     googlenet, 'TABLE', dict.fromkeys(auxiliary_classifiers.AFTER.values(), googlenet.Widths(8, 8, 8, 4, 8, 4))
   )
-  plain, with_heads = (googlenet.GoogLeNet(auxiliary=a, rngs=nnx.Rngs(0)) for a in ('none', 'adaptive_pool'))
+  plain, with_heads = (
+    googlenet.GoogLeNet(options=Options(auxiliary=a), rngs=nnx.Rngs(0)) for a in ('none', 'adaptive_pool')
+  )
   for name in ('conv1', 'inception_4d', 'logits'):
     for a, b in zip(*(jax.tree.leaves(nnx.state(getattr(m, name))) for m in (plain, with_heads)), strict=True):
       np.testing.assert_array_equal(a, b)
@@ -177,7 +188,7 @@ def test_auxiliary_dropout_zeroes_seventy_percent_with_keys_of_its_own():
 @pytest.mark.parametrize('pool', ['padded', 'torchvision'])
 def test_map_sides_are_those_of_the_network(size, stem, pool):
   found = shapes(make(stem=stem, pool=pool), size)
-  assert (found['inception_4a'][1], found['inception_5b'][1]) == googlenet.map_sides(size, stem, pool)
+  assert (found['inception_4a'][1], found['inception_5b'][1]) == map_sides(size, stem, pool)
 
 
 def test_transform_input_is_for_three_channels():
@@ -199,7 +210,7 @@ def test_images_that_do_not_fit_are_refused():
 
 
 def test_every_parameter_gets_a_finite_gradient_with_batch_norm():  # without it they are compared with PyTorch's
-  model = googlenet.GoogLeNet(norm='batch', rngs=nnx.Rngs(0))
+  model = googlenet.GoogLeNet(options=Options(norm='batch'), rngs=nnx.Rngs(0))
   graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
   # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border.
@@ -220,7 +231,7 @@ def test_every_parameter_gets_a_finite_gradient_with_batch_norm():  # without it
 
 def test_local_response_norm_stands_behind_the_first_pool_and_before_the_second(monkeypatch):
   monkeypatch.setattr(googlenet, 'TABLE', small_table())
-  model = googlenet.GoogLeNet(norm='lrn', rngs=nnx.Rngs(0))
+  model = googlenet.GoogLeNet(options=Options(norm='lrn'), rngs=nnx.Rngs(0))
   image = 1000 * jax.random.uniform(jax.random.key(1), (2, 33, 33, 1))  # large enough for it to matter
   out = model.end_points(image)
   pooled = max_pool(out['conv1'], stride=2)
@@ -234,7 +245,7 @@ def test_local_response_norm_stands_behind_the_first_pool_and_before_the_second(
 
 def test_dropout_stands_before_the_linear_layer_of_the_head(monkeypatch):
   monkeypatch.setattr(googlenet, 'TABLE', small_table())
-  model = googlenet.GoogLeNet(dropout=0.4, rngs=nnx.Rngs(0))
+  model = googlenet.GoogLeNet(options=Options(dropout=0.4), rngs=nnx.Rngs(0))
   keys = jax.random.split(jax.random.key(2), 16)
   out = model.end_points(jax.random.uniform(jax.random.key(1), (16, 33, 33, 1)), keys=keys)
   head = np.asarray(dropout(out['head'], 0.4, keys))
@@ -262,3 +273,37 @@ def test_initial_weights_and_biases():
   assert 0.99 * bound < float(jnp.abs(block.kernel[...]).max()) <= bound
   assert not block.bias[...].any()
   assert not model.logits.bias[...].any()
+
+
+@pytest.mark.parametrize(
+  ('options', 'image_size', 'channels', 'message'),
+  [
+    ({'dropout': 1.0}, 224, 1, 'dropout=1.0 is out of range: it must be below 1'),
+    ({'dropout': float('nan')}, 224, 1, 'dropout=nan is out of range: it must be at least 0'),
+    ({}, 16, 1, 'image_size=16 is too small for the network: with model.stem=article it needs at least 17 pixels'),
+    ({'stem': 'small'}, 4, 1, 'image_size=4 is too small for the network: with model.stem=small it needs at least 5'),
+    ({'head': 'fully_connected'}, None, None, "head='fully_connected' needs image_size"),
+  ],
+)
+def test_options_that_make_no_network_are_named(options, image_size, channels, message):
+  with pytest.raises(ValueError, match=message):
+    Options(**options).check(image_size, channels)
+
+
+def test_options_fit_the_smallest_images():
+  Options().check(None)
+  for stem, size in MIN_IMAGE_SIZE.items():
+    Options(stem=stem).check(size, 1)
+
+
+def test_every_option_has_a_meaning_and_a_default_among_its_choices():
+  for field in dataclasses.fields(Options):
+    assert field.metadata['meaning']
+    assert field.metadata['choices'] is None or field.default in field.metadata['choices']
+  keys = [field.name for field in dataclasses.fields(Options) if field.metadata['in_recipe']]
+  assert keys == ['inception', 'head', 'stem', 'norm', 'dropout', 'auxiliary']
+
+
+def test_options_need_no_jax():
+  code = 'import sys; from googlenet_jax.model import options; sys.exit("jax" in sys.modules)'
+  subprocess.run([sys.executable, '-c', code], check=True)

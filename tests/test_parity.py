@@ -5,6 +5,7 @@ another order turns a ReLU that stood at zero, and moves single gradients by a p
 was measured). Both networks then differ by 4e-8 only, which is what rounding the logits to float32 makes.
 """
 
+import dataclasses
 import os
 
 import jax
@@ -205,9 +206,8 @@ def theirs(torchvision_googlenet):
 
 def ours_from(module, **options):
   """Our network of the same options: graphdef and weights."""
-  model = nnx.eval_shape(
-    lambda: googlenet.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, **options, rngs=nnx.Rngs(0))
-  )
+  options = dataclasses.replace(torch_weights.TORCHVISION, **options)
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(CLASSES, 3, options, rngs=nnx.Rngs(0)))
   graphdef, params, batch_stats = split(model)
   return graphdef, torch_weights.from_torch(numpy_state(module), params, batch_stats, 'torchvision')
 
@@ -304,7 +304,7 @@ def test_gradients_of_torchvision(theirs):
   labels = [0, 3, 11, 5]
   with jax.enable_x64(True):
     model = nnx.eval_shape(
-      lambda: googlenet.GoogLeNet(CLASSES, 3, **torch_weights.TORCHVISION, dtype=jnp.float64, rngs=nnx.Rngs(0))
+      lambda: googlenet.GoogLeNet(CLASSES, 3, torch_weights.TORCHVISION, dtype=jnp.float64, rngs=nnx.Rngs(0))
     )
     graphdef, *trees = split(model)
     trees = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float64), trees)

@@ -12,11 +12,12 @@ from flax import nnx
 from experiments import pytorch_twin
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.model.options import Options
 
 
 def abstract(**options):
   """Shapes of the parameters and batch statistics of a network."""
-  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(**options, rngs=nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(options=Options(**options), rngs=nnx.Rngs(0)))
   _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
@@ -220,5 +221,7 @@ def test_a_package_that_is_not_installed_is_named(package, name, tmp_path, monke
 
 
 def test_pytorch_is_not_imported_by_the_package():
-  code = 'import sys, googlenet_jax.torch_weights; sys.exit(any(m in sys.modules for m in ("torch", "safetensors")))'
+  code = (
+    'import sys, googlenet_jax.model.torch_weights; sys.exit(any(m in sys.modules for m in ("torch", "safetensors")))'
+  )
   subprocess.run([sys.executable, '-c', code], check=True)

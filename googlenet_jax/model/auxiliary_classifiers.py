@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, relu
+from googlenet_jax.model.options import AUXILIARY_POOL
 
 AFTER = {'aux_4a': 'inception_4a', 'aux_4d': 'inception_4d'}  # classifier: the block whose output it reads
 LOSS_WEIGHT = 0.3
-POOL = 5  # pixels, stride 3
 DROPOUT = 0.7
 
 
@@ -32,7 +32,7 @@ class AuxiliaryClassifier(nnx.Module):
       **conv_options: for `layers.Conv`.
     """
     self.pool = pool
-    pooled = 4 if pool == 'adaptive_pool' else (side - POOL) // 3 + 1
+    pooled = 4 if pool == 'adaptive_pool' else (side - AUXILIARY_POOL) // 3 + 1
     self.conv = Conv(in_features, 128, 1, dtype=dtype, rngs=rngs, **conv_options)
     self.fc1 = Linear(pooled * pooled * 128, 1024, dtype, rngs)
     self.fc2 = Linear(1024, num_classes, dtype, rngs)
@@ -42,7 +42,7 @@ class AuxiliaryClassifier(nnx.Module):
     if self.pool == 'adaptive_pool':
       x = adaptive_average_pool(x, 4)  # [B, 4, 4, in]
     else:
-      x = nnx.avg_pool(x, (POOL,) * 2, (3, 3))  # [B, 4, 4, in]
+      x = nnx.avg_pool(x, (AUXILIARY_POOL,) * 2, (3, 3))  # [B, 4, 4, in]
     x = self.conv(x, train)  # [B, 4, 4, 128]
     x = relu(self.fc1(flatten(x)))  # [B, 1024]
     if keys is not None:

@@ -13,6 +13,7 @@ from flax import nnx
 from googlenet_jax.data import random_keys
 from googlenet_jax.model import auxiliary_classifiers
 from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, local_response_norm, max_pool, read_one_map, relu
+from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, Options, map_sides
 
 
 class Widths(NamedTuple):
@@ -41,38 +42,10 @@ TABLE = {
 POOL_AFTER = {'inception_3b': 3, 'inception_4e': 2}  # stride 2; windows of torchvision, the paper's are all 3x3
 HIDDEN = 1024  # of the fully connected head
 
-# The smallest input, in pixels, in which every halving still has two pixels to choose from (five, or three halvings).
-MIN_IMAGE_SIZE = {'article': 17, 'small': 5}
-
-CHOICES = {  # keys of a recipe
-  'inception': ('reduced', 'naive'),
-  'head': ('average_pool', 'fully_connected'),
-  'stem': tuple(MIN_IMAGE_SIZE),
-  'norm': ('none', 'batch', 'lrn'),
-  'auxiliary': ('none', 'average_pool', 'adaptive_pool'),
-}
-VARIANTS = {  # for weights from elsewhere; no keys of a recipe
-  'pool': ('padded', 'torchvision'),
-  'ch5x5_kernel': (5, 3),
-}
-
 # What torchvision's `transform_input` does: from images normalised by ImageNet's mean and standard deviation to images
 # in [-1, 1], for which its published weights were trained.
 TRANSFORM_SCALE = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5)
 TRANSFORM_SHIFT = ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
-
-
-def map_sides(image_size: int, stem: str = 'article', pool: str = 'padded') -> tuple[int, int]:
-  """Sides in pixels of the square maps of stages 4 and 5 for an image of `image_size` pixels: 14 and 7 for 224."""
-
-  def halved(side, window):
-    return -(-side // 2) if pool == 'padded' else -(-(side - window) // 2) + 1
-
-  side = image_size
-  if stem == 'article':
-    side = halved(-(-side // 2), 3)
-  side = halved(halved(side, 3), 3)
-  return side, halved(side, 2)
 
 
 class Inception(nnx.Module):
@@ -106,27 +79,22 @@ class Inception(nnx.Module):
 
 
 class GoogLeNet(nnx.Module):
-  """The article's network: stem, nine Inception blocks, global average pool, linear.
+  """The network of d2l and the paper: stem, nine Inception blocks, global average pool, linear layer.
 
-  With one input channel and ten classes it has 5,977,530 parameters. Stages are attributes and end points by the same
-  names: `conv1, conv2_reduce, conv2, inception_3a .. inception_5b, head, logits`, with auxiliary classifiers also
-  `aux_4a, aux_4d`.
+  With one input channel and ten classes it has 5,977,530 parameters. The fully connected head (what the paper argues
+  against) flattens the last map, at 224 pixels 7 * 7 * 1024 = 50,176 values, into a hidden layer of 1024 with ReLU:
+  51,381,248 more parameters.
+
+  Stages are attributes, and the names of end points: `conv1, conv2_reduce, conv2, inception_3a .. inception_5b, head,
+  logits`. Auxiliary classifiers add `aux_4a, aux_4d`.
   """
 
   def __init__(
     self,
     num_classes: int = 10,
     channels: int = 1,
+    options: Options = D2L,
     *,
-    inception: str = 'reduced',
-    head: str = 'average_pool',
-    stem: str = 'article',
-    norm: str = 'none',
-    dropout: float = 0.0,
-    auxiliary: str = 'none',
-    pool: str = 'padded',
-    ch5x5_kernel: int = 5,
-    transform_input: bool = False,
     image_size: int | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     axis_name: str | None = None,
@@ -136,80 +104,40 @@ class GoogLeNet(nnx.Module):
 
     Args:
       num_classes: length of the logits.
-      channels: of the images.
-      inception: 'reduced' (figure 2b) or 'naive' (figure 2a).
-      head: 'average_pool', the paper's: one vector of 1024 an image; or 'fully_connected', what the paper argues
-        against: the last map flattened (at 224 pixels 7 * 7 * 1024 = 50,176 values), a hidden layer of 1024 with
-        ReLU, then the logits. At 224 pixels the hidden layer alone has 51,381,248 parameters, nine times the rest.
-      stem: 'article' (7x7 stride 2 and two pools: a map of 1/8) or 'small' for images of 28 or 32 pixels
-        (3x3 stride 1 and one pool: a map of 1/2).
-      norm: 'none'; 'batch' for batch normalisation after every convolution; or 'lrn' for the paper's local response
-        normalisation after the first pool and before the second.
-      dropout: probability of zeroing a feature before the last linear layer; the paper uses 0.4.
-      auxiliary: 'none', or classifiers on the outputs of 4a and 4d: 'average_pool' as in the paper, 'adaptive_pool' as
-        in torchvision; see `auxiliary_classifiers`.
-      pool: what halves the maps: 'padded', 3x3 windows with padding 1; or 'torchvision', 3x3 without padding, the last
-        window hanging over the edge (`ceil_mode`), and 2x2 after 4e.
-      ch5x5_kernel: side of the kernel of the 5x5 branches; torchvision has 3 there.
-      transform_input: takes images normalised by ImageNet's mean and standard deviation to [-1, 1] first, as
-        torchvision does for its published weights; for 3 channels.
-      image_size: side of the square input in pixels; needed by the fully connected head and by
-        `auxiliary='average_pool'`, whose weights depend on it.
+      channels: channels of the images.
+      options: the variant of the network.
+      image_size: side of the square input in pixels; for `head='fully_connected'` and `auxiliary='average_pool'`.
       dtype: of the computation, float32 or bfloat16; parameters and logits are float32.
       axis_name: mesh axis over which batch statistics are averaged, or None.
       rngs: stream `params`.
 
     Raises:
-      ValueError: an unknown option, `image_size` missing where it is needed or too small for `average_pool`, or
-        `transform_input` with other than 3 channels.
+      ValueError: see `Options.check`.
     """
-    options = dict(inception=inception, head=head, stem=stem, norm=norm)
-    options |= dict(auxiliary=auxiliary, pool=pool, ch5x5_kernel=ch5x5_kernel)
-    for name, known in (CHOICES | VARIANTS).items():
-      if options[name] not in known:
-        raise ValueError(f'{name}={options[name]!r} is unknown: choose from {", ".join(map(str, known))}')
-    if image_size is None and head == 'fully_connected':
-      raise ValueError("head='fully_connected' needs image_size: its weights depend on it")
-    if image_size is None and auxiliary == 'average_pool':
-      raise ValueError("auxiliary='average_pool' needs image_size: its weights depend on it")
-    if transform_input and channels != 3:
-      raise ValueError(f'transform_input is for images of 3 channels, not {channels}')
-    self.channels, self.stem, self.dropout_rate = channels, stem, dropout
-    self.pool, self.transform_input = pool, transform_input
-    self.lrn = norm == 'lrn'
-    middle, last = map_sides(image_size, stem, pool) if image_size else (0, 0)
-    if auxiliary == 'average_pool' and middle < auxiliary_classifiers.POOL:
-      raise ValueError(
-        f"auxiliary='average_pool' needs maps of 5 pixels in stage 4, image_size={image_size} gives {middle}: "
-        "auxiliary='adaptive_pool' takes maps of any size"
-      )
-
-    c = {'norm': norm, 'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
-    self.conv1 = Conv(channels, 64, 7, 2, **c) if stem == 'article' else Conv(channels, 64, 3, 1, **c)
+    options.check(image_size, channels)
+    self.channels, self.options = channels, options
+    c = {'norm': options.norm, 'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
+    self.conv1 = Conv(channels, 64, 3, 1, **c) if options.stem == 'small' else Conv(channels, 64, 7, 2, **c)
     self.conv2_reduce = Conv(64, 64, 1, **c)
     self.conv2 = Conv(64, 192, 3, **c)
     features = 192
     for name, widths in TABLE.items():
-      block = Inception(features, widths, naive=inception == 'naive', ch5x5_kernel=ch5x5_kernel, **c)
+      block = Inception(features, widths, options.inception == 'naive', options.ch5x5_kernel, **c)
       setattr(self, name, block)
       features = block.out_features
-    if head == 'fully_connected':
-      self.hidden = Linear(last * last * features, HIDDEN, dtype, rngs)
-      features = HIDDEN
-    else:
-      self.hidden = None
-    self.logits = Linear(features, num_classes, dtype, rngs)
-    # Last, so that the other initial weights are the same with and without them.
-    self.auxiliary = auxiliary != 'none'
+    middle, last = map_sides(image_size, options.stem, options.pool) if image_size else (0, 0)
+    flat = options.head == 'fully_connected'
+    self.hidden = Linear(last * last * features, HIDDEN, dtype, rngs) if flat else None
+    self.logits = Linear(HIDDEN if flat else features, num_classes, dtype, rngs)
+    # Last: the other initial weights are then the same with and without them.
+    self.auxiliary = options.auxiliary != 'none'
     for name, block in auxiliary_classifiers.AFTER.items() if self.auxiliary else ():
-      classifier = auxiliary_classifiers.AuxiliaryClassifier(
-        getattr(self, block).out_features, num_classes, auxiliary, middle, **c
-      )
-      setattr(self, name, classifier)
+      width = getattr(self, block).out_features
+      setattr(self, name, auxiliary_classifiers.AuxiliaryClassifier(width, num_classes, options.auxiliary, middle, **c))
 
   def _halve(self, x: jax.Array, window: int = 3) -> jax.Array:
     """A pool between stages; only torchvision's know other windows than 3x3."""
-    if self.pool == 'torchvision':
+    if self.options.pool == 'torchvision':
       return max_pool(x, stride=2, window=window, ceil_mode=True)
     return max_pool(x, stride=2)
 
@@ -227,22 +155,22 @@ class GoogLeNet(nnx.Module):
     Raises:
       ValueError: images too small for the network, or of another number of channels.
     """
-    least = MIN_IMAGE_SIZE[self.stem]
+    least = MIN_IMAGE_SIZE[self.options.stem]
     if image.ndim != 4 or image.shape[3] != self.channels or min(image.shape[1:3]) < least:
       raise ValueError(
         f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
       )
     out = {}
-    if self.transform_input:
+    if self.options.transform_input:
       image = image * jnp.array(TRANSFORM_SCALE, image.dtype) + jnp.array(TRANSFORM_SHIFT, image.dtype)
     x = out['conv1'] = self.conv1(image, train)  # [B, 112, 112, 64]
-    if self.stem == 'article':
+    if self.options.stem == 'article':
       x = self._halve(x)  # [B, 56, 56, 64]
-    if self.lrn:
+    if self.options.norm == 'lrn':
       x = local_response_norm(x)
     x = out['conv2_reduce'] = self.conv2_reduce(x, train)  # [B, 56, 56, 64]
     x = out['conv2'] = self.conv2(x, train)  # [B, 56, 56, 192]
-    if self.lrn:
+    if self.options.norm == 'lrn':
       x = local_response_norm(x)
     x = self._halve(x)  # [B, 28, 28, 192]
     for name in TABLE:
@@ -258,8 +186,8 @@ class GoogLeNet(nnx.Module):
     else:
       x = relu(self.hidden(flatten(x)))  # [B, 1024]
     out['head'] = x
-    if keys is not None and self.dropout_rate > 0:
-      x = dropout(x, self.dropout_rate, keys)
+    if keys is not None and self.options.dropout > 0:
+      x = dropout(x, self.options.dropout, keys)
     out['logits'] = self.logits(x).astype(jnp.float32)  # [B, num_classes]
     return out
 

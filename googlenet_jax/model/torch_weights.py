@@ -3,8 +3,8 @@
 A PyTorch `state_dict` is a flat dict of tensor names to arrays; here it is NumPy arrays throughout, and PyTorch itself
 is imported only where a `.pth` file is read or written. Into a network and back:
 
-  options = dict(torch_weights.TORCHVISION, transform_input=True)  # as torchvision's published weights ask for
-  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(1000, 3, **options, rngs=nnx.Rngs(0)))
+  options = dataclasses.replace(torch_weights.TORCHVISION, transform_input=True)  # for torchvision's published weights
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(1000, 3, options, rngs=nnx.Rngs(0)))
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
   weights = torch_weights.from_torch(torch_weights.read('googlenet.pth'), params, batch_stats, 'torchvision')
@@ -27,19 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from googlenet_jax.host.checkpoints import replacing
 from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.files import replacing
 from googlenet_jax.model import googlenet
+from googlenet_jax.model.options import Options
 
-# Options of `googlenet.GoogLeNet` that make it torchvision's `googlenet` with its auxiliary classifiers. The published
-# weights ask for `transform_input=True` besides, and for images normalised by ImageNet's mean and standard deviation.
-TORCHVISION = {
-  'norm': 'batch',
-  'pool': 'torchvision',
-  'ch5x5_kernel': 3,
-  'auxiliary': 'adaptive_pool',
-  'dropout': 0.2,
-}
+# torchvision's `googlenet` with its auxiliary classifiers. Its published weights also need `transform_input=True`, and
+# images normalised by ImageNet's mean and standard deviation.
+TORCHVISION = Options(norm='batch', pool='torchvision', ch5x5_kernel=3, auxiliary='adaptive_pool', dropout=0.2)
 
 NAMINGS = ('own', 'torchvision')
 COUNTER = 'num_batches_tracked'  # of PyTorch's batch normalisation; with a fixed momentum nothing depends on it

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import auxiliary_classifiers, googlenet
+from googlenet_jax.model.options import Options
 from googlenet_jax.recipe import initial_seed, sampling_seed
 
 
@@ -49,11 +50,11 @@ def create_state(
   model = googlenet.GoogLeNet(
     num_classes,
     channels,
+    Options(**config.model),
     image_size=config.image_size,
     dtype=jnp.dtype(config.dtype),
     axis_name=sharding.AXIS,
     rngs=nnx.Rngs(initial_seed(config)),
-    **config.model,
   )
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
