@@ -1,0 +1,55 @@
+"""Writes files: a reader never finds half of one."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from googlenet_jax.host.errors import UserError
+
+
+def is_writer() -> bool:
+  """Whether this process writes the files of a run: the first one does, the others keep quiet."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a path to write to, which then replaces `path`: a reader never finds half a file."""
+  temporary = path.with_name(path.name + '.tmp')
+  yield temporary
+  temporary.replace(path)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces a text file, in the first process only."""
+  if is_writer():
+    with replacing(path) as temporary:
+      temporary.write_text(text)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a JSON file, in the first process only."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other programs on this machine out of `folder` inside the `with` block; the empty file `.lock` stays.
+
+  Raises:
+    UserError: another run holds the lock.
+  """
+  if not is_writer():  # the processes of one run share a folder
+    yield
+    return
+  with (folder / '.lock').open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed, also by a kill
+    except BlockingIOError as error:
+      raise UserError(f'another run is writing in {folder}: wait for it, or give another --workdir') from error
+    yield
