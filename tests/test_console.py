@@ -1,7 +1,14 @@
+import contextlib
+import fcntl
 import json
+import os
 import re
+import struct
 import subprocess
 import sys
+import termios
+import threading
+import time
 
 import pytest
 
@@ -57,6 +64,202 @@ def test_lines_are_written_unless_a_terminal_shows_the_bar(piped, monkeypatch, c
   assert capsys.readouterr().out == ('' if piped is None else line)
 
 
+class Terminal:
+  """A pseudo-terminal in the place of stdout and stderr."""
+
+  def __init__(self, columns, patch):
+    self._master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+    self._file = os.fdopen(slave, 'w', encoding='utf-8')
+    patch.setattr(sys, 'stdout', self._file)
+    patch.setattr(sys, 'stderr', self._file)
+    self._bytes = b''
+    self._reader = threading.Thread(target=self._read)
+    self._reader.start()
+
+  def _read(self):
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+      while block := os.read(self._master, 4096):
+        self._bytes += block
+
+  def close(self):
+    """Returns the lines on the screen, and every text that was ever written in one place."""
+    self._file.close()
+    self._reader.join()
+    os.close(self._master)
+    lines, row, column, texts = [''], 0, 0, []
+    for token in re.findall(r'\r|\n|\x1b\[A|[^\r\n\x1b]+', self._bytes.decode()):
+      if token == '\r':
+        column = 0
+      elif token == '\n':
+        row += 1
+        lines += [''] * (row == len(lines))
+      elif token == '\x1b[A':
+        row -= 1
+      else:
+        lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+        column += len(token)
+        texts.append(token.rstrip())
+    return [line.rstrip() for line in lines if line.rstrip()], [text for text in texts if text]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+  return lambda columns: Terminal(columns, monkeypatch)
+
+
+LONG_RUN = {**record(12000), 'epoch': 25.6, 'examples_per_second': 12345.6}
+
+
+@pytest.mark.parametrize(
+  ('columns', 'shown'),
+  [
+    (40, 'loss 0.500'),
+    (60, 'loss 0.500 acc 0.750 9h41m left'),
+    (80, 'loss 0.500, acc 0.750, 12346 img/s, 9h41m left'),
+    (120, '12000/46900, loss 0.500, acc 0.750, 12346 img/s, 9h41m left'),
+  ],
+)
+def test_the_bar_fits_the_terminal(columns, shown, terminal, monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(time, 'perf_counter', lambda: now)
+  screen = terminal(columns)
+  progress = console.Progress(11990, 46900, 469)
+  now = 1000.0  # the first step compiles
+  for _ in range(10):
+    now += 1.0
+    progress.advance()
+  progress.show(LONG_RUN)
+  console.say('epoch 25: a line above the bar')
+  progress.close()
+  lines, texts = screen.close()
+  assert lines[0] == 'epoch 25: a line above the bar'
+  assert len(lines) == 2
+  assert re.fullmatch(rf'epoch 25\.6/100 \|.{{10,}}\| {shown}', lines[1])
+  assert max(map(len, texts)) == columns - 1
+
+
+def test_the_bar_of_a_short_run_has_room_for_everything(terminal):
+  screen = terminal(80)
+  progress = console.Progress(0, 132, 22)
+  for _ in range(3):
+    progress.advance()
+  progress.show(record(3))
+  progress.close()
+  (line,), _ = screen.close()
+  assert re.fullmatch(r'epoch 0\.1/6 \|.{10,}\| 3/132, loss 0\.500, acc 0\.750, 100 img/s, \d+s left', line)
+
+
+def test_a_line_for_every_width():
+  parts = {'epoch': 'epoch 1.0/6', 'step': '22/132', 'loss': 'loss 0.5', 'accuracy': 'acc 0.7', 'left': '1h00m left'}
+  for width in range(12, 150):
+    line = console._bar_line(width, 0.5, parts)
+    assert len(line) == width
+    assert len(re.search(r'\|(.*)\|', line)[1]) >= console.BAR
+  assert '##' in console._bar_line(40, 1.0, parts, ascii_only=True)
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'text'),
+  [(0.4, '0s'), (59.6, '1m00s'), (725, '12m05s'), (3599.7, '1h00m'), (4980, '1h23m'), (273600, '3d04h')],
+)
+def test_durations_have_two_units(seconds, text):
+  assert console._short_duration(seconds) == text
+
+
+def test_seconds_count_up_on_a_terminal(terminal, monkeypatch):
+  monkeypatch.setattr(console, 'LIVE_SECONDS', 0.01)
+  screen, threads = terminal(80), threading.active_count()
+  with console.waiting('compiling the training step', 'once; later about 10 s') as watch:
+    time.sleep(0.05)
+    console.say('another line')
+    time.sleep(0.05)
+  assert 0.1 <= watch.seconds < 5
+  assert threading.active_count() == threads
+  lines, texts = screen.close()
+  assert lines == ['another line', f'compiling the training step: {watch.seconds:.0f} s']
+  assert texts.count('compiling the training step (once; later about 10 s) ... 0 s') > 3
+
+
+@pytest.mark.parametrize(
+  ('columns', 'shown'), [(60, 'compiling the training step ... 0 s'), (20, 'compiling t ... 0 s')]
+)
+def test_seconds_are_seen_on_a_narrow_terminal(columns, shown, terminal):
+  screen = terminal(columns)
+  with console.waiting('compiling the training step', 'once; later about 10 s'):
+    pass
+  assert screen.close()[1][0] == shown
+
+
+def test_compiling_under_the_bar_leaves_the_bar_whole(terminal):
+  screen = terminal(80)
+  progress = console.Progress(0, 20, 10)
+  progress.advance()
+  with console.waiting('compiling the evaluation'):
+    console.say('another line')
+  progress.close()
+  lines, _ = screen.close()
+  assert lines[:2] == ['another line', 'compiling the evaluation: 0 s']
+  assert re.fullmatch(r'epoch 0\.1/2 \|.+\| 1/20', lines[2])
+  assert len(lines) == 3
+
+
+@pytest.mark.parametrize('prefix', ['', '1: '])
+def test_seconds_are_plain_lines_without_a_terminal_or_with_a_prefix(prefix, terminal, monkeypatch, capsys):
+  screen = terminal(80) if prefix else None
+  monkeypatch.setattr(console, 'QUIET_SECONDS', 0.02)
+  token = console.prefix.set(prefix)
+  try:
+    with console.waiting('compiling the training step', 'once'):
+      time.sleep(0.1)
+  finally:
+    console.prefix.reset(token)
+  lines = screen.close()[0] if prefix else capsys.readouterr().out.splitlines()
+  assert lines[0] == f'{prefix}compiling the training step (once) ...'
+  assert len(lines) > 3
+  assert set(lines[1:-1]) == {f'{prefix}compiling the training step ... 0 s'}
+  assert lines[-1] == f'{prefix}compiling the training step: 0 s'
+
+
+@pytest.mark.parametrize('live', [True, False])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_waiting_ends_cleanly_on_an_exception(error, live, terminal, capsys):
+  screen, threads = terminal(80) if live else None, threading.active_count()
+  with pytest.raises(error), console.waiting('compiling') as watch:
+    raise error
+  assert watch.seconds > 0
+  assert threading.active_count() == threads
+  lines = screen.close()[0] if live else capsys.readouterr().out.splitlines()
+  assert lines[-1] == 'compiling: stopped after 0 s'
+
+
+def test_waiting_is_not_part_of_the_time_left(terminal, monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(time, 'perf_counter', lambda: now)
+  screen = terminal(80)
+  progress = console.Progress(0, 20, 10)
+  progress.advance()
+  now += 3.0
+  progress.advance()
+  with console.waiting('compiling the evaluation'):
+    now += 100.0
+  progress.close()
+  assert screen.close()[0][-1].endswith('2/20, 54s left')
+
+
+def test_a_closed_pipe_does_not_hide_an_exception(monkeypatch):
+  def closed(text):
+    raise BrokenPipeError
+
+  def fail():
+    with console.waiting('compiling'):
+      monkeypatch.setattr(console, 'say', closed)
+      raise ValueError('the first')
+
+  with pytest.raises(ValueError, match='the first'):
+    fail()
+
+
 def test_only_what_the_last_line_says_anyway_is_kept_off_the_screen():
   code = """
 import atexit, threading
@@ -96,3 +299,8 @@ for module, text in (('tensorboardX.event_file_writer', 'No space left'), ('orba
     '[Errno 28] told: thread',
     '[Errno 28] told: at exit',
   ]
+
+
+def test_devices_have_the_names_of_pytorch(mesh_of):
+  assert console.device_name(mesh_of(1)) == 'cpu:0'
+  assert console.device_name(mesh_of(8)) == '8 x cpu'

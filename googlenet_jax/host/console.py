@@ -1,20 +1,24 @@
-"""What a person sees of a run: lines, a progress bar, `metrics.jsonl`, TensorBoard."""
+"""What a person sees of a run: lines, a progress bar, seconds that count up, `metrics.jsonl`, TensorBoard."""
 
+import contextlib
 import contextvars
 import json
 import pathlib
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import tqdm
 from absl import logging
+from jax.sharding import Mesh
+from tqdm.std import Bar
 
-from googlenet_jax.host import checkpoints
+from googlenet_jax.host import files
 
-# What a line of `metrics.jsonl` holds.
+# Keys and types of a line of `metrics.jsonl`.
 RECORD = {
   'step': int,
   'epoch': float,
@@ -27,18 +31,18 @@ RECORD = {
 
 
 def quieten_libraries() -> None:
-  """Keeps their pages about one failure off the screen: the line at the end of `run` says it.
+  """Keeps long library reports about one failure off the screen. The last line of the run reports the failure.
 
-  Their warnings speak of their own affairs, and what Orbax and TensorStore log as errors they raise as well.
+  Library warnings do not help users. What Orbax and TensorStore log as errors, they also raise.
   """
   logging.set_verbosity(logging.FATAL)
 
   def of_tensorboard(error, source) -> bool:
-    # Its thread and its function at exit; the main thread meets the full disk at its next line of metrics.jsonl.
+    # Its thread or its function at exit failed. The main thread finds the full disk when it writes metrics.jsonl.
     return isinstance(error, OSError) and str(getattr(source, '__module__', '')).startswith('tensorboardX')
 
   def unraisable(args) -> None:
-    # TensorStore's threads report to Orbax's event loop, which is gone after the first failure.
+    # After the first failure TensorStore's threads report to an event loop of Orbax that is closed.
     closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'
     if not (closed or of_tensorboard(args.exc_value, args.object)):
       sys.__unraisablehook__(args)
@@ -50,48 +54,135 @@ def quieten_libraries() -> None:
   sys.unraisablehook, threading.excepthook = unraisable, thread_failed
 
 
-# Before every line of a thread, where several runs are at work.
+# Text before every line of a thread. It is set where several runs work at the same time.
 prefix: contextvars.ContextVar[str] = contextvars.ContextVar('prefix', default='')
+
+BAR = 10  # least width of the bar, in characters
+LIVE_SECONDS = 1.0  # between updates of a line that is rewritten in place
+QUIET_SECONDS = 30.0  # between lines where the output is not a terminal
+_waited = 0.0  # seconds spent in `waiting` by the whole process: the time left does not include them
 
 
 def say(text: str) -> None:
-  """Prints a line, above the progress bar if there is one, from the first process only."""
+  """Prints a line from the first process only. The line appears above the progress bar if there is one."""
   if jax.process_index() == 0:
     tqdm.tqdm.write(''.join(f'{prefix.get()}{line}\n' for line in text.split('\n')), file=sys.stdout, end='')
     sys.stdout.flush()
+
+
+def device_name(mesh: Mesh) -> str:
+  """Names the devices as PyTorch does: `cpu:0`, `cuda:0`, or `8 x cuda` for several."""
+  device = mesh.devices.flat[0]
+  kind = 'cuda' if device.platform == 'gpu' and 'cuda' in str(device).lower() else device.platform
+  return f'{kind}:{device.id}' if mesh.size == 1 else f'{mesh.size} x {kind}'
+
+
+def _is_live() -> bool:
+  """Whether a line can be rewritten in place: on a terminal, and while no other run writes to it."""
+  # The live line goes to stderr. If stdout is a file, the file needs the plain lines.
+  return sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0 and not prefix.get()
+
+
+class _LiveLine(tqdm.tqdm):
+  """A line at the bottom of the terminal. tqdm keeps it below the lines that `say` prints."""
+
+  monitor_interval = 0  # tqdm's own thread is not needed
+
+  def __init__(self, text: Callable[['_LiveLine', int], str], **options: Any):
+    """Shows `text(line, width)`, which has at most `width` characters."""
+    self._text = text
+    super().__init__(disable=not _is_live(), dynamic_ncols=True, miniters=1, **options)
+
+  def __str__(self) -> str:
+    width = self.format_dict['ncols'] or 79
+    return self._text(self, width)[:width]
+
+
+def _short_duration(seconds: float) -> str:
+  """Two units at most: `45s`, `12m05s`, `1h23m`, `3d04h`."""
+  seconds = round(seconds)
+  for unit, size, part, part_size in (('d', 86400, 'h', 3600), ('h', 3600, 'm', 60), ('m', 60, 's', 1)):
+    if seconds >= size:
+      return f'{seconds // size}{unit}{seconds % size // part_size:02d}{part}'
+  return f'{seconds}s'
+
+
+def _bar_line(width: int, share: float, parts: dict[str, str], ascii_only: bool = False) -> str:
+  """Lays out the progress bar.
+
+  Args:
+    width: characters of the line.
+    share: how much is done, in [0, 1].
+    parts: texts by name: `epoch` comes before the bar, the others come after it in their order.
+    ascii_only: the terminal shows no block characters.
+
+  Returns:
+    A line with a bar of at least BAR characters. Texts are left out where the line is too narrow for all of them.
+  """
+  parts = dict(parts)
+  for left_out in (None, 'step', 'speed', 'left', 'accuracy', 'loss', 'epoch'):
+    parts.pop(left_out, None)
+    before = [parts['epoch']] if 'epoch' in parts else []
+    after = [text for name, text in parts.items() if name != 'epoch']
+    for comma in (',', ''):
+      texts = before + ([f'{comma} '.join(after)] if after else [])
+      bar = width - 2 - sum(len(text) + 1 for text in texts)
+      if bar >= BAR:
+        full = Bar(min(max(share, 0.0), 1.0), bar, Bar.ASCII if ascii_only else Bar.UTF)
+        return ' '.join([*before, f'|{full}|', *texts[len(before) :]])
+  return ''
 
 
 class Progress:
   """A live bar on a terminal, plain lines elsewhere."""
 
   def __init__(self, first_step: int, last_step: int, steps_per_epoch: int):
-    """Starts at `first_step`; ends at `last_step`."""
-    self._spe, self._last_step = steps_per_epoch, last_step
-    # The bar is drawn on stderr: where stdout goes to a file, that is to have the lines.
-    self._live = sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0 and not prefix.get()
-    self._bar = tqdm.tqdm(
-      total=last_step, initial=first_step, disable=not self._live, unit='step', dynamic_ncols=True,
-      bar_format='{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
-    )  # fmt: skip
+    """Starts at `first_step` and ends at `last_step`."""
+    self._first_step, self._last_step, self._steps_per_epoch = first_step, last_step, steps_per_epoch
+    self._epochs = -(-last_step // steps_per_epoch)
+    self._began: float | None = None  # when the first step ended: compiling comes before it and is not counted
+    self._record: dict[str, Any] = {}
+    self._bar = _LiveLine(self._line, total=last_step, initial=first_step)
 
-  def step(self) -> None:
+  def advance(self) -> None:
     """Counts a step."""
+    if self._began is None:
+      self._began = time.perf_counter() - _waited
     self._bar.update(1)
 
   def show(self, record: dict[str, Any]) -> None:
-    """Shows a log point: a line of `metrics.jsonl` of the split `train`."""
-    epochs = -(-self._last_step // self._spe)
-    rate = record['examples_per_second']
-    text = f'loss {record["loss"]:.3f}, acc {record["accuracy"]:.3f}, {rate:.1f} examples/s'
-    if self._live:
-      self._bar.set_description(f'epoch {record["epoch"]:.2f}/{epochs}', refresh=False)
-      self._bar.set_postfix_str(text)
+    """Shows a log point.
+
+    Args:
+      record: a line of `metrics.jsonl` with `split` 'train'.
+    """
+    if self._bar.disable:
+      say(
+        f'step {record["step"]}/{self._last_step} epoch {record["epoch"]:.2f}/{self._epochs}: '
+        f'loss {record["loss"]:.3f}, acc {record["accuracy"]:.3f}, {record["examples_per_second"]:.1f} examples/s'
+      )
     else:
-      say(f'step {record["step"]}/{self._last_step} epoch {record["epoch"]:.2f}/{epochs}: {text}')
+      self._record = record
+      self._bar.refresh()
 
   def close(self) -> None:
-    """Leaves the bar as it stands."""
+    """Leaves the bar as it is."""
     self._bar.close()
+
+  step = advance  # until the loop calls `advance`
+
+  def _line(self, bar: _LiveLine, width: int) -> str:
+    step = bar.n
+    parts = {'epoch': f'epoch {step / self._steps_per_epoch:.1f}/{self._epochs}', 'step': f'{step}/{self._last_step}'}
+    if self._record:
+      parts['loss'] = f'loss {self._record["loss"]:.3f}'
+      parts['accuracy'] = f'acc {self._record["accuracy"]:.3f}'
+      parts['speed'] = f'{self._record["examples_per_second"]:.0f} img/s'
+    timed = step - self._first_step - 1  # the clock starts at the end of the first step
+    if timed > 0 and step < self._last_step:
+      seconds = time.perf_counter() - _waited - self._began
+      parts['left'] = f'{_short_duration(seconds / timed * (self._last_step - step))} left'
+    return _bar_line(width, step / self._last_step, parts, bar.ascii)
 
 
 class Stopwatch:
@@ -112,6 +203,66 @@ class Stopwatch:
     return stretch
 
 
+@contextlib.contextmanager
+def waiting(text: str, expectation: str = '') -> Iterator[Stopwatch]:
+  """Tells the user what a silent stretch of work does and for how long it has lasted.
+
+  A terminal shows one line whose seconds count up. Elsewhere a line is printed at once, another every 30 seconds,
+  and a last one with the seconds in all.
+
+  Args:
+    text: what is done, such as 'compiling the training step'.
+    expectation: how long it takes, such as 'once; later about 10 s'.
+
+  Yields:
+    A stopwatch. After the block its `seconds` is the duration of the block.
+  """
+  global _waited
+  watch, begin, done = Stopwatch(), time.perf_counter(), threading.Event()
+  opening = f'{text} ({expectation})' if expectation else text
+
+  def counting(line: _LiveLine, width: int) -> str:
+    seconds = f' ... {time.perf_counter() - begin:.0f} s'
+    what = next((words for words in (opening, text) if len(words + seconds) <= width), text)
+    return what[: max(width - len(seconds), 0)] + seconds
+
+  def tick() -> None:
+    while not done.wait(QUIET_SECONDS if line.disable else LIVE_SECONDS):
+      if line.disable:
+        say(f'{text} ... {time.perf_counter() - begin:.0f} s')
+      else:
+        line.refresh()
+
+  line = _LiveLine(counting, leave=False)
+  if line.disable:
+    say(f'{opening} ...')
+  # The thread prints with the prefix of this one.
+  thread = threading.Thread(target=contextvars.copy_context().run, args=(_unless_closed, tick), daemon=True)
+  outcome = 'stopped after '
+  watch.start()
+  try:
+    thread.start()
+    yield watch
+    outcome = ''
+  finally:
+    _waited += watch.stop()
+    done.set()
+    if thread.is_alive():
+      thread.join()
+    line.close()
+    report = f'{text}: {outcome}{watch.seconds:.0f} s'
+    if outcome:
+      _unless_closed(lambda: say(report))  # the exception in flight matters more than a closed pipe
+    else:
+      say(report)
+
+
+def _unless_closed(action: Callable[[], None]) -> None:
+  """Runs `action` and ends it quietly if nobody reads the output any more."""
+  with contextlib.suppress(OSError, ValueError):
+    action()
+
+
 class MetricsLog:
   """`metrics.jsonl` and TensorBoard events of one run; the first process writes, the others keep quiet."""
 
@@ -125,7 +276,7 @@ class MetricsLog:
     if path.exists() and first_step:
       lines = path.read_text(errors='replace').splitlines()
       self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
-    checkpoints.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
+    files.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
     self._file = path.open('a', buffering=1)
     self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
