@@ -168,7 +168,7 @@ def fails(path, match, read=torch_weights.read):
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path, small):
   fails(tmp_path / 'none.pth', 'No such file')
-  fails(tmp_path / 'weights.h5', 'kept in files named .pth, .pt, .safetensors')
+  fails(tmp_path / 'weights.h5', 'its name must end with .pth, .pt, .safetensors')
   fails(tmp_path / 'no' / 'such.pth', 'cannot be written: No such file', lambda path: torch_weights.write(path, {}))
   for suffix in ('.pth', '.safetensors'):
     path = tmp_path / f'weights{suffix}'
@@ -195,7 +195,7 @@ def test_other_things_than_tensors_are_refused(tmp_path):
   torch.save({'a': torch.eye(2).to_sparse()}, path)
   fails(path, "'a' is not a plain tensor")
   torch.save(torch.nn.Linear(2, 2), path)
-  fails(path, 'holds other things than tensors')
+  fails(path, 'is damaged or holds more than tensors')
 
 
 class Trap:
@@ -206,9 +206,9 @@ class Trap:
 def test_nothing_else_is_unpickled(tmp_path):
   path = tmp_path / 'trap.pth'
   torch.save({'a': Trap()}, path)
-  fails(path, 'holds other things than tensors')
+  fails(path, 'is damaged or holds more than tensors')
   path.write_bytes(pickle.dumps({'a': Trap()}, protocol=2))
-  fails(path, 'holds other things than tensors')
+  fails(path, 'is damaged or holds more than tensors')
 
 
 @pytest.mark.parametrize(('package', 'name'), [('torch', 'a.pth'), ('safetensors', 'a.safetensors')])

@@ -1,6 +1,6 @@
-"""From stored uint8 images to the network's input, on the device, inside the jitted step.
+"""Turns stored images into the network's input, on the device and inside the jitted step.
 
-Every random choice is keyed by example, see `random_keys`.
+Each example has its own random key; see `random_keys`.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from jax import lax
 from googlenet_jax.data import random_keys, resample
 
 CROP_TRIES = 10
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's conversion to grey
-# Principal components of ImageNet's colours, columns times the standard deviations (Krizhevsky et al., 2012).
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in PIL's conversion to grey
+# Columns are the principal components of ImageNet's colours times their standard deviations (Krizhevsky et al., 2012).
 LIGHT = (
   (-0.1234, 0.0135, 0.0018),
   (-0.1263, -0.0001, -0.0037),
@@ -22,33 +22,48 @@ LIGHT = (
 
 
 def resized_lengths(sizes: jax.Array, short: int | jax.Array) -> jax.Array:
-  """Height and width `[.., 2]` after resizing so that the shorter side has `short` pixels; halves are rounded up."""
+  """Returns height and width after resizing the shorter side to `short` pixels, rounded to the nearest pixel.
+
+  Args:
+    sizes: int32 `[.., 2]`, height and width in pixels.
+    short: length of the shorter side in pixels.
+
+  Returns:
+    int32 `[.., 2]`; halves are rounded up.
+  """
   least = sizes.min(-1, keepdims=True)
   return (2 * short * sizes + least) // (2 * least)
 
 
 def full_sizes(image: jax.Array) -> jax.Array:
-  """int32 `[B, 2]`, height and width of images that fill `[B, H, W, C]`."""
+  """Returns int32 `[B, 2]`: height and width of images that fill `[B, H, W, C]`."""
   return jnp.full((image.shape[0], 2), jnp.array(image.shape[1:3], jnp.int32))
 
 
 def pad(image: jax.Array, padding: int) -> jax.Array:
-  """`padding` pixels of zeros on each side of `[B, H, W, C]`."""
+  """Adds `padding` pixels of zeros to each side of `[B, H, W, C]`."""
   return jnp.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
+def to_float(image: jax.Array) -> jax.Array:
+  """Returns float32 images in [0, 1]: uint8 is divided by 255, floating point must be in [0, 1] already."""
+  if jnp.issubdtype(image.dtype, jnp.floating):
+    return image.astype(jnp.float32)
+  return image.astype(jnp.float32) / 255
 
 
 def prepare(
   image: jax.Array, image_size: int, padding: int = 0, sizes: jax.Array | None = None, resize: float = 1.0
 ) -> jax.Array:
-  """The view of an image that evaluation takes: scaled to [0, 1], resized, its middle cut out, padded with zeros.
+  """Prepares images for evaluation: scales to [0, 1], resizes, cuts out the middle and pads with zeros.
 
-  The shorter side is resized to `resize` times the side of the result, bilinearly (half-pixel centres, antialiased when
-  shrinking, as PIL). With `resize=1` a square image is seen whole; the paper has 256 / 224.
+  The shorter side becomes `resize` times the side of the result. Resizing is bilinear, with half-pixel centres and
+  antialiasing as in PIL. With `resize=1` the result shows a square image whole; the paper has 256 / 224.
 
   Args:
-    image: uint8 `[B, H, W, C]`.
+    image: uint8 `[B, H, W, C]`, or floating point in [0, 1].
     image_size: side of the result in pixels.
-    padding: pixels of zeros on each side, part of `image_size`.
+    padding: pixels of zeros on each side, included in `image_size`.
     sizes: int32 `[B, 2]`, height and width of each image in the upper left of the canvas; None if all fill it.
     resize: at least 1.
 
@@ -57,7 +72,7 @@ def prepare(
   """
   height, width = image.shape[1:3]
   side = image_size - 2 * padding
-  image = image.astype(jnp.float32) / 255
+  image = to_float(image)
   if sizes is not None or (height, width) != (side, side) or resize > 1:
     sizes = jnp.array((height, width)) if sizes is None else sizes
     lengths = resized_lengths(sizes, round(resize * side))
@@ -71,11 +86,11 @@ def prepare(
 
 
 def random_shift(image: jax.Array, most: int, keys: jax.Array) -> jax.Array:
-  """Moves each image by a whole number of pixels, uniform in [-most, most] on both axes, zeros coming in.
+  """Moves each image by whole pixels, uniform in [-most, most] on each axis, and fills with zeros.
 
   Args:
     image: `[B, H, W, C]`.
-    most: pixels.
+    most: largest shift in pixels.
     keys: typed keys `[B]`.
 
   Returns:
@@ -113,43 +128,28 @@ def random_crop(
   max_aspect: float = 4 / 3,
   random_kernel: bool = True,
 ) -> jax.Array:
-  """A random part of each image, resized: the training samples of the paper (section 6).
-
-  The area is uniform in [min_area, 1] of the image, the ratio of width to height log-uniform in [1 / max_aspect,
-  max_aspect], the place uniform. A box that does not fit into the image is drawn again, up to CROP_TRIES times; then
-  it is the largest one in the middle with an admitted ratio. Boxes are not rounded to whole pixels.
+  """Cuts a random part out of each image and resizes it: the training samples of the paper (section 6).
 
   Args:
     image: float32 `[B, H, W, C]`.
     out: side of the result in pixels.
     keys: typed keys `[B]`.
-    sizes: as for `prepare`.
-    min_area: least share of an image's area, above 0.
-    max_aspect: at least 1.
-    random_kernel: resize by one of `resample.KERNELS` at random, as the paper does; else 'linear'.
+    sizes: see `prepare`.
+    min_area: see `_draw_box`.
+    max_aspect: see `_draw_box`.
+    random_kernel: resize with a random one of `resample.KERNELS`, as in the paper; otherwise with 'linear'.
 
   Returns:
-    float32 `[B, out, out, C]`; cubic interpolation may leave [0, 1], and is cut off there.
+    float32 `[B, out, out, C]`, clipped to [0, 1] because cubic interpolation can leave it.
   """
+  sizes = full_sizes(image) if sizes is None else sizes
 
   def draw(key, size):
-    height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
-    shape_key, place_key, kernel_key = jax.random.split(key, 3)
-    u = jax.random.uniform(shape_key, (CROP_TRIES, 2))
-    area = (min_area + (1 - min_area) * u[:, 0]) * height * width
-    aspect = max_aspect ** (2 * u[:, 1] - 1)
-    tall, wide = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
-    fits = (tall <= height) & (wide <= width)
-    first = fits.argmax()
-    whole = jnp.clip(width / height, 1 / max_aspect, max_aspect)
-    tall = jnp.where(fits.any(), tall[first], jnp.minimum(height, width / whole))
-    wide = jnp.where(fits.any(), wide[first], jnp.minimum(width, height * whole))
-    room = jnp.stack([height - tall, width - wide])
-    corner = room * jnp.where(fits.any(), jax.random.uniform(place_key, (2,)), 0.5)
+    box_key, place_key, kernel_key = jax.random.split(key, 3)
+    corner, extent = _draw_box(box_key, place_key, size, min_area, max_aspect)
     kernel = jax.random.randint(kernel_key, (), 0, len(resample.KERNELS)) if random_kernel else jnp.int32(0)
-    return corner, jnp.stack([tall, wide]), kernel
+    return corner, extent, kernel
 
-  sizes = full_sizes(image) if sizes is None else sizes
   corners, extents, kernels = jax.vmap(draw)(keys, sizes)
   kernel = kernels if random_kernel else 0
   rows, columns = (
@@ -158,8 +158,51 @@ def random_crop(
   return jnp.clip(resample.resample(image, rows, columns), 0, 1)
 
 
+def _draw_box(
+  box_key: jax.Array, place_key: jax.Array, size: jax.Array, min_area: float, max_aspect: float
+) -> tuple[jax.Array, jax.Array]:
+  """Draws a random box in an image. Boxes are not rounded to whole pixels.
+
+  The share of the area is uniform in [min_area, 1], the ratio of width to height log-uniform in [1 / max_aspect,
+  max_aspect], the place uniform. A box that does not fit is drawn again, CROP_TRIES times at most. If none fits, the
+  box is the largest centred one with an allowed ratio.
+
+  Args:
+    box_key: typed key for the area and the ratio.
+    place_key: typed key for the place.
+    size: int32 `[2]`, height and width of the image in pixels.
+    min_area: smallest share of the image's area, above 0.
+    max_aspect: largest ratio of a longer to a shorter side, at least 1.
+
+  Returns:
+    Upper left corner and extent, float32 `[2]` each, in pixels: (row, column) and (height, width).
+  """
+  height, width = size[0].astype(jnp.float32), size[1].astype(jnp.float32)
+  u = jax.random.uniform(box_key, (CROP_TRIES, 2))
+  area = (min_area + (1 - min_area) * u[:, 0]) * height * width
+  aspect = max_aspect ** (2 * u[:, 1] - 1)
+  tall, wide = jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)
+  fits = (tall <= height) & (wide <= width)
+  first = fits.argmax()
+  whole = jnp.clip(width / height, 1 / max_aspect, max_aspect)
+  tall = jnp.where(fits.any(), tall[first], jnp.minimum(height, width / whole))
+  wide = jnp.where(fits.any(), wide[first], jnp.minimum(width, height * whole))
+  room = jnp.stack([height - tall, width - wide])
+  corner = room * jnp.where(fits.any(), jax.random.uniform(place_key, (2,)), 0.5)
+  return corner, jnp.stack([tall, wide])
+
+
 def enhance(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
-  """Brightness, contrast or colour (0, 1 or 2) of an image `[H, W, C]` in [0, 1] by a factor, as PIL's ImageEnhance."""
+  """Changes brightness, contrast or colour by a factor, as PIL's ImageEnhance.
+
+  Args:
+    image: float32 `[H, W, C]` in [0, 1].
+    operation: int32 scalar: 0 for brightness, 1 for contrast, 2 for colour.
+    factor: float32 scalar; 1 changes nothing.
+
+  Returns:
+    float32 `[H, W, C]` in [0, 1].
+  """
   grey = jnp.matmul(image, jnp.array(LUMA), precision=lax.Precision.HIGHEST) if image.shape[-1] == 3 else image.mean(-1)
   towards = [jnp.zeros_like(image), jnp.broadcast_to(grey.mean(), image.shape)]
   towards += [jnp.broadcast_to(grey[..., None], image.shape)]
@@ -168,11 +211,13 @@ def enhance(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Ar
 
 
 def light(image: jax.Array, deviation: float, keys: jax.Array) -> jax.Array:
-  """Noise of the light's colour and brightness (Krizhevsky et al., 2012): one colour is added to all of an image.
+  """Changes the colour and brightness of the light: adds one random colour to the whole image.
+
+  Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, section 4.1.
 
   Args:
     image: float32 `[B, H, W, 3]` in [0, 1].
-    deviation: of the normal distribution; 0.1 there.
+    deviation: standard deviation of the normal distribution; 0.1 in the source.
     keys: typed keys `[B]`.
 
   Returns:
@@ -183,11 +228,13 @@ def light(image: jax.Array, deviation: float, keys: jax.Array) -> jax.Array:
 
 
 def photometric(image: jax.Array, strength: float, keys: jax.Array) -> jax.Array:
-  """Brightness, contrast and colour, each by a random factor and in random order; then `light`.
+  """Changes brightness, contrast and colour by random factors in random order, then applies `light`.
+
+  The factors are uniform in [1 - strength, 1 + strength]; Howard's strength is 1/2. Images that do not have three
+  channels count as grey: only their brightness and contrast change.
 
   Source: Howard, "Some improvements on deep convolutional neural network based image classification", 2013, which the
-  paper names. The factors are uniform in [1 - strength, 1 + strength], Howard's strength is 1/2. Images of other than
-  three channels are grey: they have no colour, and their light is brightness.
+  paper cites.
 
   Args:
     image: float32 `[B, H, W, C]` in [0, 1].
@@ -211,15 +258,17 @@ def photometric(image: jax.Array, strength: float, keys: jax.Array) -> jax.Array
 
 
 def random_erasing(image: jax.Array, probability: float, keys: jax.Array) -> jax.Array:
-  """Fills a random rectangle of an image with noise, with some probability (Zhong et al., 2017).
+  """Fills a random rectangle of an image with noise, with a given probability.
 
-  The area is uniform in [0.02, 0.4] of the image, the ratio of height to width in [0.3, 1 / 0.3], the noise uniform
-  in [0, 1]: the values of that article. Its ratio is uniform and a rectangle that does not fit is drawn again; here the
-  ratio is log-uniform, so that none is preferred, and a side longer than the image is the image's.
+  The share of the area lies in [0.02, 0.4], the ratio of height to width in [0.3, 1 / 0.3], the noise in [0, 1], as in
+  the source. All are uniform there, and a rectangle that does not fit is drawn again. Here the ratio is log-uniform:
+  tall and wide rectangles are equally likely. A side longer than the image is cut to the image.
+
+  Source: Zhong et al., "Random erasing data augmentation", 2017, arXiv:1708.04896.
 
   Args:
     image: float32 `[B, H, W, C]`.
-    probability: in [0, 1].
+    probability: chance that an image is erased, in [0, 1].
     keys: typed keys `[B]`.
 
   Returns:
@@ -244,14 +293,14 @@ def random_erasing(image: jax.Array, probability: float, keys: jax.Array) -> jax
 def augment(
   image: jax.Array, keys: jax.Array, image_size: int, options: Any, sizes: jax.Array | None = None
 ) -> jax.Array:
-  """What the network sees of a batch in training.
+  """Turns a batch into the network's input in training.
 
   Args:
-    image: uint8 `[B, H, W, C]`.
-    keys: typed keys `[B]`; each transformation takes a stream of its own.
+    image: uint8 `[B, H, W, C]`, or floating point in [0, 1].
+    keys: typed keys `[B]`; each transformation uses its own stream.
     image_size: side of the result in pixels.
-    options: `config.augment` of a recipe.
-    sizes: as for `prepare`.
+    options: `augment` part of a recipe.
+    sizes: see `prepare`.
 
   Returns:
     float32 `[B, image_size, image_size, C]` in [0, 1].
@@ -259,9 +308,14 @@ def augment(
   use = lambda number: random_keys.stream(keys, number)
   side = image_size - 2 * options.padding
   if options.min_area < 1:
-    image = image.astype(jnp.float32) / 255
     image = random_crop(
-      image, side, use(random_keys.CROP), sizes, options.min_area, options.max_aspect, options.random_interpolation
+      to_float(image),
+      side,
+      use(random_keys.CROP),
+      sizes,
+      options.min_area,
+      options.max_aspect,
+      options.random_interpolation,
     )
   else:
     image = prepare(image, side, sizes=sizes, resize=options.resize)

@@ -1,10 +1,12 @@
-"""The multi-crop grid of the paper (section 7): 144 views of an image, on the device.
+"""The paper's crops (section 7), cut on the device: 144, 10 or 1 per image.
 
-An image is resized so that its shorter side has 256, 288, 320 and 352 pixels, for a network of 224; of each, the left,
-the middle and the right square are taken (of a portrait the upper, the middle and the lower one); of each square, the
-four corners and the middle at the network's size, and the whole square resized to it; and all of that mirrored:
-4 * 3 * 6 * 2 = 144. For networks of other sizes the four are in proportion. Ten crops are corners and middle of the
-middle square at the smallest of the four sizes, mirrored too; one is what `augment.prepare` sees.
+144 crops: the shorter side is resized to 256, 288, 320 and 352 pixels, for a network of 224. Each resized image gives
+three squares: left, middle and right, or upper, middle and lower in a portrait. Each square gives six crops at the
+network's size: four corners, the middle, and the whole square resized. All are also mirrored: 4 * 3 * 6 * 2 = 144. For
+networks of other sizes the four lengths are in proportion.
+
+10 crops: corners and middle of the middle square at the smallest of the four lengths, also mirrored. 1 crop: the result
+of `augment.prepare`.
 """
 
 import math
@@ -22,21 +24,21 @@ COUNTS = (1, 10, 144)
 PAPER_SIZE, PAPER_SCALES = 224, (256, 288, 320, 352)
 SQUARES = (0, 1, 2)  # left or upper, middle, right or lower
 MIDDLE = 1
-VIEWS = {10: 5, 144: 6}  # of a square, without mirroring
-# Corners and middle of a square: how many halves of the room there is, (rows, columns).
+VIEWS = {10: 5, 144: 6}  # crops of each square, without mirroring
+# Places of the corners and the middle in a square: (rows, columns) in halves of the free space.
 PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
 
 
 def scales(image_size: int) -> tuple[int, ...]:
-  """The four lengths of the shorter side in pixels: (256, 288, 320, 352) for a network of 224."""
+  """Returns the four lengths of the shorter side in pixels: (256, 288, 320, 352) for a network of 224."""
   return tuple(math.floor(image_size * scale / PAPER_SIZE + 0.5) for scale in PAPER_SCALES)
 
 
 def cut(image: jax.Array, sizes: jax.Array, scale: jax.Array, square: jax.Array, image_size: int) -> jax.Array:
-  """The six crops of one square of the images resized to one scale.
+  """Cuts six crops out of one square of images resized to one scale.
 
-  Resizing to the scale, taking the square and resizing the square are matrices (see `resample`), multiplied before they
-  meet the image.
+  Resizing the image, cutting the square and resizing the square are matrices (see `resample`). They are multiplied
+  before they are applied to the image.
 
   Args:
     image: float32 `[B, H, W, C]`, each in the upper left of the canvas.
@@ -50,7 +52,7 @@ def cut(image: jax.Array, sizes: jax.Array, scale: jax.Array, square: jax.Array,
   """
   lengths = augment.resized_lengths(sizes, scale)
   largest = scales(image_size)[-1]
-  shrink = resample.sampling_matrix(0, scale, scale, image_size, largest)  # of the whole square
+  shrink = resample.sampling_matrix(0, scale, scale, image_size, largest)  # resizes the whole square
   by_axis = []
   for axis in (0, 1):
     size, ratio = sizes[:, axis], sizes[:, axis] / lengths[:, axis]
@@ -66,12 +68,12 @@ def cut(image: jax.Array, sizes: jax.Array, scale: jax.Array, square: jax.Array,
 
 
 def batch_size(batch: int, count: int, devices: int) -> int:
-  """How many images are cut at once, so that the network sees about as many crops as it sees images in training.
+  """Returns how many images to cut at once: the network then gets about as many crops as images in training.
 
   Args:
-    batch: images of a training batch, over all devices.
-    count: crops of an image, one of COUNTS.
-    devices: their number.
+    batch: images in a training batch, over all devices.
+    count: crops per image, one of COUNTS.
+    devices: number of devices.
 
   Returns:
     Images over all devices, at least one on each.
@@ -80,56 +82,63 @@ def batch_size(batch: int, count: int, devices: int) -> int:
 
 
 def views(count: int, image_size: int, square_images: bool) -> np.ndarray:
-  """Which squares make `count` crops, 10 or 144; VIEWS says how many crops of each are taken.
+  """Returns the squares that give `count` crops; VIEWS has the number of crops of each square.
 
   Args:
-    count: of crops.
-    image_size: side of a crop.
-    square_images: whether every image is square: the three squares of a scale are then the same.
+    count: crops per image, 10 or 144.
+    image_size: side of a crop in pixels.
+    square_images: whether every image is square. The three squares of a scale are then the same, and one is enough.
 
   Returns:
     int32 `[n, 2]`: scale and square.
+
+  Raises:
+    ValueError: the count is not 10 or 144.
   """
   if count == 10:
     return np.array([[scales(image_size)[0], MIDDLE]], np.int32)
   if count == 144:
     squares = (MIDDLE,) if square_images else SQUARES
     return np.array([[scale, square] for scale in scales(image_size) for square in squares], np.int32)
-  raise ValueError(f'{count} crops: choose from {", ".join(map(str, COUNTS))}')
+  raise ValueError(f'{count} crops per image are unknown: choose from {", ".join(map(str, COUNTS))}')
 
 
 def all_square(batch: dict[str, jax.Array | np.ndarray], options: Any) -> bool:
-  """Whether every image that crops are cut from is square; arguments as for `log_probabilities`."""
+  """Returns whether crops are cut from square images only; for arguments see `log_probabilities`."""
   return bool(options.padding) or ('size' not in batch and batch['image'].shape[1] == batch['image'].shape[2])
 
 
 def distinct(count: int, image_size: int, square_images: bool) -> int:
-  """How many crops of an image the network sees: 48 for the 144 of a square one."""
+  """Returns how many different crops of an image there are: 48 of the 144 for a square one; see `views`."""
   return 1 if count == 1 else 2 * VIEWS[count] * len(views(count, image_size, square_images))
 
 
 def log_mean(log_probabilities: jax.Array) -> jax.Array:
-  """The logarithm of the mean over the first axis of what the logarithms are given of."""
+  """Log of the mean probability over axis 0."""
   return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(log_probabilities.shape[0])
 
 
 def log_probabilities(
   network: Callable[[jax.Array], jax.Array], batch: dict[str, jax.Array], count: int, image_size: int, options
 ) -> jax.Array:
-  """The logarithm of the mean of the softmax over `count` crops of each image.
+  """Returns the log of the mean softmax over `count` crops of each image.
 
-  The network sees the crops of one square together, twice VIEWS of an image, and the squares one after another.
+  The network gets all crops of one square at once, 2 * VIEWS[count] per image, and one square after another.
 
   Args:
-    network: `[B, image_size, image_size, C]` to logits `[B, classes]`.
-    batch: `image` uint8 `[B, H, W, C]`, and `size` for images of many sizes, see `augment.prepare`.
-    count: one of COUNTS.
+    network: maps `[B, image_size, image_size, C]` to logits `[B, classes]`.
+    batch: `image` uint8 `[B, H, W, C]`, or floating point in [0, 1]; and `size` for images of many sizes, see
+      `augment.prepare`.
+    count: crops per image, one of COUNTS.
     image_size: side of a crop in pixels.
-    options: `config.augment` of a recipe: `padding` and `resize` are read. Where there is padding, the crops are cut
-      from the padded images.
+    options: `augment` part of a recipe; `padding` and `resize` are read. With padding, crops are cut from the padded
+      images.
 
   Returns:
     float32 `[B, classes]`.
+
+  Raises:
+    ValueError: the count is not one of COUNTS.
   """
   image, sizes = batch['image'], batch.get('size')
   prepared = augment.prepare(image, image_size, options.padding, sizes, options.resize)
@@ -138,7 +147,7 @@ def log_probabilities(
   if options.padding:
     image, sizes = prepared, None
   else:
-    image = image.astype(jnp.float32) / 255
+    image = augment.to_float(image)
   squares = views(count, image_size, all_square(batch, options))
   if sizes is None:
     sizes = augment.full_sizes(image)

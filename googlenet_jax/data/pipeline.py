@@ -1,4 +1,4 @@
-"""Order and batches. A training batch is a pure function of (seed, step): nothing about it needs to be saved."""
+"""Order and batches. A training batch is a pure function of (seed, step): there is no state to save."""
 
 import os
 from collections.abc import Iterator
@@ -12,12 +12,21 @@ from googlenet_jax.data.splits import RecordImages, Split
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 
-DECODERS = 16  # threads at most, each at a batch of its own
-PREFETCH = 4  # batches gathered ahead by a thread; more only costs memory
+DECODERS = 16  # most threads, each working on its own batch
+PREFETCH = 4  # batches prepared ahead; more only costs memory
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-  """Full batches in an epoch. The last `examples % batch_size` of each epoch's new order wait for another epoch.
+  """Returns the number of full batches in an epoch.
+
+  Each epoch leaves out the last `examples % batch_size` of its own new order.
+
+  Args:
+    examples: number of training examples.
+    batch_size: over all devices.
+
+  Returns:
+    At least 1.
 
   Raises:
     UserError: the batch is larger than the data.
@@ -30,10 +39,20 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 def train_order(
   examples: int, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> grain.MapDataset:
-  """Indices of this process's share of every batch: `train_order(...)[step]` is int `[batch_size / process_count]`.
+  """Returns the indices of this process's share of every batch.
 
-  Each epoch is a new permutation. Shares lie side by side, so that the global batch is the same for any number of
-  processes.
+  Each epoch is a new permutation. Shares are contiguous parts of the batch: the global batch is the same for any number
+  of processes.
+
+  Args:
+    examples: number of training examples.
+    batch_size: over all processes.
+    seed: seed of the order.
+    process_index: number of this process.
+    process_count: number of processes.
+
+  Returns:
+    Data set whose element `step` is int `[batch_size / process_count]`.
   """
   share = batch_size // process_count
   mine = slice(process_index * share, (process_index + 1) * share)
@@ -48,16 +67,16 @@ def train_order(
 
 
 def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mesh: Mesh) -> Iterator[dict]:
-  """Endless training batches from `first_step` on, already on their way to the devices.
+  """Yields training batches without end, from `first_step` on.
 
-  A thread gathers ahead, and the transfer of a batch runs while the step before it computes.
+  Threads prepare batches ahead. The transfer to the devices runs while the previous step computes.
 
   Args:
     split: images and labels.
     batch_size: over all devices of all processes.
-    seed: of the order.
-    first_step: steps taken before.
-    mesh: devices to cut the batch over.
+    seed: seed of the order.
+    first_step: number of steps before the first batch.
+    mesh: devices that share the batch.
 
   Yields:
     `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
@@ -70,7 +89,12 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mes
 
 
 def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
-  """Every example once, in order; the last batch is filled up with the first example.
+  """Yields every example once, in order. Copies of the first example fill the last batch.
+
+  Args:
+    split: images and labels.
+    batch_size: over all devices of all processes.
+    mesh: devices that share the batch.
 
   Yields:
     `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
@@ -86,8 +110,8 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
 
 
 def _gathered_ahead(order: grain.MapDataset, split: Split) -> grain.DatasetIterator:
-  """The batches of an order of indices, gathered by threads."""
-  # Gathering in memory takes one thread; records have to be decoded.
+  """Iterates over the batches for an order of indices, prepared by threads."""
+  # One thread is enough for images in memory. Images on disk must be decoded.
   threads = min(os.cpu_count() or 1, DECODERS) if isinstance(split.images, RecordImages) else 1
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
   return iter(order.map(split.batch).to_iter_dataset(options))

@@ -1,29 +1,39 @@
-"""Random keys, one an example: (seed, step, position in the global batch), and a stream for each use.
+"""Random keys: one for each example, made from (seed, step, position in the global batch), and a stream for each use.
 
-A batch looks the same however many devices share it and however often the run was interrupted, because nothing else
-enters.
+Nothing else enters. A batch is therefore the same for any number of devices, and in a run that was interrupted.
 """
 
 import jax
+import numpy as np
 
-SHIFT, FLIP, DROPOUT, CROP, PHOTOMETRIC, ERASING = range(6)  # streams of an example's key
+SHIFT, FLIP, DROPOUT, CROP, PHOTOMETRIC, ERASING = range(6)  # numbers of the streams
 
 
 def example_keys(seed: int | jax.Array, step: jax.Array, positions: jax.Array) -> jax.Array:
-  """Typed keys `[B]`, one an example.
+  """Makes one key for each example; use it through `stream`.
 
   Args:
-    seed: of the run.
-    step: int32 scalar, the number of steps taken before this one.
+    seed: seed of the run.
+    step: int32 scalar, number of steps before this one.
     positions: int32 `[B]`, positions of the examples in the global batch.
 
   Returns:
-    Keys to take a stream of for each use.
+    Typed keys `[B]`.
   """
   key = jax.random.fold_in(jax.random.key(seed), step)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 
 def stream(keys: jax.Array, number: int) -> jax.Array:
-  """Keys `[B]` for one use of the keys `[B]`; independent of those of any other number."""
+  """Derives keys `[B]` for one use from keys `[B]`. Different numbers give independent keys."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def sampling_seed(seed: int, member: int) -> int:
+  """Returns the seed of order, augmentation and dropout: the recipe's for member 0, another one for each other member.
+
+  Args:
+    seed: seed of the recipe.
+    member: number of the network in its ensemble.
+  """
+  return seed if member == 0 else int(np.random.SeedSequence([seed, member]).generate_state(1)[0] >> 1)

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program: splits of images and labels, in memory or on disk."""
+"""The form of a data set in this program: splits of images and labels, in memory or on disk."""
 
 import dataclasses
 from typing import Any
@@ -8,20 +8,27 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Images and labels; `images[indices]` gives uint8 `[n, H, W, C]` whether they lie in memory or on disk.
+  """Images and labels. `images[indices]` is uint8 `[n, H, W, C]`, for images in memory and on disk alike.
 
   Images of many sizes lie in the upper left of a canvas `[H, W]`.
   """
 
   images: Any
   labels: np.ndarray  # int32 [N]
-  sizes: np.ndarray | None = None  # int32 [N, 2], heights and widths in memory; None if all are of one size, or on disk
+  sizes: np.ndarray | None = None  # int32 [N, 2], heights and widths; None for images of one size or on disk
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """`image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, and for images of many sizes `size` int32 `[n, 2]`."""
+    """Returns the examples at `indices` as one batch.
+
+    Args:
+      indices: int `[n]`.
+
+    Returns:
+      `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, and for images of many sizes `size` int32 `[n, 2]`.
+    """
     if isinstance(self.images, RecordImages):
       images, sizes = self.images.fetch(indices)
     else:
@@ -29,11 +36,11 @@ class Split:
     return {'image': images, 'label': self.labels[indices], **({} if sizes is None else {'size': sizes})}
 
   def picture(self, index: int) -> np.ndarray:
-    """One image without its canvas, uint8 `[h, w, C]`."""
+    """Returns one image without its canvas, uint8 `[h, w, C]`."""
     return pictures(self.batch(np.array([index])))[0]
 
   def take(self, indices: np.ndarray) -> 'Split':
-    """The examples at `indices`."""
+    """Returns a split with the examples at `indices`."""
     on_disk = isinstance(self.images, RecordImages)
     images = self.images.take(indices) if on_disk else self.images[indices]
     return Split(images, self.labels[indices], None if self.sizes is None else self.sizes[indices])
@@ -41,7 +48,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A classification data set; `validation` is None where nothing was held out."""
+  """A classification data set; `validation` is None if nothing was held out."""
 
   name: str
   train: Split
@@ -52,14 +59,20 @@ class Dataset:
 
 
 class RecordImages:
-  """Images of a TFDS data source too large for memory: indexed like an array, decoded when asked for."""
+  """Images of a TFDS data source that is too large for memory. They are indexed like an array and decoded on demand."""
 
   def __init__(self, source: Any, indices: np.ndarray, canvas: int | None = None):
-    """Views `source[indices]`; `canvas` is the side of the canvas for images of many sizes."""
+    """Makes a view of `source[indices]`.
+
+    Args:
+      source: TFDS data source; its records have an `image`.
+      indices: int `[N]`, records of the view.
+      canvas: side of the canvas in pixels for images of many sizes; None for images of one size.
+    """
     self._source, self._indices, self._canvas = source, indices, canvas
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images, and for images of many sizes int32 `[n, 2]`."""
+    """Returns uint8 `[n, H, W, C]`, and heights and widths int32 `[n, 2]` for images of many sizes, otherwise None."""
     images = [record['image'] for record in self._source.__getitems__([int(i) for i in self._indices[indices]])]
     return (np.stack(images), None) if self._canvas is None else on_canvas(images, self._canvas)
 
@@ -67,26 +80,26 @@ class RecordImages:
     return self.fetch(indices)[0]
 
   def take(self, indices: np.ndarray) -> 'RecordImages':
-    """Those at `indices` of these."""
+    """Returns a view of the images at `indices`."""
     return RecordImages(self._source, self._indices[indices], self._canvas)
 
 
 def pictures(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
-  """The images of a batch without their canvas, uint8 `[h, w, C]` each."""
+  """Returns the images of a batch without their canvas, uint8 `[h, w, C]` each."""
   if 'size' not in batch:
     return list(batch['image'])
   return [image[:height, :width] for image, (height, width) in zip(batch['image'], batch['size'], strict=True)]
 
 
 def on_canvas(images: list[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
-  """Lays images of many sizes into the upper left of squares; those that are larger are resized to fit.
+  """Copies images of many sizes into the upper left of squares. Larger images are resized to fit.
 
   Args:
     images: uint8 `[h, w, C]` each.
-    side: of the squares in pixels.
+    side: side of the squares in pixels.
 
   Returns:
-    uint8 `[n, side, side, C]`, and int32 `[n, 2]`, heights and widths.
+    uint8 `[n, side, side, C]`, and heights and widths int32 `[n, 2]`.
   """
   from PIL import Image
 

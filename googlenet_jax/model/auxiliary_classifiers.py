@@ -1,4 +1,4 @@
-"""The auxiliary classifiers of the paper (section 5): they send gradients into the middle of the network."""
+"""The paper's auxiliary classifiers (section 5), which send gradients into the middle of the network."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ from flax import nnx
 from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, relu
 from googlenet_jax.model.options import AUXILIARY_POOL
 
-AFTER = {'aux_4a': 'inception_4a', 'aux_4d': 'inception_4d'}  # classifier: the block whose output it reads
+AFTER = {'aux_4a': 'inception_4a', 'aux_4d': 'inception_4d'}  # classifier: block whose output it reads
 LOSS_WEIGHT = 0.3
 DROPOUT = 0.7
 
 
 class AuxiliaryClassifier(nnx.Module):
-  """A small classifier on an inner map (section 5 of the paper), `[B, H, W, in]` to logits `[B, num_classes]`.
+  """A small classifier on an inner map (section 5 of the paper).
 
-  Pool to a small map, 1x1 convolution to 128 channels, 1024 hidden units with ReLU, dropout of 70 %, linear.
+  Average pool, 1x1 convolution to 128 channels, 1024 hidden units with ReLU, 70 % dropout, linear layer.
   """
 
   def __init__(self, in_features: int, num_classes: int, pool: str, side: int, *, dtype, rngs, **conv_options):
@@ -24,10 +24,10 @@ class AuxiliaryClassifier(nnx.Module):
     Args:
       in_features: channels of the map.
       num_classes: length of the logits.
-      pool: 'average_pool', the paper's 5x5 windows with stride 3; or 'adaptive_pool', torchvision's: 4x4 windows that
-        share the map among them, however large it is. On the map of 14 pixels both give 4x4.
-      side: of the map in pixels; read for 'average_pool' only.
-      dtype: of the computation.
+      pool: 'average_pool', the paper's 5x5 windows with stride 3; or 'adaptive_pool', torchvision's 4x4 windows for
+        maps of any size. Both give 4x4 pixels on a map of 14x14.
+      side: side of the map in pixels; only 'average_pool' needs it.
+      dtype: of the computation; parameters and logits are float32.
       rngs: stream `params`.
       **conv_options: for `layers.Conv`.
     """
@@ -38,7 +38,16 @@ class AuxiliaryClassifier(nnx.Module):
     self.fc2 = Linear(1024, num_classes, dtype, rngs)
 
   def __call__(self, x: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
-    """Logits, float32; `train` and `keys` (for dropout) as in `GoogLeNet.end_points`."""
+    """Applies the classifier.
+
+    Args:
+      x: `[B, H, W, in_features]`.
+      train: see `GoogLeNet.end_points`.
+      keys: typed keys `[B]` for dropout; None for no dropout.
+
+    Returns:
+      Logits, float32 `[B, num_classes]`.
+    """
     if self.pool == 'adaptive_pool':
       x = adaptive_average_pool(x, 4)  # [B, 4, 4, in]
     else:
@@ -51,11 +60,13 @@ class AuxiliaryClassifier(nnx.Module):
 
 
 def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
-  """Means over `side` by `side` windows, as PyTorch's `AdaptiveAvgPool2d`: where they do not divide a map they overlap.
+  """Averages over `side` by `side` windows, as PyTorch's `AdaptiveAvgPool2d`.
+
+  The windows overlap if `side` does not divide the size of the map.
 
   Args:
     x: `[B, H, W, C]`.
-    side: of the result.
+    side: side of the result in pixels.
 
   Returns:
     `[B, side, side, C]`.

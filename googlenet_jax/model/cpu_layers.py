@@ -1,12 +1,12 @@
-"""What XLA:CPU runs slowly, written another way: the same mathematics, chosen by `layers.py` on a CPU only.
+"""Faster forms of operations that XLA:CPU runs slowly. The mathematics is the same; `layers.py` uses them on a CPU.
 
-- 1x1 convolutions are matrix products, and those that read the same map take their gradients in one product each;
-- a pass of a 3x3 or 5x5 convolution is a product of patches and a matrix where that is faster (`PATCHES_UP_TO`);
-- the gradient of max-pooling is a gather over the winners' indices (XLA's select-and-scatter is single-threaded);
-- max-pooling and its gradient are compiled apart from what surrounds them (`unfused`).
+- 1x1 convolutions are matrix products. Those that read the same map share one product per gradient.
+- A pass of a 3x3 or 5x5 convolution is a product of patches and a matrix where that is faster (`PATCHES_UP_TO`).
+- The gradient of max-pooling gathers by the indices of the maxima. XLA's select-and-scatter is single-threaded.
+- Max-pooling and its gradient are compiled as separate calls (`unfused`).
 
-`python experiments/layer_speed.py` times layers both ways. Maps are `[B, H, W, C]`; map and kernel are of one dtype.
-Their gradients are for reverse mode only (`custom_vjp`): `jax.jvp` and `jax.hessian` raise.
+`python -m experiments.layer_speed` times layers both ways. Maps are `[B, H, W, C]`; a map and its kernel have the same
+dtype. Gradients work in reverse mode only (`custom_vjp`): `jax.jvp` and `jax.hessian` raise.
 """
 
 import functools
@@ -18,20 +18,25 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-# A pass of a convolution is a product of patches on maps whose shorter side has up to so many pixels, and XLA's own on
-# larger ones: by side of the kernel, for the forward pass, the gradient of the input and that of the kernel. Measured
-# on a processor with AVX2 and one with AVX-512 (experiments/results/layer_speed*.md); whole steps decide where layers
-# disagree (ablation_cpu.md). XLA is slowest, by factors, where a kernel is larger than the map. Patches take memory:
-# on the largest map measured, of 56 pixels (the paper's conv2 at 224), 7 MB an image.
+# Largest maps on which a convolution is a product of patches, in pixels of the shorter side. The keys are sides of the
+# kernel; the values are for the forward pass, the gradient of the input and the gradient of the kernel. Larger maps use
+# XLA's convolution. Measured on one processor with AVX2 and one with AVX-512 (experiments/results/layer_speed*.md).
+# Where single layers disagreed, the time of whole steps decided (ablation_cpu.md). XLA is several times slower if a
+# kernel is larger than its map. Patches take memory: 7 MB per image at 56 pixels (the paper's conv2 at 224).
 PATCHES_UP_TO = {3: (8, 3, 56), 5: (7, 4, 2)}
 
 
 def unfused(function: Callable) -> Callable:
-  """`function` of arrays, compiled as a call of its own.
+  """Compiles a function of arrays as a separate call.
 
-  XLA:CPU fuses cheap arithmetic into each of its consumers, and computes it anew in every one; it removes
-  `lax.optimization_barrier` before that. It leaves alone a call that is not to be inlined. `function` may use `jax.lax`
-  only: each jitted helper of jax.numpy in it, such as `where`, would become a call as well.
+  XLA:CPU fuses cheap arithmetic into each consumer and repeats it there. It removes `lax.optimization_barrier` before
+  it fuses, but it keeps calls that are marked as not inlineable.
+
+  Args:
+    function: uses `jax.lax` only. Jitted helpers of jax.numpy such as `where` would become calls too.
+
+  Returns:
+    A function of the same arrays.
   """
   jitted = jax.jit(function)
 
@@ -43,7 +48,7 @@ def unfused(function: Callable) -> Callable:
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """See `layers.conv`; stride 1."""
+  """The CPU's form of `layers.conv`, for stride 1; see there for arguments."""
   k = kernel.shape[0]
   if k == 1:
     return pointwise(x, kernel[0, 0])[0]
@@ -53,23 +58,23 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """See `layers.conv`: XLA's own, on every backend."""
+  """XLA's own `layers.conv`, on every backend; see there for arguments."""
   pad = (kernel.shape[0] // 2,) * 2
   return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 def _vary_alike(*arrays):
-  # Inside shard_map, a derivative written by hand has to vary over the same devices as its argument.
+  # Inside shard_map, a custom derivative must vary over the same devices as its argument.
   axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
   missing = [tuple(frozenset().union(*axes) - own) for own in axes]
   return [lax.pcast(a, m, to='varying') if m else a for a, m in zip(arrays, missing, strict=True)]
 
 
 def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
-  """See `layers.pointwise`.
+  """The CPU's form of `layers.pointwise`; see there for arguments.
 
-  One product gives the gradient of `x`, and one those of the kernels: XLA's product is slow where both factors are
-  contracted over their first axis, so that copying `x` transposed first pays, once for all kernels.
+  One product gives the gradient of `x`, and one gives the gradients of all kernels. XLA's product is slow if both
+  factors are contracted over their first axis. It is faster to transpose `x` first, once for all kernels.
   """
   return _pointwise(*_vary_alike(x, *kernels))
 
@@ -95,7 +100,7 @@ _pointwise.defvjp(lambda x, *kernels: (_pointwise(x, *kernels), (x, *kernels)), 
 
 
 def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
-  """Offsets of a k x k window that meet the map at all: the others would read only padding."""
+  """Offsets in a k x k window that read from the map; the other offsets read only padding."""
   return [(i, j) for i in range(k) for j in range(k) if abs(i - k // 2) < height and abs(j - k // 2) < width]
 
 
@@ -116,7 +121,7 @@ def _patches_kernel_gradient(x, gradient, k):
   taps = _taps(k, *x.shape[1:3])
   matrix = jnp.einsum('bhwi,bhwo->io', _patches(x, k), gradient)
   by_tap = dict(zip(taps, jnp.split(matrix, len(taps)), strict=True))
-  none = jnp.zeros_like(by_tap[taps[0]])  # of a tap that meets only padding
+  none = jnp.zeros_like(by_tap[taps[0]])  # for taps that read only padding
   return jnp.stack([jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)])
 
 
@@ -145,11 +150,11 @@ _conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: jax.Array, stride: int) -> jax.Array:
-  """See `layers.max_pool`; 3x3 windows with padding 1."""
+  """The CPU's form of `layers.max_pool`: 3x3 windows with padding 1; see there for arguments."""
   return _maxima(stride)(x)
 
 
-# Made once for each stride and size: outside jit, a new function would be compiled at every call.
+# Cached by stride and size: outside jit, a new function would be compiled at every call.
 @functools.cache
 def _maxima(stride):
   return unfused(lambda x: _best_and_index(stride, x)[0])
@@ -177,15 +182,15 @@ def _best_and_index(stride, x):
     if best is None:
       best, index, nan = view, tap, view != view
       continue
-    greater = view > best  # strictly: ties stay with the first
+    greater = view > best  # strictly: the first maximum wins ties
     best, index = lax.select(greater, view, best), lax.select(greater, tap, index)
-    nan = nan | (view != view)  # by itself: lax.max, which passes NaN on, looks for it in both of its arguments
+    nan = nan | (view != view)  # cheaper than lax.max, which looks for NaN in both of its arguments
   return lax.select(nan, lax.full_like(best, jnp.nan), best), index
 
 
 def _max_pool_forward(x, stride):
   best, index = _maxima_and_index(stride)(x)
-  return best, (index, jnp.zeros((*x.shape[1:3], 0)))  # an empty array carries the size of x to the backward pass
+  return best, (index, jnp.zeros((*x.shape[1:3], 0)))  # the empty array carries the size of x to the backward pass
 
 
 def _to_winners(stride, height, width, index, gradient):
@@ -194,11 +199,11 @@ def _to_winners(stride, height, width, index, gradient):
   gradient = lax.pad(gradient, jnp.array(0, gradient.dtype), border)
   index = lax.pad(index, jnp.array(-1, index.dtype), border)
 
-  def windows(remainder, count):  # over the pixels stride * n + remainder: (window - n, tap) of those that there are
+  def windows(remainder, count):  # windows that cover the pixels stride * n + remainder: pairs (window - n, tap)
     taps = [(d, remainder + 1 - stride * d) for d in (-1, 0, 1) if abs(d) < count]
     return [(d, tap) for d, tap in taps if 0 <= tap < 3]
 
-  def gather(down, right):  # of the pixels stride * row + down, stride * column + right
+  def gather(down, right):  # gradient of the pixels (stride * row + down, stride * column + right)
     total = None
     for d, i in windows(down, rows):
       for e, j in windows(right, columns):

@@ -1,7 +1,7 @@
-"""GoogLeNet as a table, its Inception block, and both heads of the article's comparison.
+"""GoogLeNet: the paper's table, the Inception block and the network.
 
 Source: Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842, table 1 and figure 2. Maps are
-`[B, H, W, C]`; padding and pooling arithmetic are PyTorch's, so that weights carried over give the same logits.
+`[B, H, W, C]`. Padding and pooling follow PyTorch's arithmetic: PyTorch's weights give the same logits here.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, Options, map_sides
 
 
 class Widths(NamedTuple):
-  """One row of the paper's table 1: output channels of the convolutions of one Inception block."""
+  """Output channels of an Inception block's convolutions: a row of the paper's table 1."""
 
   ch1x1: int
   ch3x3_reduce: int
@@ -39,24 +39,32 @@ TABLE = {
   'inception_5a': Widths(256, 160, 320, 32, 128, 128),  # -> 832
   'inception_5b': Widths(384, 192, 384, 48, 128, 128),  # -> 1024
 }
-POOL_AFTER = {'inception_3b': 3, 'inception_4e': 2}  # stride 2; windows of torchvision, the paper's are all 3x3
-HIDDEN = 1024  # of the fully connected head
+POOL_AFTER = {'inception_3b': 3, 'inception_4e': 2}  # stride 2; torchvision's windows, the paper's are all 3x3
+HIDDEN = 1024  # units in the hidden layer of the fully connected head
 
-# What torchvision's `transform_input` does: from images normalised by ImageNet's mean and standard deviation to images
-# in [-1, 1], for which its published weights were trained.
+# torchvision's `transform_input` maps images normalised by ImageNet's mean and standard deviation to [-1, 1]. Its
+# published weights were trained for that range.
 TRANSFORM_SCALE = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5)
 TRANSFORM_SHIFT = ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
 
 
 class Inception(nnx.Module):
-  """Four branches over the same map, joined on channels (figure 2b): `[B, H, W, in]` to `[B, H, W, out_features]`.
+  """Four branches over the same map, joined along channels (figure 2b).
 
-  With `naive=True` it is figure 2a: no reductions, and the pool branch passes its input through, so that the output
-  grows from block to block (416 channels after 3a instead of 256, 4944 after 5b instead of 1024).
+  `naive=True` gives figure 2a: there are no reductions, and the pool branch passes all its channels on. The output then
+  grows from block to block: 416 channels after 3a instead of 256, 4944 after 5b instead of 1024.
   """
 
   def __init__(self, in_features: int, widths: Widths, naive: bool = False, ch5x5_kernel: int = 5, **conv_options):
-    """Makes the block; `ch5x5_kernel` is the side of `ch5x5`'s kernel, `conv_options` go to every `layers.Conv`."""
+    """Makes the block.
+
+    Args:
+      in_features: input channels.
+      widths: output channels of each convolution.
+      naive: whether to leave out the 1x1 reductions.
+      ch5x5_kernel: side of the kernel of `ch5x5` in pixels.
+      **conv_options: for every `layers.Conv`.
+    """
     w, c = widths, conv_options
     self.ch1x1 = Conv(in_features, w.ch1x1, 1, **c)
     self.ch3x3_reduce = None if naive else Conv(in_features, w.ch3x3_reduce, 1, **c)
@@ -67,7 +75,7 @@ class Inception(nnx.Module):
     self.out_features = w.ch1x1 + w.ch3x3 + w.ch5x5 + (in_features if naive else w.pool_proj)
 
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """Applies the block; `train` normalises by the batch where there is batch normalisation."""
+    """Applies the block: `[B, H, W, in_features]` to `[B, H, W, out_features]`; for `train` see `Conv.__call__`."""
     if self.pool_proj is None:
       branch1, reduced3, reduced5, branch4 = self.ch1x1(x, train), x, x, max_pool(x, stride=1)
     else:
@@ -136,24 +144,24 @@ class GoogLeNet(nnx.Module):
       setattr(self, name, auxiliary_classifiers.AuxiliaryClassifier(width, num_classes, options.auxiliary, middle, **c))
 
   def _halve(self, x: jax.Array, window: int = 3) -> jax.Array:
-    """A pool between stages; only torchvision's know other windows than 3x3."""
+    """Pools between stages; the padded pools ignore `window`."""
     if self.options.pool == 'torchvision':
       return max_pool(x, stride=2, window=window, ceil_mode=True)
     return max_pool(x, stride=2)
 
   def end_points(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Every stage's output by name; under jit, what is not used costs nothing.
+    """Returns the output of every stage by name. Under jit, unused outputs cost nothing.
 
     Args:
-      image: floating point `[B, H, W, channels]` in [0, 1], or whatever the weights were trained for.
-      train: normalise by the batch and update the running statistics, instead of using them.
+      image: floating point `[B, H, W, channels]` in [0, 1], or in the range that the weights were trained for.
+      train: normalise with the statistics of the batch, and update the running statistics.
       keys: typed keys `[B]` for dropout; None for no dropout.
 
     Returns:
-      Stage name to output. Shapes at 224 pixels stand in the comments.
+      Stage name to output; comments give the shapes at 224 pixels. Logits are float32 `[B, num_classes]`.
 
     Raises:
-      ValueError: images too small for the network, or of another number of channels.
+      ValueError: the images are too small for the network or have another number of channels.
     """
     least = MIN_IMAGE_SIZE[self.options.stem]
     if image.ndim != 4 or image.shape[3] != self.channels or min(image.shape[1:3]) < least:
@@ -192,17 +200,25 @@ class GoogLeNet(nnx.Module):
     return out
 
   def __call__(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
-    """Logits, float32 `[B, num_classes]`; see `end_points`."""
+    """Returns the logits, float32 `[B, num_classes]`; see `end_points` for arguments."""
     return self.end_points(image, train, keys)['logits']
 
 
 def count_parameters(module: nnx.Module) -> int:
-  """Number of trained values in a module."""
+  """Counts the trained values in a module."""
   return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
 def count_multiply_adds(model: GoogLeNet, image_size: int) -> int:
-  """Multiply-adds of the convolutions for one image: 1.582 G for the article's network at 224 pixels, 3 channels."""
+  """Counts the multiply-adds in the convolutions for one image: 1.582 G for d2l's network at 224x224x3.
+
+  Args:
+    model: only shapes are read; it may come from `nnx.eval_shape`.
+    image_size: side of the square input in pixels.
+
+  Returns:
+    Number of multiply-adds, auxiliary classifiers excluded.
+  """
   image = jax.ShapeDtypeStruct((1, image_size, image_size, model.channels), jnp.float32)
   graphdef, state = nnx.split(model)
   maps = jax.eval_shape(lambda state, image: nnx.merge(graphdef, state).end_points(image), state, image)

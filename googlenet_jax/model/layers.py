@@ -1,7 +1,7 @@
-"""Convolution, max-pooling, normalisation, dropout: PyTorch's arithmetic, with gradients that XLA runs fast.
+"""Convolution, max-pooling, normalisation and dropout with PyTorch's arithmetic, and gradients that XLA runs fast.
 
-Every layer takes `[B, H, W, C]`. On a GPU or TPU all is XLA's own. On a CPU what XLA runs slowly is written another way
-(`cpu_layers.py`); `_cpu` is the one switch.
+Layers take maps `[B, H, W, C]`. On a GPU or TPU they are XLA's own operations. On a CPU, `cpu_layers.py` replaces the
+operations that XLA runs slowly. `_cpu` is the only switch.
 """
 
 import math
@@ -17,17 +17,19 @@ from googlenet_jax.model import cpu_layers
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Glorot and Bengio (2010) with PyTorch's fans: uniform in +-sqrt(6 / (fan_in + fan_out)).
+  """Draws weights uniformly in +-sqrt(6 / (fan_in + fan_out)), with PyTorch's fans.
 
-  The fans are `kh * kw * in` and `kh * kw * out`. NumPy draws, seeded by the key: to compile XLA's own generator for
-  each of the 57 shapes of this network takes longer than the training step.
+  The fans are `kh * kw * in` and `kh * kw * out`. NumPy draws the numbers, seeded by the key. Compiling XLA's generator
+  for each of the network's 57 shapes would take longer than compiling the training step.
+
+  Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
 
   Args:
     key: typed key.
     shape: `[kh, kw, in, out]` or `[in, out]`.
 
   Returns:
-    float32 array.
+    float32 array of that shape.
   """
 
   def draw(data):
@@ -59,9 +61,9 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
-  """The 1x1 convolutions of one map with several kernels: `[x @ kernel for kernel in kernels]`.
+  """Applies several 1x1 convolutions to one map: `[x @ kernel for kernel in kernels]`.
 
-  On a CPU their gradients are taken together.
+  On a CPU their gradients are computed together.
 
   Args:
     x: `[B, H, W, C_in]`.
@@ -78,35 +80,35 @@ def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
 def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
   """Max-pools 3x3 windows with padding 1, as PyTorch's `MaxPool2d(3, stride, padding=1)`.
 
-  With `ceil_mode` there is no padding, the last window may hang over the edge, and it may be of another size than 3x3:
-  PyTorch's `MaxPool2d(window, stride, ceil_mode=True)`, for stride at most `window`.
+  With `ceil_mode` it is PyTorch's `MaxPool2d(window, stride, ceil_mode=True)`, for `stride <= window`: there is no
+  padding, the last window may reach over the edge, and windows of other sizes are allowed.
 
-  The gradient goes to the first maximum of a window of finite values in row-major order, as in XLA and in PyTorch:
-  after a ReLU, ties at zero are common.
+  The gradient goes to the first maximum of a window in row-major order, as in XLA and PyTorch, if all values are
+  finite. The order matters because ties at zero are common after a ReLU.
 
   Args:
     x: floating point `[B, H, W, C]`.
     stride: 1 or 2.
-    window: side of the window in pixels; 3 without `ceil_mode`.
-    ceil_mode: see above; XLA's own on every backend, and its gradient slow on a CPU.
+    window: side of the window in pixels; must be 3 without `ceil_mode`.
+    ceil_mode: see above. It uses XLA's own operation on every backend; the gradient is slow on a CPU.
 
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), C]`; with `ceil_mode` `[B, ceil((H - window) / stride) + 1, .., C]`.
 
   Raises:
-    ValueError: another window than 3x3 without `ceil_mode`, or another stride than 1 or 2.
+    ValueError: the stride is not 1 or 2, or the window is not 3 without `ceil_mode`.
   """
   if stride not in (1, 2):
     raise ValueError(f'stride={stride}: choose 1 or 2')
   if window != 3 and not ceil_mode:
-    raise ValueError(f'window={window} needs ceil_mode=True: with padding windows are 3x3')
+    raise ValueError(f'window={window} needs ceil_mode=True: padded windows are 3x3')
   if _cpu() and not ceil_mode:
     return cpu_layers.max_pool(x, stride)
   return xla_max_pool(x, stride, window, ceil_mode)
 
 
 def xla_max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
-  """See `max_pool`: XLA's own, on every backend."""
+  """XLA's own `max_pool`, on every backend; see there for arguments."""
   padding = [(1, 1), (1, 1)]
   if ceil_mode:
     padding = [(0, -(-(size - window) // stride) * stride + window - size) for size in x.shape[1:3]]
@@ -116,10 +118,10 @@ def xla_max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = F
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-  """`max(x, 0)`, any shape; the gradient at 0 is 0, as PyTorch's.
+  """Returns `max(x, 0)` for any shape; the gradient at 0 is 0, as in PyTorch.
 
-  The backward pass looks at the result, which the next layer keeps anyway, and not at `x`. Reverse mode only: `jax.jvp`
-  raises.
+  The backward pass reads the result, which the next layer keeps anyway, instead of `x`. Only reverse mode works:
+  `jax.jvp` raises.
   """
   return jnp.maximum(x, 0)
 
@@ -133,17 +135,19 @@ relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y <= 0, 0, gradient),)
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
-  r"""Local response normalisation across channels (Krizhevsky et al., 2012), as in the authors' GoogLeNet.
+  r"""Normalises responses across neighbouring channels, as in the paper's GoogLeNet.
 
   $y_c = x_c (1 + \frac{\alpha}{5} \sum_{|c' - c| \le 2} x_{c'}^2)^{-\beta}$ with $\alpha = 10^{-4}$ and
-  $\beta = 0.75$: PyTorch's `LocalResponseNorm(5)`. The sum is a product with a band matrix, which every backend, and
-  its gradient, runs fast.
+  $\beta = 0.75$, which is PyTorch's `LocalResponseNorm(5)`. The sum is computed as a product with a band matrix: every
+  backend runs that and its gradient fast.
+
+  Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, section 3.3.
 
   Args:
     x: `[B, H, W, C]`.
 
   Returns:
-    The same shape and dtype; the sum is taken in float32.
+    Array of the same shape and dtype; the sum is computed in float32.
   """
   channel = np.arange(x.shape[-1])
   band = (abs(channel[:, None] - channel) <= 2).astype(np.float32)
@@ -155,7 +159,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
   """Zeroes features with probability `rate` and scales the others by `1 / (1 - rate)`.
 
-  One key an example, not one a batch: the mask of an example is then the same however many devices share the batch.
+  Each example has its own key. Its mask is then the same for any number of devices.
 
   Args:
     x: `[B, F]`.
@@ -170,10 +174,10 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
 
 class Conv(nnx.Module):
-  """Convolution, then batch normalisation if asked for, then ReLU.
+  """Convolution, optional batch normalisation, ReLU.
 
-  Weights are Xavier-uniform and biases zero, as the article initialises. With batch normalisation there is no bias:
-  the normalisation would take it out again.
+  Initial weights are Xavier-uniform and initial biases zero, as in d2l. With batch normalisation there is no bias: the
+  normalisation would remove it.
   """
 
   def __init__(
@@ -195,7 +199,7 @@ class Conv(nnx.Module):
       out_features: output channels.
       kernel_size: side of the square kernel in pixels, odd.
       stride: step between windows in pixels.
-      norm: 'batch' for batch normalisation; with any other there is none.
+      norm: 'batch' adds batch normalisation; other values add nothing.
       dtype: of the computation; parameters are float32.
       axis_name: mesh axis over which batch statistics are averaged, or None.
       rngs: stream `params`.
@@ -212,7 +216,15 @@ class Conv(nnx.Module):
       self.norm = None
 
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    """`[B, H, W, in]` to `[B, ceil(H / stride), ceil(W / stride), out]`; `train` normalises by the batch."""
+    """Applies the layer.
+
+    Args:
+      x: `[B, H, W, in_features]`.
+      train: normalise with the statistics of the batch, and update the running statistics.
+
+    Returns:
+      `[B, ceil(H / stride), ceil(W / stride), out_features]`.
+    """
     return self._finish(conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride), train)
 
   def _finish(self, x, train):
@@ -224,26 +236,42 @@ class Conv(nnx.Module):
 
 
 def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> list[jax.Array]:
-  """`[layer(x, train) for layer in layers]` for 1x1 layers of one dtype, by `pointwise`."""
+  """Applies several 1x1 layers to one map: `[layer(x, train) for layer in layers]`, computed by `pointwise`.
+
+  Args:
+    layers: 1x1 layers of one dtype.
+    x: `[B, H, W, in_features]`.
+    train: see `Conv.__call__`.
+
+  Returns:
+    `[B, H, W, out_features]` for each layer.
+  """
   dtype = layers[0].dtype
   maps = pointwise(x.astype(dtype), *[layer.kernel[0, 0].astype(dtype) for layer in layers])
   return [layer._finish(y, train) for layer, y in zip(layers, maps, strict=True)]
 
 
 def flatten(x: jax.Array) -> jax.Array:
-  """`[B, H, W, C]` to `[B, C * H * W]`: channels first, as PyTorch flattens, so that linear weights carry over."""
+  """Flattens `[B, H, W, C]` to `[B, C * H * W]`: channels first, as in PyTorch, whose linear weights then fit."""
   return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 class Linear(nnx.Module):
-  """`x @ kernel + bias`, `[B, in]` to `[B, out]`; Xavier-uniform weights, zero biases."""
+  """`x @ kernel + bias`; initial weights are Xavier-uniform, initial biases zero."""
 
   def __init__(self, in_features: int, out_features: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
-    """Makes the layer with float32 parameters that computes in `dtype`."""
+    """Makes the layer.
+
+    Args:
+      in_features: length of the input.
+      out_features: length of the output.
+      dtype: of the computation; parameters are float32.
+      rngs: stream `params`.
+    """
     self.dtype = dtype
     self.kernel = nnx.Param(xavier_uniform(rngs.params(), (in_features, out_features)))
     self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Applies the layer."""
+    """Applies the layer: `[B, in_features]` to `[B, out_features]`."""
     return x.astype(self.dtype) @ self.kernel[...].astype(self.dtype) + self.bias[...].astype(self.dtype)

@@ -1,7 +1,7 @@
-"""Weights between PyTorch and this network, both ways, and the files that hold them.
+"""Converts weights between PyTorch and this network, and reads and writes their files.
 
-A PyTorch `state_dict` is a flat dict of tensor names to arrays; here it is NumPy arrays throughout, and PyTorch itself
-is imported only where a `.pth` file is read or written. Into a network and back:
+A PyTorch `state_dict` is a flat dict from tensor names to arrays. The arrays here are NumPy's; PyTorch is imported only
+to read or write a `.pth` file. Into a network and back:
 
   options = dataclasses.replace(torch_weights.TORCHVISION, transform_input=True)  # for torchvision's published weights
   model = nnx.eval_shape(lambda: googlenet.GoogLeNet(1000, 3, options, rngs=nnx.Rngs(0)))
@@ -11,8 +11,8 @@ is imported only where a `.pth` file is read or written. Into a network and back
   model = nnx.merge(graphdef, weights.params, weights.batch_stats)
   torch_weights.write('back.safetensors', torch_weights.to_torch(*weights, naming='torchvision'))
 
-Kernels are `[k, k, in, out]` and `[in, out]` here, `[out, in, k, k]` and `[out, in]` there. Values are moved, never
-computed with, so that there and back again is the same bits.
+Kernels are `[k, k, in, out]` and `[in, out]` here, `[out, in, k, k]` and `[out, in]` in PyTorch. Values are only moved:
+both ways together give the same bits.
 """
 
 import importlib
@@ -37,7 +37,7 @@ from googlenet_jax.model.options import Options
 TORCHVISION = Options(norm='batch', pool='torchvision', ch5x5_kernel=3, auxiliary='adaptive_pool', dropout=0.2)
 
 NAMINGS = ('own', 'torchvision')
-COUNTER = 'num_batches_tracked'  # of PyTorch's batch normalisation; with a fixed momentum nothing depends on it
+COUNTER = 'num_batches_tracked'  # in PyTorch's batch normalisation; with a fixed momentum nothing depends on it
 
 TORCHVISION_NAMES = {
   'conv2_reduce': 'conv2',
@@ -58,30 +58,31 @@ LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runnin
 
 
 class Weights(NamedTuple):
-  """What a PyTorch network holds, in this network's form."""
+  """The contents of a PyTorch `state_dict` in this network's form."""
 
   params: dict[str, Any]
   batch_stats: dict[str, Any]
-  counters: dict[str, np.ndarray]  # `num_batches_tracked` by PyTorch's name, to be given back unchanged
+  counters: dict[str, np.ndarray]  # `num_batches_tracked` by PyTorch's name; `to_torch` returns them unchanged
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any, naming: str = 'own') -> Weights:
-  """Turns a PyTorch `state_dict` into parameters and batch statistics; every tensor must have its place.
+  """Turns a PyTorch `state_dict` into parameters and batch statistics. Every tensor must belong to the network.
 
   Args:
-    tensors: name to array, float32, or a narrower type whose values float32 holds exactly; as `read` returns them.
-      `num_batches_tracked` may be missing, as it is from files older than PyTorch 0.4.1.
-    params: pure dict of the network's parameters, arrays or `jax.ShapeDtypeStruct`: only shapes are read.
-    batch_stats: the same of its batch statistics; empty without batch normalisation.
-    naming: 'own', the names of this network, as experiments/pytorch_twin.py has them; or 'torchvision', those of
+    tensors: name to array, as `read` returns them; float32, or a type whose values float32 holds exactly.
+      `num_batches_tracked` may be missing: files older than PyTorch 0.4.1 lack it.
+    params: pure dict of the network's parameters, arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes are read.
+    batch_stats: the same for its batch statistics; empty without batch normalisation.
+    naming: 'own' for the names of this network, as in experiments/pytorch_twin.py; 'torchvision' for the names of
       torchvision's `googlenet`.
 
   Returns:
     float32 JAX arrays in the structure of `params` and `batch_stats`, and the counters.
 
   Raises:
-    UserError: names the first tensor that is missing or of the wrong shape or type, in the network's order; if there is
-      none, the first left over.
+    UserError: a tensor is missing or has the wrong shape or type, or is left over. The error names the first such
+      tensor in the network's order.
+    ValueError: the naming is unknown.
   """
   left = dict(tensors)
   trees, counters = ({}, {}), {}
@@ -90,11 +91,8 @@ def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any,
       if path is None:
         continue
       raise UserError(f'{name} is missing from the weights: the network expects it with shape {_torch_shape(leaf)}')
-    array = np.asarray(left.pop(name))  # also a CPU tensor of PyTorch
-    if tuple(array.shape) != _torch_shape(leaf):
-      raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {_torch_shape(leaf)}')
-    if not np.can_cast(array.dtype, leaf.dtype):
-      raise UserError(f'{name} is {array.dtype}, but the network expects {leaf.dtype}')
+    array = np.asarray(left.pop(name))  # also accepts a CPU tensor of PyTorch
+    _check_fits(name, array, leaf)
     if path is None:
       counters[name] = array
     else:
@@ -104,19 +102,29 @@ def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any,
   return Weights(*(traverse_util.unflatten_dict(tree) for tree in trees), counters)
 
 
+def _check_fits(name: str, array: np.ndarray, leaf: Any) -> None:
+  if tuple(array.shape) != _torch_shape(leaf):
+    raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {_torch_shape(leaf)}')
+  if not np.can_cast(array.dtype, leaf.dtype):
+    raise UserError(f'{name} is {array.dtype}, but the network expects {leaf.dtype}')
+
+
 def to_torch(
   params: Any, batch_stats: Any, counters: Mapping[str, np.ndarray] | int = 0, naming: str = 'own'
 ) -> dict[str, np.ndarray]:
-  """Turns parameters and batch statistics into a PyTorch `state_dict`, in the order in which PyTorch has it.
+  """Turns parameters and batch statistics into a PyTorch `state_dict` in PyTorch's order.
 
   Args:
     params: pure dict of the network's parameters, such as `TrainState.params`.
     batch_stats: pure dict of its batch statistics, such as `TrainState.batch_stats`.
     counters: `num_batches_tracked` by PyTorch's name, or one number for all, such as `TrainState.step`.
-    naming: 'own' or 'torchvision', as in `from_torch`.
+    naming: see `from_torch`.
 
   Returns:
-    Tensor name to array, contiguous as PyTorch has them; counters are int64 scalars.
+    Tensor name to C-contiguous array; counters are int64 scalars.
+
+  Raises:
+    ValueError: the naming is unknown.
   """
   tensors = {}
   for name, _, path, leaf in _entries(params, batch_stats, naming):
@@ -130,17 +138,17 @@ def to_torch(
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the tensors of a `.pth`, `.pt` or `.safetensors` file. Nothing but tensors is ever unpickled.
+  """Reads the tensors in a `.pth`, `.pt` or `.safetensors` file. It unpickles tensors only.
 
   Args:
-    path: of a file that holds a flat dict of tensors, as `torch.save(model.state_dict(), path)` writes.
+    path: a file with a flat dict of tensors, such as `torch.save(model.state_dict(), path)` writes.
 
   Returns:
-    Tensor name to array of the file's own type, but float32 for bfloat16, which NumPy does not have.
+    Tensor name to array, in the file's dtype; bfloat16, which NumPy lacks, becomes float32.
 
   Raises:
-    UserError: the file is missing, of another kind, damaged, or holds something else; or the package that reads it
-      is not installed.
+    UserError: the file is missing, damaged, of another kind, or holds something else; or the package that reads it is
+      not installed.
   """
   path = pathlib.Path(path).expanduser()
   reader, _ = _functions(path)
@@ -152,20 +160,20 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes tensors as `.pth`, `.pt` or `.safetensors`, by the name of the file.
+  """Writes tensors to a `.pth`, `.pt` or `.safetensors` file.
 
   Args:
-    path: of the file; replaced if there is one.
+    path: the file; its suffix decides the format. An existing file is replaced.
     tensors: name to array, as `to_torch` returns them.
 
   Raises:
-    UserError: the file is of another kind or cannot be written; or the package that writes it is not installed.
+    UserError: the suffix is another one, the file cannot be written, or the package that writes it is not installed.
   """
   path = pathlib.Path(path).expanduser()
   _, writer = _functions(path)
   data = writer(path, tensors)
   try:
-    with replacing(path) as temporary:  # a full disk leaves what was there
+    with replacing(path) as temporary:  # if the disk is full, the old file stays
       temporary.write_bytes(data)
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}') from error
@@ -173,7 +181,7 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 # Names and shapes ----------------------------------------------------------------------------------------------------
 
-# Axes by rank: vectors stay as they are.
+# Order of axes by rank.
 _FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 _TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
@@ -192,7 +200,10 @@ def _torch_name(path: tuple[str, ...], naming: str) -> str:
 
 
 def _entries(params, batch_stats, naming):
-  """Yields (PyTorch's name, 0 or 1 for the tree, path in it, leaf) in the network's order; counters have no path."""
+  """Yields (PyTorch's name, 0 for params or 1 for batch_stats, path, leaf) in the network's order.
+
+  Counters have neither tree nor path: both are None.
+  """
   if naming not in NAMINGS:
     raise ValueError(f'naming={naming!r} is unknown: choose from {", ".join(NAMINGS)}')
   stages = ('conv1', 'conv2_reduce', 'conv2', *googlenet.TABLE, 'hidden', 'aux_4a', 'aux_4d', 'logits')
@@ -217,7 +228,7 @@ def _functions(path: pathlib.Path):
     '.safetensors': (_read_safetensors, _write_safetensors),
   }
   if path.suffix not in functions:
-    raise UserError(f'{path}: weights are kept in files named {", ".join(functions)}')
+    raise UserError(f'{path} does not look like a file of weights: its name must end with {", ".join(functions)}')
   return functions[path.suffix]
 
 
@@ -231,13 +242,13 @@ def _package(name: str, path: pathlib.Path):
 def _read_torch(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
   torch = _package('torch', path)
   try:
-    # PyTorch does not look at the checksums that it writes.
+    # PyTorch writes checksums but does not check them.
     if zipfile.is_zipfile(io.BytesIO(data)) and zipfile.ZipFile(io.BytesIO(data)).testzip() is not None:
       raise zipfile.BadZipFile('wrong checksum')
     found = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-  except Exception as error:  # of damaged bytes its unpickler makes anything
+  except Exception as error:  # damaged bytes can raise anything in its unpickler
     raise UserError(
-      f'{path} is damaged, or holds other things than tensors: write it with torch.save(model.state_dict(), path)'
+      f'{path} is damaged or holds more than tensors: write it with torch.save(model.state_dict(), path)'
     ) from error
   if not isinstance(found, Mapping):
     raise UserError(f'{path} holds a {type(found).__name__}, not a flat dict of tensors: save model.state_dict()')
@@ -250,7 +261,9 @@ def _read_torch(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
       # NumPy has no bfloat16; float32 holds its values.
       tensors[name] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().numpy()
     except (RuntimeError, TypeError) as error:
-      raise UserError(f'{path}: {name!r} is not a plain tensor ({tensor.layout}, {tensor.dtype})') from error
+      raise UserError(
+        f'{path}: {name!r} is not a plain tensor ({tensor.layout}, {tensor.dtype}): save dense tensors of numbers'
+      ) from error
   return tensors
 
 
@@ -275,7 +288,7 @@ def _read_safetensors(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
   try:
     entries = safetensors.deserialize(data)
   except safetensors.SafetensorError as error:
-    raise UserError(f'{path} is damaged ({error})') from error
+    raise UserError(f'{path} is damaged ({error}): copy or download it again') from error
   tensors = {}
   for name, entry in entries:
     if entry['dtype'] not in SAFETENSORS_TYPES:
