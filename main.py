@@ -1,111 +1,185 @@
-"""GoogLeNet in JAX: trains and evaluates a recipe.
+"""GoogLeNet in JAX: trains and evaluates.
 
-  python main.py --config=configs/fashion_fast.py
-  python main.py --config=configs/fashion_fast.py --mode=evaluate
+  python main.py --config=configs/digits.py            # trains into runs/digits; ^C saves, the same command continues
+  python main.py --config=configs/digits.py --config.epochs=3 --workdir=runs/short
+  python main.py --mode=evaluate --workdir=runs/digits # the run knows its own recipe
 
-The same training command continues an interrupted run. Any key of the recipe can be given as --config.KEY=VALUE; the
-keys and their meaning stand in configs/default.py. Recipes: configs/digits.py (a minute on a laptop),
-configs/fashion_fast.py (minutes), configs/fashion.py (the article's), configs/fashion_best.py and configs/paper.py
-(ImageNet, seven models), these for an accelerator.
+Recipes: configs/digits.py (a minute on a laptop), configs/fashion_fast.py (minutes), configs/fashion.py (d2l's),
+configs/fashion_best.py and configs/paper.py (ImageNet, seven networks), the last three for an accelerator.
+Keys of a recipe are given as --config.KEY=VALUE. docs/recipes.md lists them; googlenet_jax/recipe.py defines them.
 """
 
-# Short on purpose: flags, checks, one call. The program is in googlenet_jax/.
-import errno
+# Short on purpose: flags, and one call for each mode. The program is in googlenet_jax/.
+import difflib
 import os
 import pathlib
 import signal
 import sys
-import traceback
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from googlenet_jax.host import huge_pages
 
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
 MODES = ('train', 'evaluate')
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/digits.py.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run. Default: runs/NAME for configs/NAME.py.')
-MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
-STEP = flags.DEFINE_integer('step', None, 'evaluate: step of the checkpoint; the newest by default.')
-CROPS = flags.DEFINE_list('crops', ['1', '10', '144'], 'evaluate: by how many crops of an image: 1, 10, 144.')
-SPLIT = flags.DEFINE_enum('split', 'test', ('train', 'validation', 'test'), 'evaluate: which images.')
+CONFIG = flags.DEFINE_string(
+  'config', None, 'Recipe, such as --config=configs/digits.py. Not needed where the workdir holds a run.'
+)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run, such as --workdir=runs/mine. Default: runs/NAME for configs/NAME.py.'
+)
+MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do, such as --mode=evaluate.')
+STEP = flags.DEFINE_string(
+  'step', None, 'evaluate: step of the checkpoint, such as --step=858, or --step=best for the best on the validation '
+  'images. Default: the newest.'
+)  # fmt: skip
+CROPS = flags.DEFINE_list(
+  'crops', ['1', '10', '144'], 'evaluate: crops per image, such as --crops=1 (quick) or --crops=1,10,144.'
+)
+SPLIT = flags.DEFINE_enum(
+  'split', 'test', ('train', 'validation', 'test'), 'evaluate: which images, such as --split=validation.'
+)
+_overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 
 
 def main(argv: list[str]) -> None:
   """Runs the mode asked for."""
+  from googlenet_jax import recipe
+  from googlenet_jax.host import cache, console, cpu_cores
   from googlenet_jax.host.errors import UserError
 
   if len(argv) > 1:
     raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
-  if CONFIG.value is None:
-    raise UserError('--config is missing, or its get_config returns None: for example --config=configs/digits.py')
-
-  from googlenet_jax import recipe
-  from googlenet_jax.host import checkpoints, console, sharding
-
+  for name in ('step', 'crops', 'split'):
+    if MODE.value == 'train' and flags.FLAGS[name].present:
+      raise UserError(f'--{name} is for --mode=evaluate')
   console.quieten_libraries()
-  recipe.validate(CONFIG.value)
-  sharding.use_compilation_cache()
-  sharding.use_cpu_cores(CONFIG.value)
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]).stem
-  workdir = pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
+  config = config_of_flags()
+  recipe.validate(config)
+  cache.use_compilation_cache()
+  cpu_cores.use_cpu_cores(config)
   if MODE.value == 'evaluate':
-    from googlenet_jax.data import crops
     from googlenet_jax.evaluation import table
 
-    unknown = sorted(set(CROPS.value) - set(map(str, crops.COUNTS)))
-    if unknown or not CROPS.value:
-      raise UserError(f'--crops={",".join(CROPS.value)}: choose from {",".join(map(str, crops.COUNTS))}')
-    counts = sorted(set(map(int, CROPS.value)))
-    table.evaluate_checkpoint(CONFIG.value, workdir, STEP.value, SPLIT.value, counts)
+    table.evaluate_run(config, workdir_of_flags(), step_of_flags(), SPLIT.value, crops_of_flags())
   else:
     from googlenet_jax.training import ensemble
 
-    for name in ('step', 'crops', 'split'):
-      if flags.FLAGS[name].present:
-        raise UserError(f'--{name} is for --mode=evaluate')
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
-    try:
-      with checkpoints.lock(workdir):
-        ensemble.train_members(CONFIG.value, workdir)
-    except OSError as error:
-      if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise
-      raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk names no file
+    ensemble.train(config, workdir_of_flags())
+
+
+def config_of_flags() -> 'ConfigDict':
+  """Returns the recipe: that of --config, else that of the run in --workdir; then the changes of --config.KEY=VALUE."""
+  from googlenet_jax import recipe, runs
+  from googlenet_jax.host.errors import UserError
+
+  workdir = workdir_of_flags()
+  if MODE.value == 'train' and CONFIG.value is None and not (workdir and (workdir / runs.FILE).exists()):
+    raise UserError('--config is missing: for example --config=configs/digits.py')
+  if workdir is None:
+    raise UserError('--workdir is missing: give the folder of a run, such as --workdir=runs/digits')
+  if CONFIG.value is None:
+    config = runs.read(runs.members(workdir)[0]).config
+  else:
+    config = recipe.read(CONFIG.value)
+  for name, text in _overrides:
+    recipe.override(config, name, text)
+  if MODE.value == 'evaluate':
+    runs.check_agrees(config, workdir)
+  return config
+
+
+def workdir_of_flags() -> pathlib.Path | None:
+  """Returns the folder of the run; None where neither --workdir nor --config says it."""
+  if WORKDIR.value is None and CONFIG.value is None:
+    return None
+  name = pathlib.Path((CONFIG.value or '').partition(':')[0]).stem
+  return pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
+
+
+def step_of_flags() -> int | str | None:
+  """Returns --step as a number, 'best' or None."""
+  from googlenet_jax.host.errors import UserError
+
+  if STEP.value in (None, 'best'):
+    return STEP.value
+  if not STEP.value.isdigit():
+    raise UserError(f'--step={STEP.value}: give a number, or best')
+  return int(STEP.value)
+
+
+def crops_of_flags() -> list[int]:
+  """Returns --crops as ascending numbers."""
+  from googlenet_jax.data import crops
+  from googlenet_jax.host.errors import UserError
+
+  if not CROPS.value or set(CROPS.value) - set(map(str, crops.COUNTS)):
+    raise UserError(f'--crops={",".join(CROPS.value)}: choose from {",".join(map(str, crops.COUNTS))}')
+  return sorted(set(map(int, CROPS.value)))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; raises UserError where absl and ml_collections would print pages."""
+  """Parses the command line; raises UserError where absl would print pages."""
   from googlenet_jax.host.errors import UserError
 
+  rest, arguments = argv[:1], iter(argv[1:])
+  for argument in arguments:
+    name, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name.startswith('config.'):
+      _overrides.append((name.removeprefix('config.'), value if equals else next_value(name, arguments)))
+    elif argument.startswith('-') and name.startswith('noconfig.'):
+      _overrides.append((name.removeprefix('noconfig.'), 'False'))
+    else:
+      rest.append(argument)
   try:
-    positional = flags.FLAGS(argv)
-    getattr(CONFIG.value, 'to_dict', None)  # of a recipe that cannot be opened ml_collections tells at the first use
-    return positional
+    return flags.FLAGS(rest)
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(unknown_flag(error.flagname)) from error
   except flags.Error as error:
-    text, _, pages = str(error).partition('Traceback')  # of what the recipe raised: the last line says it
-    raise UserError(f'{text}{pages.strip().splitlines()[-1]}' if pages else text) from error
-  except OSError as error:
-    reason = str(error.__cause__ or error).splitlines()[-1].strip()
-    before, _, path = reason.partition('No such file or directory: ')
-    raise UserError(f'--config: {path} does not exist' if path else f'--config cannot be read: {reason}') from error
-  except Exception as error:  # the recipe is Python and may raise anything
-    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if f.filename.endswith('.py')]
-    frames = [f for f in frames if 'site-packages' not in f.filename]
-    if isinstance(error, AttributeError) and 'get_config' not in str(error) and not frames:  # a misspelt --config.KEY
-      key = getattr(error.args[0], 'args', error.args)[0]
-      raise UserError(f'no such key in the recipe: {key}. configs/default.py lists them') from error
-    where = f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
-    raise UserError(f'--config cannot be read: {type(error).__name__}: {error}{where}') from error
+    raise UserError(str(error)) from error
+
+
+def next_value(name: str, arguments) -> str:
+  """Returns the value of `--config.KEY VALUE`; a switch needs none."""
+  from googlenet_jax import recipe
+  from googlenet_jax.host.errors import UserError
+
+  key = recipe.KEYS.get(name.removeprefix('config.'))
+  if key and isinstance(key.default, bool):
+    return 'True'
+  value = next(arguments, None)
+  if value is None:
+    raise UserError(f'--{name} needs a value: --{name}=VALUE')
+  return value
+
+
+def unknown_flag(name: str) -> str:
+  """Says that a flag does not exist, and what the user may have meant."""
+  from googlenet_jax import recipe
+
+  own = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]]
+  near = difflib.get_close_matches(name, own, 1)
+  hint = f'Did you mean --{near[0]}?' if near else recipe.suggest(name)
+  return f'--{name} is no flag. {hint} (python main.py --help)'
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-  """Ends what the main thread is doing; the loop in train.py has its own answer to signals."""
+  """Ends what the main thread is doing; the training loop has its own answer to signals."""
   raise KeyboardInterrupt(number)
+
+
+def what_stays() -> str:
+  """Says which checkpoints an interrupted program leaves."""
+  from googlenet_jax import runs
+
+  workdir = workdir_of_flags() if flags.FLAGS.is_parsed() else None
+  folders = [workdir, *workdir.glob('member_*')] if workdir else []
+  saved = any(map(runs.has_checkpoints, folders))
+  return f'interrupted; the checkpoints in {workdir} stay' if saved else 'interrupted; nothing was saved yet'
 
 
 def run() -> None:
@@ -121,7 +195,7 @@ def run() -> None:
     sys.exit(2)
   except KeyboardInterrupt as error:
     try:
-      print('interrupted; checkpoints already written stay', file=sys.stderr)
+      print(what_stays(), file=sys.stderr)
       sys.stdout.flush()
       sys.stderr.flush()
     finally:

@@ -83,7 +83,9 @@ KEYS = {
   'ensemble.members': Key(1, 'number of networks to train', FREE, least=1, most=1000),
   'ensemble.member': Key(0, 'number of this network, if members are trained apart', least=0, most=999),
   'ensemble.side_by_side': Key(False, 'train members at the same time, each on its share of the devices', FREE),
-  'ensemble.initial_weights': Key('same', 'initial weights of members; same in the paper', choices=('same', 'different')),
+  'ensemble.initial_weights': Key(
+    'same', 'initial weights of members; paper: same', choices=('same', 'different')
+  ),
   'log_every_steps': Key(50, 'steps between two log points', FREE, least=1),
   'checkpoint_every_steps': Key(0, 'steps between checkpoints inside an epoch; 0: at its end only', FREE, least=0),
 }
@@ -155,7 +157,9 @@ def read(name: str) -> ml_collections.ConfigDict:
     text = ' '.join(str(error.args[0] if error.args else error).split())
     raise UserError(f'--config={name} cannot be read: {type(error).__name__}: {text}{where}') from error
   if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f'--config={name}: get_config returns {type(config).__name__}, not the recipe: end with return config')
+    raise UserError(
+      f'--config={name}: get_config returns {type(config).__name__}, not the recipe: end with return config'
+    )
   return config
 
 

@@ -1,16 +1,13 @@
-"""Exact evaluation: every image of a split counts once, whatever the batch size; crops and ensembles by the paper."""
+"""Exact evaluation: every image of a split counts once, whatever the batch size."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops, pipeline
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import sharding
@@ -18,7 +15,7 @@ from googlenet_jax.host import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What a network, or several, said of every image, in the order of the split."""
+  """The answers of a network, or of several together, to every image of a split, in its order."""
 
   labels: np.ndarray  # int32 [N]
   log_probabilities: np.ndarray  # float32 [N, num_classes]
@@ -35,12 +32,12 @@ class Evaluation:
 
   @property
   def accuracy(self) -> float:
-    """Share of the images that were named rightly."""
+    """Share of the images whose predicted class is right."""
     return float(np.mean(self.predictions == self.labels))
 
   def error(self, top: int = 1) -> float:
-    """Share of the images whose class is not among the `top` likeliest."""
-    likeliest = np.argsort(-self.log_probabilities, axis=-1, kind='stable')[:, :top]  # of equal ones the first
+    """Returns the share of images whose class is not among the `top` likeliest."""
+    likeliest = np.argsort(-self.log_probabilities, axis=-1, kind='stable')[:, :top]  # the first of equals
     return 1 - float(np.mean((likeliest == self.labels[:, None]).any(-1)))
 
   @property
@@ -51,7 +48,7 @@ class Evaluation:
 
   @property
   def confusion(self) -> np.ndarray:
-    """int64 `[num_classes, num_classes]`: row, the true class; column, the prediction."""
+    """int64 `[num_classes, num_classes]`: a row per true class, a column per predicted class."""
     classes = self.log_probabilities.shape[1]
     flat = self.labels.astype(np.int64) * classes + self.predictions
     return np.bincount(flat, minlength=classes**2).reshape(classes, classes)
@@ -65,42 +62,31 @@ class Evaluation:
 
 
 def together(evaluations: Sequence[Evaluation]) -> Evaluation:
-  """What an ensemble says: the mean of its members' probabilities."""
+  """Returns the answers of an ensemble: the mean of its members' probabilities."""
   log_sum = functools.reduce(np.logaddexp, [e.log_probabilities for e in evaluations])
   return Evaluation(evaluations[0].labels, log_sum - np.float32(np.log(len(evaluations))))
 
 
-def make_eval_step(graphdef: nnx.GraphDef, config: Any, mesh: Mesh, crop_count: int = 1) -> Callable[..., Any]:
-  """Builds the jitted step `((params, batch_stats), batch) -> log-probabilities`, float32 `[B, num_classes]`."""
+def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[Evaluation]:
+  """Runs every network of a classifier over every image of a split.
 
-  def step(variables, batch):
-    network = nnx.merge(graphdef, *variables)
-    return crops.log_probabilities(network, batch, crop_count, config.image_size, config.augment)
-
-  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P(sharding.AXIS))
-  # Whole on every device, so that every process can read all of it.
-  return jax.jit(sharded, out_shardings=NamedSharding(mesh, P()))
-
-
-def evaluate(
-  eval_step: Callable[..., Any], networks: Sequence[tuple[Any, Any]], split: Split, batch_size: int, mesh: Mesh
-) -> list[Evaluation]:
-  """Runs networks over every image of a split; each batch is gathered once, for all of them.
+  Each batch is gathered once for all networks. The last batch is filled up, and the filling dropped.
 
   Args:
-    eval_step: from `make_eval_step`.
-    networks: `params` and `batch_stats` of each.
+    classifier: the networks, and the devices that run them.
     split: images and labels.
-    batch_size: over all devices; the last batch is filled up and the filling dropped.
-    mesh: devices.
+    crop_count: crops per image: 1, 10 or 144.
 
   Returns:
-    The evaluation of each network.
+    The evaluation of each network by itself; `together` combines them.
   """
+  mesh, networks = classifier.mesh, classifier.networks
+  batch_size = crops.batch_size(classifier.config.batch_size, crop_count, mesh.size)
+  step = classifier.predict_step(crop_count)
   outputs, ahead = [], sharding.steps_ahead()
   for batch in pipeline.eval_batches(split, batch_size, mesh):
     for variables in networks:
-      outputs.append(eval_step(variables, batch))
+      outputs.append(step(variables, batch))
       if len(outputs) > ahead:
         outputs[-1 - ahead] = jax.device_get(outputs[-1 - ahead])  # or a large split would fill the device
   outputs = jax.device_get(outputs)

@@ -1,154 +1,376 @@
-"""Pictures of a run."""
+"""Pictures of a run: curves, confusion matrix, mistakes, augmentations, errors of crops and ensembles."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from googlenet_jax.data.splits import Split
+from googlenet_jax.evaluation import drawing
+from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, WIDTH, fit, percent, plural, user_text
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host.checkpoints import replacing
 
-MISTAKES = 40  # shown at most
-LABELLED_CLASSES = 20  # with more than this, cells and ticks of the confusion matrix stay without text
+LOG_RATIO = 20  # the loss axis is logarithmic if the highest loss is more than so many times the median
+MISTAKES = 30  # images shown at most
+CELL_SHARES = 12  # with at most so many classes, cells of the confusion matrix hold counts and shares ...
+CELL_COUNTS = 20  # ... with at most so many, counts alone; with more, a list below the matrix has the numbers
+PAIRS = 15  # pairs of classes in that list at most
+
+# A wide pale line with hollow squares stays visible below a thin broken line with dots.
+LINES = {
+  'train': {'label': 'train', 'color': drawing.TRAIN, 'ls': '-', 'lw': 1.5},
+  'validation': {
+    'label': 'validation', 'color': drawing.VALIDATION, 'ls': '-', 'lw': 4, 'alpha': 0.55, 'marker': 's', 'ms': 8,
+    'markerfacecolor': 'none', 'markeredgewidth': 1.6,
+  },
+  'validation_raw': {
+    'label': 'validation, raw weights', 'color': drawing.VALIDATION, 'ls': ':', 'lw': 1.2, 'marker': '+', 'ms': 7,
+  },
+  'test_raw': {'label': 'test, raw weights', 'color': drawing.TEST, 'ls': ':', 'lw': 1.2, 'marker': 'x', 'ms': 5},
+  'test': {'label': 'test', 'color': drawing.TEST, 'ls': '--', 'lw': 1.6, 'marker': 'o', 'ms': 4},
+}  # fmt: skip
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
-  FigureCanvasAgg(figure)  # draws without a screen and without pyplot's global state
-  with replacing(path) as temporary:
-    figure.savefig(temporary, dpi=120, format='png')
+# Curves ---------------------------------------------------------------------------------------------------------------
 
 
-def curves(records: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws train loss, train accuracy and test accuracy against epochs, as the article's figure does.
+def curves(records: Sequence[dict[str, Any]], path: pathlib.Path, title: str) -> None:
+  """Draws loss, accuracy and learning rate against epochs.
 
   Args:
     records: lines of `metrics.jsonl`.
     path: of the PNG.
+    title: recipe, data and final figures.
   """
-  figure = Figure(figsize=(7, 4.2), layout='constrained')
-  axes = figure.add_subplot()
-  lines = [
-    ('train', 'loss', 'train loss', 'C0-'),
-    ('train', 'accuracy', 'train accuracy', 'C4--'),
-    ('validation', 'accuracy', 'validation accuracy', 'C1:'),
-    ('test', 'accuracy', 'test accuracy', 'C2-.'),
-    ('test_raw', 'accuracy', 'test accuracy, raw weights', 'C5:'),
-  ]
-  for split, key, label, style in lines:
-    points = [(r['epoch'], r[key]) for r in records if r['split'] == split]
-    if points:
-      axes.plot(*zip(*points, strict=True), style, label=label, marker='' if split == 'train' else 'o', ms=4)
-  axes.set_xlabel('epoch')
-  axes.set_xlim(left=0)
-  axes.set_ylim(bottom=0)
-  axes.grid(alpha=0.3)
-  if axes.lines:
-    axes.legend()
-  _save(figure, path)
+  drawing.save(_curves_figure(records, title), path)
 
 
-def confusion(evaluation: Evaluation, class_names: Sequence[str], path: pathlib.Path) -> None:
-  """Draws the confusion matrix: rows are the true classes, columns the predictions, colours the share of the row.
+def _curves_figure(records: Sequence[dict[str, Any]], title: str) -> Figure:
+  figure = drawing.new_figure(7.0, title)
+  loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.1))
+  for axes, key in ((loss, 'loss'), (accuracy, 'accuracy')):
+    for split, style in LINES.items():
+      _draw_line(axes, [r for r in records if r['split'] == split], key, style)
+  trained = [r for r in records if r['split'] == 'train']
+  _draw_line(rate, trained, 'learning_rate', {'color': drawing.LEARNING_RATE, 'lw': 1.5})
+  drawing.label_axes(loss, '', 'loss (nats)')
+  drawing.label_axes(accuracy, '', 'accuracy (share right)')
+  drawing.label_axes(rate, 'epoch', 'learning rate')
+  figure.align_ylabels()
+  _limit_loss(loss, [r['loss'] for r in records])
+  _limit_accuracy(accuracy, [r['accuracy'] for r in records])
+  rate.set_ylim(0, 1.1 * max([r['learning_rate'] for r in trained], default=0.0) or 1)
+  rate.set_xlim(0, 1.02 * max([r['epoch'] for r in records], default=0.0) or 1)
+  for axes in (loss, accuracy, rate):
+    axes.grid(alpha=0.3)
+  if loss.lines:
+    figure.legend(handles=loss.lines, loc='outside lower center', ncols=5, fontsize=NORMAL, frameon=False)
+  return figure
+
+
+def _draw_line(axes: Axes, records: Sequence[dict[str, Any]], key: str, style: dict[str, Any]) -> None:
+  if not records:
+    return
+  if len(records) <= 2:
+    style = {'marker': '.', **style}  # a line through one point is invisible
+  every = max(1, len(records) // 10)  # markers; the last point has one
+  points = [r['epoch'] for r in records], [r[key] for r in records]
+  axes.plot(*points, markevery=((len(records) - 1) % every, every), **style)
+
+
+def _limit_loss(axes: Axes, losses: Sequence[float]) -> None:
+  """Makes the axis logarithmic where a few very high losses would press the others flat."""
+  losses = [loss for loss in losses if math.isfinite(loss) and loss > 0] or [1.0]
+  if max(losses) > LOG_RATIO * np.median(losses):
+    axes.set_yscale('log')
+    axes.set_ylim(min(losses) / 1.3, max(losses) * 1.3)
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.set_ylabel('loss (nats, log scale)')
+  else:
+    axes.set_ylim(0, 1.05 * max(losses))
+
+
+def _limit_accuracy(axes: Axes, accuracies: Sequence[float]) -> None:
+  """Leaves room around the values, within [0, 1]. The limits are at least 0.1 apart."""
+  low, high = min(accuracies, default=0.0), max(accuracies, default=1.0)
+  room = max(0.06 * (high - low), (0.1 - (high - low)) / 2)
+  axes.set_ylim(max(0.0, low - room), min(1.02, high + room))
+
+
+# Confusion matrix -----------------------------------------------------------------------------------------------------
+
+
+def confusion(evaluation: Evaluation, class_names: Sequence[str], path: pathlib.Path, title: str) -> None:
+  """Draws the confusion matrix: rows are true classes, columns predictions. Blue cells are right, orange ones wrong.
+
+  With many classes the cells have no numbers. A list then shows the pairs that are confused most often.
 
   Args:
-    evaluation: of a split.
+    evaluation: predictions and labels.
     class_names: one a class.
     path: of the PNG.
+    title: recipe, split and step.
   """
-  counts = evaluation.confusion
+  drawing.save(_confusion_figure(evaluation, class_names, title), path)
+
+
+def _confusion_figure(evaluation: Evaluation, class_names: Sequence[str], title: str) -> Figure:
+  counts, classes = evaluation.confusion, len(class_names)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-  figure = Figure(figsize=(7.5, 6.8), layout='constrained')
-  axes = figure.add_subplot()
-  image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-  if len(class_names) <= LABELLED_CLASSES:
-    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha='right')
-    axes.set_yticks(range(len(class_names)), class_names)
+  title += f'\naccuracy {evaluation.accuracy:.4f} ({np.trace(counts)} of {plural(len(evaluation.labels), "image")})'
+  if classes <= CELL_COUNTS:
+    figure = drawing.new_figure(min(max(0.52 * classes, 3.0), 6.2) + 1.7, title)
+    axes = figure.add_subplot()
+    for scale, cells in zip(_scales(shares), (~np.eye(classes, dtype=bool), np.eye(classes, dtype=bool)), strict=True):
+      axes.imshow(np.ma.masked_array(shares, ~cells | (counts == 0)), cmap=scale.cmap, norm=scale.norm)
+    drawing.label_axes(axes, 'prediction', 'true class')
+    _label_classes(axes, evaluation.per_class_accuracy, class_names)
     for (row, column), count in np.ndenumerate(counts):
       if count:
-        color = 'white' if shares[row, column] > 0.5 else 'black'
-        axes.text(column, row, count, ha='center', va='center', color=color, fontsize=8)
-  axes.set_xlabel('prediction')
-  axes.set_ylabel('true class')
-  axes.set_title(f'accuracy {evaluation.accuracy:.4f} over {len(evaluation.labels)} images')
-  figure.colorbar(image, ax=axes, label='share of the true class', shrink=0.8)
-  _save(figure, path)
+        text = f'{count}\n{percent(shares[row, column])}' if classes <= CELL_SHARES else _short(count)
+        axes.text(column, row, text, ha='center', va='center', fontsize=SMALL)
+  else:
+    pairs = _confused_pairs(counts)
+    heights = 5.6, 0.7 + 0.23 * len(pairs)
+    figure = drawing.new_figure(sum(heights) + 0.4, title)
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    _draw_cells(above.add_subplot(), shares)
+    _draw_pairs(below.add_subplot(), pairs, counts, class_names)
+  return figure
 
 
-def mistakes(evaluation: Evaluation, split: Split, class_names: Sequence[str], path: pathlib.Path) -> None:
-  """Shows the images that the network got most confidently wrong, with what it said and what they are.
+def _short(count: int) -> str:
+  """At most four characters below a million."""
+  return str(count) if count < 10_000 else f'{count / 1000:.0f}k'
+
+
+def _scales(shares: np.ndarray) -> tuple[ScalarMappable, ScalarMappable]:
+  """Colour scales for mistakes and for right answers. The one for mistakes ends at the largest and is not linear."""
+  highest = max(np.max(shares, where=~np.eye(len(shares), dtype=bool), initial=0.0), 0.01)
+  scales = []
+  for name, colors, power, top in (
+    ('wrong', ['#FBE6BC', drawing.WRONG], 0.5, highest),
+    ('right', ['#E4F3FC', drawing.RIGHT], 1.0, 1.0),
+  ):
+    colors = LinearSegmentedColormap.from_list(name, colors)
+    scales.append(ScalarMappable(PowerNorm(power, vmin=0, vmax=top), colors))
+  return scales[0], scales[1]
+
+
+def _label_classes(axes: Axes, accuracies: np.ndarray, class_names: Sequence[str]) -> None:
+  """Writes the names of the classes, and on the right the share of each that is right."""
+  places = range(len(class_names))
+  turned = {'rotation': 45, 'ha': 'right', 'rotation_mode': 'anchor'} if max(map(len, class_names)) > 3 else {}
+  axes.set_xticks(places, [fit(name, 95, SMALL) for name in class_names], **turned, **user_text())
+  axes.set_yticks(places, [fit(name, 110, SMALL) for name in class_names], **user_text())
+  right = axes.secondary_yaxis('right')
+  right.set_yticks(places, ['no images' if np.isnan(share) else f'{100 * share:.1f} %' for share in accuracies])
+  right.tick_params(labelsize=SMALL, length=0)
+  right.set_ylabel('accuracy of the class', fontsize=NORMAL)
+
+
+def _draw_cells(axes: Axes, shares: np.ndarray) -> None:
+  """Draws a matrix of many classes without numbers. Every cell has a visible size."""
+  rows, columns = np.nonzero(shares)
+  order = np.argsort(shares[rows, columns], kind='stable')  # the largest shares are drawn last, above the others
+  rows, columns = rows[order], columns[order]
+  side = max(0.9 * 4.6 * 72 / len(shares), 1.5)  # points
+  labels = 'wrong (share of the true class)', 'right (share of the true class)'
+  for scale, chosen, label in zip(_scales(shares), (rows != columns, rows == columns), labels, strict=True):
+    cells = columns[chosen], rows[chosen]
+    colors = scale.to_rgba(shares[cells[::-1]])
+    axes.scatter(*cells, c=colors, marker='s', s=side**2, linewidths=0)
+    bar = axes.figure.colorbar(scale, ax=axes, shrink=0.9, aspect=30)
+    bar.set_label(label, fontsize=NORMAL)
+    bar.ax.tick_params(labelsize=SMALL)
+  axes.set(xlim=(-0.5, len(shares) - 0.5), ylim=(len(shares) - 0.5, -0.5), aspect='equal')
+  drawing.label_axes(axes, 'number of the predicted class', 'number of the true class')
+
+
+def _confused_pairs(counts: np.ndarray) -> list[tuple[int, int]]:
+  """True class and prediction of the most frequent mistakes, most frequent first."""
+  wrong = counts - np.diag(np.diag(counts))
+  order = np.argsort(-wrong, axis=None, kind='stable')[:PAIRS]
+  return [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[tuple[int, int]], counts: np.ndarray, class_names: Sequence[str]) -> None:
+  """Draws a bar for each pair of classes."""
+  if not pairs:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, 'No mistakes.', ha='center', va='center', fontsize=TITLE, transform=axes.transAxes)
+    return
+  sizes = [int(counts[pair]) for pair in pairs]
+  axes.barh(range(len(pairs)), sizes, color=drawing.WRONG)
+  names = [' taken for '.join(fit(class_names[label], 125, SMALL) for label in pair) for pair in pairs]
+  drawing.label_axes(axes, 'images', '')
+  axes.set_yticks(range(len(pairs)), names, **user_text())
+  axes.set(xlim=(0, 1.6 * sizes[0]), ylim=(len(pairs) - 0.4, -0.6))
+  axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+  for place, ((true, _), size) in enumerate(zip(pairs, sizes, strict=True)):
+    text = f'{size} of {counts[true].sum()} ({percent(size / counts[true].sum())})'
+    axes.annotate(text, (size, place), (4, 0), textcoords='offset points', va='center', fontsize=SMALL)
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+def mistakes(
+  evaluation: Evaluation, split: Split, class_names: Sequence[str], path: pathlib.Path, title: str, name: str = 'test'
+) -> None:
+  """Shows the most confident mistakes: the index of the image, what the network said, and the true class.
 
   Args:
-    evaluation: of `split`.
+    evaluation: predictions for `split`.
     split: images and labels.
     class_names: one a class.
     path: of the PNG.
+    title: recipe, split and step.
+    name: of the split.
   """
+  drawing.save(_mistakes_figure(evaluation, split, class_names, title, name), path)
+
+
+def _mistakes_figure(evaluation: Evaluation, split: Split, class_names: Sequence[str], title: str, name: str) -> Figure:
   wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
   worst = wrong[np.argsort(-evaluation.confidences[wrong], kind='stable')][:MISTAKES]
-  columns = 8
-  rows = max(1, -(-len(worst) // columns))
-  figure = Figure(figsize=(11, 0.6 + 1.75 * rows), layout='constrained')
-  shown = '' if len(wrong) == len(worst) else f'; the {len(worst)} most confident'
-  figure.suptitle(f'mistakes: {len(wrong)} in {len(evaluation.labels)} images{shown}')
-  if not len(worst):
-    figure.text(0.5, 0.4, 'no mistakes', ha='center')
-  for place, index in enumerate(worst, start=1):
+  images = plural(len(evaluation.labels), f'{name} image')
+  if not len(wrong):
+    figure = drawing.new_figure(1.3, title)
+    figure.text(0.5, 0.35, f'No mistakes in {images}.', ha='center', va='center', fontsize=TITLE)
+    return figure
+  columns = 6
+  rows = -(-len(worst) // columns)
+  captions = []
+  for index in worst:
+    said = f'said {class_names[evaluation.predictions[index]]} ({percent(evaluation.confidences[index])}),'
+    true = f'true {class_names[evaluation.labels[index]]}'
+    parts = (fit(text.replace(' %', '\u00a0%'), WIDTH / columns * 72 - 10, SMALL, 2) for text in (said, true))
+    captions.append('\n'.join((f'#{index}', *parts)))
+  lines = max(caption.count('\n') + 1 for caption in captions)
+  shown = f'; the {len(worst)} most confident' if len(worst) < len(wrong) else ''
+  title += f'\n{plural(len(wrong), "mistake")} in {images}{shown}'
+  figure = drawing.new_figure(0.6 + rows * (1.2 + 0.14 * lines), title)
+  for place, (index, caption) in enumerate(zip(worst, captions, strict=True), start=1):
     axes = figure.add_subplot(rows, columns, place)
-    image = split.picture(int(index))
-    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
-    said, true = class_names[evaluation.predictions[index]], class_names[evaluation.labels[index]]
-    axes.set_title(f'{said} {evaluation.confidences[index]:.0%}\nis {true}', fontsize=7)
-    axes.set_axis_off()
-  _save(figure, path)
+    _show_image(axes, split.picture(int(index)) / 255)
+    axes.set_title(caption, fontsize=SMALL, **user_text())
+  return figure
 
 
-def augmentations(stored: Sequence[np.ndarray], seen: np.ndarray, labels: Sequence[str], path: pathlib.Path) -> None:
-  """Shows images of a training batch, and below each what the network sees of it.
+def _show_image(axes: Axes, image: np.ndarray) -> None:
+  """Shows an image `[h, w, C]` in [0, 1] without axes."""
+  axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=1)
+  axes.set(xticks=[], yticks=[])
+  axes.spines[:].set_visible(False)
+
+
+def augmentations(
+  stored: Sequence[np.ndarray],
+  seen: np.ndarray,
+  labels: Sequence[str],
+  path: pathlib.Path,
+  title: str,
+  used: Sequence[str],
+) -> None:
+  """Shows images of a training batch, and below each one what the network sees of it.
 
   Args:
-    stored: uint8 `[H, W, C]` each.
+    stored: uint8 `[h, w, C]` each.
     seen: float `[N, S, S, C]` in [0, 1].
     labels: names of their classes.
     path: of the PNG.
+    title: recipe and data.
+    used: texts for the augmentations that are on, such as 'shift up to 2 px'.
   """
+  drawing.save(_augmentations_figure(stored, seen, labels, title, used), path)
+
+
+def _augmentations_figure(
+  stored: Sequence[np.ndarray], seen: np.ndarray, labels: Sequence[str], title: str, used: Sequence[str]
+) -> Figure:
   columns = 8
   rows = -(-len(stored) // columns)
-  figure = Figure(figsize=(11, 0.5 + 2.9 * rows), layout='constrained')
-  figure.suptitle('a training batch: stored images, and below each what the network sees')
+  title += f'\naugmentation: {", ".join(used)}' if used else '\nno augmentation'
+  figure = drawing.new_figure(0.6 + 2.25 * rows, title)
   for place, (image, view, label) in enumerate(zip(stored, seen, labels, strict=True)):
     row, column = divmod(place, columns)
     for below, picture in ((0, image / 255), (1, np.clip(view, 0, 1))):
       axes = figure.add_subplot(2 * rows, columns, (2 * row + below) * columns + column + 1)
-      axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap='gray', vmin=0, vmax=1)
-      axes.set_axis_off()
+      _show_image(axes, picture)
+      if column == 0:
+        axes.set_ylabel('seen' if below else 'stored', fontsize=SMALL)
       if not below:
-        axes.set_title(label, fontsize=7)
-  _save(figure, path)
+        axes.set_title(fit(label, WIDTH / columns * 72 - 10, SMALL, 2), fontsize=SMALL, **user_text())
+  return figure
 
 
-def protocol(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws the errors of the paper's table 3 against the cost.
+# Table ----------------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str) -> None:
+  """Draws top-1 and top-5 errors against the cost, the number of crops times the number of models.
 
   Args:
-    rows: of `protocol.row`.
+    rows: dicts with `models`, `crops`, `cost`, `top1_error`, `top5_error`, and `top1_errors`, one a model.
     path: of the PNG.
+    title: recipe, split and step.
   """
-  figure = Figure(figsize=(8, 4), layout='constrained')
-  for axes, key, title in zip(figure.subplots(1, 2), ('top1_error', 'top5_error'), ('top-1', 'top-5'), strict=True):
+  drawing.save(_table_figure(rows, title), path)
+
+
+def _table_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+  tops = (1, 5) if any(r['top5_error'] > 0 for r in rows) else (1,)
+  figure = drawing.new_figure(4.2, title)
+  for axes, top in zip(figure.subplots(1, len(tops), squeeze=False)[0], tops, strict=True):
+    drawing.label_axes(axes, 'cost (models x crops)', f'top-{top} error (%)')
     for models in sorted({r['models'] for r in rows}):
-      own = [r for r in rows if r['models'] == models]
-      costs, errors = [r['cost'] for r in own], [100 * r[key] for r in own]
-      axes.plot(costs, errors, 'o-', label=f'{models} model{"s" * (models > 1)}')
-      for r, cost, error in zip(own, costs, errors, strict=True):
-        axes.annotate(f'{r["crops"]}', (cost, error), textcoords='offset points', xytext=(4, 4), fontsize=8)
-    axes.set_xscale('log')
-    axes.margins(0.15)  # for the numbers beside the outermost points
-    axes.set_xlabel('cost: models times crops (beside a point: crops)')
-    axes.set_ylabel(f'{title} error, %')
+      _draw_errors(axes, sorted((r for r in rows if r['models'] == models), key=lambda r: r['crops']), top)
+    low, high = axes.dataLim.intervaly
+    room = max(0.15 * (high - low), 0.05 * high, 0.05)
+    axes.set_ylim(max(0.0, low - room), high + room)
+    _limit_costs(axes, sorted({r['cost'] for r in rows}))
     axes.grid(alpha=0.3)
-    axes.legend()
-  _save(figure, path)
+  handles = figure.axes[0].get_legend_handles_labels()
+  figure.legend(*handles, loc='outside lower center', ncols=4, fontsize=NORMAL, frameon=False)
+  return figure
+
+
+def _draw_errors(axes: Axes, rows: Sequence[dict[str, Any]], top: int) -> None:
+  """Draws a line for one model or for an ensemble. For one model of several, bars show lowest and highest error."""
+  models = rows[0]['models']
+  style = {'color': drawing.ONE_MODEL, 'fmt': 'o-'} if models == 1 else {'color': drawing.ENSEMBLE, 'fmt': 's--'}
+  label = '1 model' if models == 1 else f'{models} models together'
+  errors = 100 * np.array([r[f'top{top}_error'] for r in rows])
+  bars = None
+  if models == 1 and top == 1 and len(rows[0]['top1_errors']) > 1:
+    single = 100 * np.array([r['top1_errors'] for r in rows])
+    bars = np.maximum([errors - single.min(axis=1), single.max(axis=1) - errors], 0)
+    label += f': mean of {single.shape[1]}, bars from lowest to highest'
+  axes.errorbar([r['cost'] for r in rows], errors, bars, label=label, capsize=3, **style)
+  for r, error, following in zip(rows, errors, [*errors[1:], errors[-1]], strict=True):
+    offset = (5, -11) if following > error else (5, 4)  # beside the line, not on it
+    crops = plural(r['crops'], 'crop')
+    axes.annotate(crops, (r['cost'], error), offset, textcoords='offset points', fontsize=SMALL)
+
+
+def _limit_costs(axes: Axes, costs: Sequence[int]) -> None:
+  """Sets a logarithmic axis with ticks at the costs themselves, except where they would touch."""
+  low, high = costs[0] / 1.6, 1.6 * costs[-1] * (costs[-1] / costs[0]) ** 0.3  # room for the text at the last point
+  shown = list(costs[:1])
+  for cost in costs[1:]:
+    if math.log(cost / shown[-1]) > 0.08 * math.log(high / low):
+      shown.append(cost)
+  axes.set(xscale='log', xlim=(low, high))
+  axes.set_xticks(shown, [str(cost) for cost in shown])
+  axes.set_xticks([], minor=True)
+
+
+protocol = table  # until evaluation/table.py calls `table`

@@ -1,4 +1,4 @@
-"""What is kept between runs, in ~/.cache/googlenet_jax (XDG_CACHE_HOME): compiled programs, and decoded images."""
+"""The cache between runs, ~/.cache/googlenet_jax (XDG_CACHE_HOME): compiled programs and decoded images."""
 
 import contextlib
 import hashlib
@@ -7,44 +7,48 @@ import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
-from googlenet_jax.host.checkpoints import replacing
+from googlenet_jax.host.files import replacing
 
 
 def folder() -> pathlib.Path:
-  """Where everything lies; it may not be there yet."""
+  """Returns the folder of the cache; it may not exist yet."""
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'googlenet_jax'
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, unless the user has named a folder (JAX_COMPILATION_CACHE_DIR)."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(folder()))
 
 
 def arrays(
   name: str, sources: Sequence[pathlib.Path], read: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """What `read` makes of some files: read now, or kept from the last time that they were read.
+  """Returns the arrays that `read` makes of some files, from the cache if the files have not changed.
 
-  Files are the same if path, size and time of change are. What is kept has checksums; where it is damaged, or cannot
-  be written, the files are read.
+  Files count as unchanged if path, size and modification time are the same. A cached file has checksums. If it is
+  damaged or cannot be written, the sources are read.
 
   Args:
-    name: of what is kept; sources of another place have another file.
+    name: name of the cached file; sources in another folder get another file.
     sources: the files.
-    read: makes named arrays of them.
-
-  Returns:
-    The arrays.
+    read: reads the sources and returns named arrays.
   """
   place = hashlib.sha256(str(sources[0].resolve()).encode()).hexdigest()[:8]
   path = folder() / f'{name}_{place}.npz'
   state = str([(source.name, source.stat().st_size, source.stat().st_mtime_ns) for source in sources])
   with (
-    contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),  # not there, or damaged
+    contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),  # missing or damaged
     path.open('rb') as file,
     np.load(file, allow_pickle=False) as kept,
   ):
     if kept['of'] == state:
       return {key: kept[key] for key in kept if key != 'of'}
   found = read()
-  with contextlib.suppress(OSError):  # without room for it the next run takes its time again
+  with contextlib.suppress(OSError):  # on a full disk the next run reads the sources again
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open('wb') as file:
       np.savez(file, of=state, **found)

@@ -1,15 +1,12 @@
-"""Checkpoints behind five verbs: save, restore, delete, list (`steps`), close. Orbax writes them, asynchronously.
+"""Checkpoints of a run. Orbax writes them in the background; checksums find damage that Orbax does not.
 
-Kept are the two newest, so that damage to one loses no run, and the best by validation accuracy where there is one.
+The two newest are kept, so damage to one loses no run, and the best by validation accuracy where there is one.
 """
 
 import contextlib
-import fcntl
-import json
 import pathlib
 import threading
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,11 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError
 
-NO_ACCURACY = -1.0  # of a checkpoint that was never validated: worse than every accuracy
-# Orbax tells the saves of a process apart by a number that is the process's own: two at once answer for each other,
-# and lose files or wait for ever.
+NO_ACCURACY = -1.0  # of a checkpoint without validation: worse than every accuracy
+BEST = 'best'
+# Orbax numbers the saves of a process with one counter: two at once mix up their answers, lose files or wait for ever.
 _one_save = threading.Lock()
 
 
@@ -32,17 +30,17 @@ class DamagedError(Exception):
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints`."""
 
-  def __init__(self, workdir: pathlib.Path, read_only: bool = False, shared: bool = False):
-    """Opens the folder, and makes it where it is missing.
+  def __init__(self, workdir: pathlib.Path, read_only: bool = False, one_at_a_time: bool = False):
+    """Opens the folder, and makes it if it is missing.
 
     Args:
       workdir: folder of the run.
-      read_only: nothing in the folder changes: what looks like the rest of a killed save may be one under way.
-      shared: other threads save other runs: one at a time, each until it is on disk.
+      read_only: change nothing in the folder. What looks like the rest of a killed save may be a save under way.
+      one_at_a_time: other threads save other runs. Each save waits for the others and until it is on disk.
     """
     self.directory = workdir.resolve() / 'checkpoints'
     self.read_only = read_only
-    self._shared = shared
+    self._one_at_a_time = one_at_a_time
 
     def accuracy(metrics):
       return metrics['accuracy'] if metrics else NO_ACCURACY
@@ -63,14 +61,35 @@ class Checkpoints:
     """Steps with a complete checkpoint, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None) -> None:
-    """Writes a checkpoint, in the background unless `shared`; nothing happens if the step is saved already.
+  def best(self) -> int:
+    """Returns the step with the highest validation accuracy.
+
+    Raises:
+      UserError: no checkpoint was validated.
+    """
+    step = self._manager.best_step()
+    if step is None or self._manager.metrics(step)['accuracy'] == NO_ACCURACY:
+      raise UserError(
+        f'no checkpoint in {self.directory} has a validation accuracy: the recipe holds out no images '
+        '(config.data.validation_examples=0). Give --step=N, or leave --step out for the newest'
+      )
+    return step
+
+  def is_fresh(self, step: int) -> bool:
+    """Returns whether the batch statistics of a checkpoint fit its weights, see `save`."""
+    return bool((self._manager.metrics(step) or {}).get('fresh'))
+
+  def save(
+    self, step: int, items: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None, fresh: bool = True
+  ) -> None:
+    """Writes a checkpoint, in the background unless `one_at_a_time`; a step that is saved already is left alone.
 
     Args:
       step: number of steps taken.
-      items: trees of arrays, each of which can be restored without the others.
+      items: trees of arrays; each can be restored without the others.
       meta: JSON values to keep beside it.
-      accuracy: on the validation images, where there are any: the best one's checkpoint is kept.
+      accuracy: accuracy on the validation images, if there are any. The best checkpoint is kept.
+      fresh: whether the batch statistics fit the weights, see `evaluation/statistics.py`.
 
     Raises:
       UserError: a weight is not finite, or the disk does not take it.
@@ -80,28 +99,28 @@ class Checkpoints:
     digest, bad = _digest(items)
     if bad:
       raise UserError(f'step {step}: {bad[0]} is not finite; not saved. Lower the learning rate. {self.newest()}')
-    metrics = {'accuracy': NO_ACCURACY if accuracy is None else accuracy}
+    metrics = {'accuracy': NO_ACCURACY if accuracy is None else accuracy, 'fresh': float(fresh)}
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave({**meta, 'crc32': digest}))
-    with _one_save if self._shared else contextlib.nullcontext():
+    with _one_save if self._one_at_a_time else contextlib.nullcontext():
       try:
         taken = self._manager.save(step, args=arguments, metrics=metrics)
-      except Exception as error:  # also what the background thread of the save before met
+      except Exception as error:  # also an error of the save before, from its thread
         raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
-      if self._shared:
+      if self._one_at_a_time:
         self.wait()
-    if not taken:  # Orbax takes no step before the newest that it has
+    if not taken:  # Orbax refuses a step older than its newest
       raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads one checkpoint and checks it against the checksums written with it.
+    """Reads one checkpoint and checks it against its checksums.
 
     Args:
       items: the items to read, as trees of `jax.ShapeDtypeStruct` with shardings.
       step: which one.
 
     Returns:
-      The items on their devices, and what was given as `meta`.
+      The items on their devices, and the `meta` that was saved.
 
     Raises:
       DamagedError: files are missing, unreadable or changed.
@@ -119,12 +138,54 @@ class Checkpoints:
       raise DamagedError(f'checkpoint {step} in {self.directory} is damaged: {changed[0]} is not what was saved')
     return found, restored.meta
 
-  def delete(self, step: int) -> None:
-    """Removes one checkpoint."""
-    self._manager.delete(step)
+  def restore_whole(
+    self, items: dict[str, Any], step: int | str | None = None, fresh_first: bool = False
+  ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Reads the newest checkpoint that is not damaged, or one given step.
+
+    Damaged checkpoints newer than the one read are deleted, unless this is read-only. Orbax saves no step that it has
+    and none before it, so the run would find them damaged for ever.
+
+    Args:
+      items: as for `restore`.
+      step: a step, 'best', or None for the newest that is whole.
+      fresh_first: without a step, prefer the newest whose batch statistics fit its weights.
+
+    Returns:
+      As `restore`, or None if there is no checkpoint at all.
+
+    Raises:
+      UserError: there is no checkpoint of that step, or all of them are damaged.
+    """
+    steps = self.steps()
+    if step == BEST and steps:
+      steps = [self.best()]
+    elif step is not None and step != BEST:
+      if step not in steps:
+        raise UserError(f'there is no checkpoint of step {step} in {self.directory}: there are {steps or "none"}')
+      steps = [step]
+    elif fresh_first:
+      steps.sort(key=self.is_fresh, reverse=True)  # stable: among equals the newest stays first
+    damaged = {}
+    for step in steps:
+      try:
+        found = self.restore(items, step)
+      except DamagedError as error:
+        damaged[step] = error
+        continue
+      for bad, error in damaged.items():
+        console.say(f'warning: {error}' + ('' if self.read_only else f'; deleted, step {step} is whole'))
+        if not self.read_only:
+          self._manager.delete(bad)
+      return found
+    for error in damaged.values():
+      console.say(f'warning: {error}')
+    if steps:
+      raise UserError(f'every checkpoint tried in {self.directory} is damaged: move that folder away to start anew')
+    return None
 
   def newest(self) -> str:
-    """A phrase that names the newest complete checkpoint."""
+    """Returns a sentence that names the newest complete checkpoint."""
     self.wait()
     steps = self.steps()
     return f'Last good checkpoint: {self.directory / str(steps[0])}' if steps else 'There is no checkpoint yet'
@@ -137,7 +198,7 @@ class Checkpoints:
     """
     try:
       self._manager.wait_until_finished()
-    except Exception as error:  # what the background thread met: OSError, or TensorStore's ValueError
+    except Exception as error:  # from the background thread: OSError, or TensorStore's ValueError
       raise UserError(f'a checkpoint could not be written in {self.directory}: {_reason(error)}') from error
 
   def close(self) -> None:
@@ -147,12 +208,12 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-  full = 'No space left on device'  # which stands far behind in TensorStore's text
+  full = 'No space left on device'  # far back in TensorStore's text
   return full if full in str(error) else str(error)[:200]
 
 
 def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
-  """crc32 of every array by its path, and the paths of those that are not finite."""
+  """Returns the crc32 of every array by its path, and the paths of arrays that are not finite."""
   digest, bad = {}, []
   for path, leaf in jax.tree_util.tree_leaves_with_path(items):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -161,40 +222,3 @@ def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
     if not np.isfinite(array).all():
       bad.append(name)
   return digest, bad
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a path to write to, which then takes the place of `path`: a reader never finds half of a file."""
-  temporary = path.with_name(path.name + '.tmp')
-  yield temporary
-  temporary.replace(path)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file as `replacing` does."""
-  with replacing(path) as temporary:
-    temporary.write_text(text)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON as `write_text` does."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
-
-
-@contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Within the `with` block no other program gets this lock, on one machine; the empty file `.lock` stays.
-
-  Raises:
-    UserError: another run has it.
-  """
-  if jax.process_index() != 0:  # the processes of one run share a workdir
-    yield
-    return
-  with (workdir / '.lock').open('a') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed, also by a kill
-    except BlockingIOError as error:
-      raise UserError(f'another run is writing in {workdir}: wait for it, or give another --workdir') from error
-    yield

@@ -1,8 +1,8 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception for mistakes that the user can correct."""
 
 
 class UserError(Exception):
-  """A mistake in what the user gave: says what is wrong, where, and what to do.
+  """The user gave something wrong. The text says what is wrong, where, and what to do.
 
-  `main.py` prints its text as one line and exits with status 2, without a traceback.
+  `main.py` prints the text as one line and exits with status 2, without a traceback.
   """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
 
 import os
 import shlex
@@ -10,10 +10,10 @@ from googlenet_jax.host import console
 
 
 class StopRequest:
-  """Within the `with` block, `signal` is the first SIGINT or SIGTERM that came; a second one ends at once."""
+  """Inside the `with` block, `signal` is the first SIGINT or SIGTERM that came; a second one ends the program."""
 
   def __init__(self):
-    """Nothing is caught before the block begins."""
+    """Catches nothing until the block begins."""
     self.signal: signal.Signals | None = None
     self._before = {}
 
@@ -30,10 +30,10 @@ class StopRequest:
     if self.signal is not None:
       os._exit(128 + number)  # SystemExit would wait for threads; a checkpoint half written does not count
     self.signal = signal.Signals(number)
-    # Not print: the signal may have come in the middle of one.
-    os.write(2, f'\n{self.signal.name}: saving after this step; once more ends at once\n'.encode())
+    # Not print: the signal may have interrupted one.
+    os.write(2, f'\n{self.signal.name}: saving after this step; a second signal ends at once\n'.encode())
 
   def exit(self) -> None:
-    """Ends the program with the shell's status for the signal and a line that says how to continue."""
+    """Says how to continue, and ends the program with the shell's status for the signal."""
     console.say(f'The same command continues: {shlex.join(["python", *sys.argv])}')
     raise SystemExit(128 + self.signal)

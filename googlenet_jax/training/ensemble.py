@@ -1,136 +1,178 @@
-"""An ensemble: runs of one recipe that differ in the order of images and in every random choice (section 7)."""
+"""Trains a recipe: one network, or an ensemble whose members differ in every random choice (section 7 of the paper)."""
 
 import concurrent.futures
-import json
+import errno
+import os
 import pathlib
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
+from googlenet_jax import classifier, recipe, runs
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
-from googlenet_jax.host import checkpoints, console
+from googlenet_jax.host import cache, console, files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import loop
 
 
-def members(config: Any, workdir: pathlib.Path) -> list[tuple[Any, pathlib.Path]]:
-  """Recipe and folder of every member; a single run is its own only member."""
+def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) -> classifier.Classifier:
+  """Trains a recipe in a folder, or continues what stopped there.
+
+  Args:
+    config: the recipe, or the path of a recipe file.
+    workdir: folder of the run; made if it is missing.
+
+  Returns:
+    The trained classifier.
+
+  Raises:
+    UserError: something that the user can correct.
+    SystemExit: interrupted by a signal, after saving.
+  """
+  config = config if isinstance(config, ConfigDict) else recipe.read(str(config))
+  recipe.validate(config)
+  cache.use_compilation_cache()
+  workdir = pathlib.Path(workdir).expanduser()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
+  try:
+    with files.lock(workdir), StopRequest() as stop:
+      train_members(config, workdir, stop)
+  except OSError as error:
+    if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk names no file
+  return classifier.load(workdir)
+
+
+def members(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[ConfigDict, pathlib.Path]]:
+  """Returns recipe and folder of every member; a single run is its own only member."""
   count = config.ensemble.members
   if count == 1:
     return [(config, workdir)]
   out = []
   for member in range(count):
-    recipe = config.copy_and_resolve_references()
-    recipe.ensemble.member = member
-    out.append((recipe, workdir / f'member_{member}'))
+    own = config.copy_and_resolve_references()
+    own.ensemble.member = member
+    out.append((own, workdir / f'member_{member}'))
   return out
 
 
-def ended(recipe: Any, folder: pathlib.Path) -> bool:
-  """Whether the run in a folder has ended, as long as the recipe is, and its last checkpoint is there."""
-  try:
-    summary = json.loads((folder / 'summary.json').read_text())
-    steps, epochs = summary['steps'], summary['epochs']
-  except (OSError, ValueError, KeyError, TypeError):
-    return False
-  kept = (folder / 'checkpoints' / f'{steps}').is_dir()
-  return kept and (epochs >= recipe.epochs or 0 < recipe.max_steps <= steps)
+def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> None:
+  """Trains every member, and continues with the members and steps where training stopped.
 
-
-def train_members(config: Any, workdir: pathlib.Path) -> None:
-  """Trains every member; goes on with the members and steps where it stopped.
-
-  They train one after another over all devices, or with `ensemble.side_by_side` at the same time, each on its own
-  equal share of the devices. A recipe of one member is trained in `workdir` itself.
+  Members train in turn over all devices, or with `ensemble.side_by_side` at the same time, each on its own equal share
+  of the devices. A recipe of one member is trained in `workdir` itself.
 
   Raises:
     UserError: as `loop.train`; side by side is asked for over several processes; a member has ended that was trained
       for another number of epochs or steps.
     SystemExit: interrupted by a signal, after saving.
   """
-  runs = members(config, workdir)
-  other, what = ('member_*', 'an ensemble') if len(runs) == 1 else ('checkpoints', 'a single run')
+  all_members = members(config, workdir)
+  single = len(all_members) == 1
+  other, what = ('member_*', 'an ensemble') if single else ('checkpoints', 'a single run')
   if any(workdir.glob(other)):
     raise UserError(
-      f'{workdir} holds {what}, and config.ensemble.members={len(runs)} would train another kind of run in it: '
-      'give another --workdir, or the members that it has'
+      f'{workdir} holds {what}, and config.ensemble.members={len(all_members)} would train another kind of run there: '
+      'give another --workdir, or the number of members that it has'
     )
-  if len(runs) == 1:
-    loop.train(config, workdir)
-    return
-  left = []
-  for recipe, folder in runs:
-    recipe.check_same(recipe, folder)
-    if ended(recipe, folder):
-      recipe.check_length(recipe, folder)
-      console.say(f'{_name(recipe)}: has ended, in {folder}')
-    else:
-      left.append((recipe, folder))
+  left = all_members if single else not_ended(all_members)
   if not left:
     return
-  dataset = datasets.load(**config.data)
-  with StopRequest() as stop:
-    if config.ensemble.side_by_side:
-      _train_side_by_side(left, dataset, stop)
-    else:
-      if len(left) > 1:
-        console.say(f'{len(left)} members to train, one after another; what each says of time is for itself')
-      for recipe, folder in left:
-        console.say(f'{_name(recipe)}: in {folder}')
-        _train_one(recipe, folder, None, dataset, stop)
-        if stop.signal:
-          break
-    if stop.signal and not all(ended(recipe, folder) for recipe, folder in left):
-      stop.exit()
+  if single:
+    loop.train(config, workdir, stop)
+  elif config.ensemble.side_by_side:
+    _train_side_by_side(left, datasets.load(**config.data), stop)
+  else:
+    _train_in_turn(left, datasets.load(**config.data), stop)
+  if stop.signal and not all(runs.ended(own, folder) for own, folder in left):
+    stop.exit()
 
 
-def _name(recipe: Any) -> str:
-  return f'member {recipe.ensemble.member} of {recipe.ensemble.members}'
+def not_ended(all_members: list[tuple[ConfigDict, pathlib.Path]]) -> list[tuple[ConfigDict, pathlib.Path]]:
+  """Returns the members that are not trained to their end.
+
+  Raises:
+    UserError: another recipe trained a member, or it ended after another number of epochs or steps.
+  """
+  left = []
+  for config, folder in all_members:
+    runs.check_resumable(config, folder)
+    if not runs.ended(config, folder):
+      left.append((config, folder))
+      continue
+    before, now = recipe.flatten(runs.read(folder).config), recipe.flatten(config)
+    differing = [name for name in recipe.LENGTH if before[name] != now[name]]
+    if differing:
+      text = '; '.join(f'{name}: {before[name]} there, {now[name]} now' for name in differing)
+      raise UserError(
+        f'{folder} has ended as a run of another length ({text}), and members are trained alike: give the same values, '
+        'or another --workdir'
+      )
+    console.say(f'{_name(config)}: has ended, in {folder}')
+  return left
 
 
-def _train_one(recipe, folder, devices, dataset, stop) -> None:
+def _name(config: ConfigDict) -> str:
+  return f'member {config.ensemble.member} of {config.ensemble.members}'
+
+
+def _train_one(config, folder, stop, dataset, devices=None) -> None:
   folder.mkdir(exist_ok=True)
-  with checkpoints.lock(folder):
-    loop.train(recipe, folder, devices, stop, dataset)
+  with files.lock(folder):
+    loop.train(config, folder, stop, devices, dataset)
 
 
-def _train_side_by_side(runs: list[tuple[Any, pathlib.Path]], dataset: Dataset, stop: StopRequest) -> None:
-  """A thread for each share of the devices; each trains some of the members, one after another."""
+def _train_in_turn(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Dataset, stop: StopRequest) -> None:
+  if len(left) > 1:
+    console.say(f'training {len(left)} members in turn; times are per member')
+  for config, folder in left:
+    console.say(f'{_name(config)}: in {folder}')
+    _train_one(config, folder, stop, dataset)
+    if stop.signal:
+      break
+
+
+def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Dataset, stop: StopRequest) -> None:
+  """Gives each share of the devices a thread, which trains some of the members in turn."""
   if jax.process_count() > 1:
     raise UserError('config.ensemble.side_by_side is for one process: leave it out, members then use all processes')
   devices = jax.devices()
-  # Of all members, not of those that are left: a run goes on with as many devices as it began with.
-  count = min(runs[0][0].ensemble.members, len(devices))
+  # Counted over all members, not over those left: a run continues with as many devices as it began with.
+  count = min(left[0][0].ensemble.members, len(devices))
   share = len(devices) // count
   failed = {}
 
   def work(place: int) -> None:
-    for recipe, folder in runs[place::count]:
+    for config, folder in left[place::count]:
       if stop.signal:
         return
-      console.prefix.set(f'{recipe.ensemble.member}: ')
+      console.prefix.set(f'{config.ensemble.member}: ')
       try:
-        _train_one(recipe, folder, devices[place * share : (place + 1) * share], dataset, stop)
-      except Exception as error:  # the others go on; told at once, for they may take hours
+        _train_one(config, folder, stop, dataset, devices[place * share : (place + 1) * share])
+      except Exception as error:  # the others continue; shown at once, because they may take hours
         console.say(f'error: {error}')
-        failed[recipe.ensemble.member] = error
+        failed[config.ensemble.member] = error
 
-  shares = min(count, len(runs))
+  shares = min(count, len(left))
   if count == 1:
-    console.say('config.ensemble.side_by_side: there is one device, so that the members train one after another')
+    console.say('config.ensemble.side_by_side: there is one device, so members train in turn')
   else:
-    console.say(f'{len(runs)} members on {shares} shares of the devices, of {share} each; lines begin with the member')
+    console.say(f'training {len(left)} members on {shares} shares of {share} devices; lines begin with the member')
   with concurrent.futures.ThreadPoolExecutor(shares) as pool:
     futures = [pool.submit(work, place) for place in range(shares)]
   for future in futures:
     future.result()
   for error in failed.values():
-    if not isinstance(error, UserError | OSError):  # not of the user's making: with its traceback
+    if not isinstance(error, UserError | OSError):  # not the user's mistake: with its traceback
       raise error
   if failed:
     raise UserError(
-      f'of members {", ".join(map(str, sorted(failed)))} the training failed, see above; the same command goes on with '
+      f'training failed for members {", ".join(map(str, sorted(failed)))}, see above; the same command continues with '
       'what is left'
     )

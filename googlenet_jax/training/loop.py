@@ -1,207 +1,327 @@
-"""Training: the step and the loop, to be read from top to bottom."""
+"""Training from the first step to the pictures at the end, to be read from top to bottom."""
 
-import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax import lax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
-from googlenet_jax import recipe
-from googlenet_jax.data import augment, datasets, pipeline, random_keys
+from googlenet_jax import runs
+from googlenet_jax.classifier import Classifier
+from googlenet_jax.data import datasets, pipeline
 from googlenet_jax.data.splits import Dataset
-from googlenet_jax.host import checkpoints, console, sharding
+from googlenet_jax.evaluation import statistics
+from googlenet_jax.evaluation.evaluate import Evaluation, evaluate
+from googlenet_jax.host import checkpoints, console, files, sharding
+from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.model import auxiliary_classifiers
-from googlenet_jax.training import optimizers
-from googlenet_jax.training.report import Report
-from googlenet_jax.training.state import create_state, empty_metrics, items, restore
+from googlenet_jax.training import optimizers, summary
+from googlenet_jax.training.log import MetricsLog
+from googlenet_jax.training.metrics import Metrics
+from googlenet_jax.training.state import TrainState, create_state, items, networks, restore, with_statistics
+from googlenet_jax.training.step import make_train_step
 
 
-def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: Any, mesh: Mesh):
-  """Builds the jitted step `(state, batch) -> (state, loss)`; the state given is donated.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What does not change during a training."""
 
-  The batch is cut over the devices of the mesh. Each takes the gradient of its own share's mean loss, the gradients
-  are averaged, and every device makes the same update. N devices give what one gives, but for the order of floating
-  point sums: batch statistics are averaged over the devices, and the keys of augmentation and dropout belong to the
-  example's place in the global batch. With `micro_batches=k` a device takes every k-th example together, so that the
-  micro-batches, too, hold the same examples for any number of devices.
-  """
-
-  def loss_fn(params, batch_stats, batch, keys):
-    model = nnx.merge(graphdef, params, batch_stats)
-    image = augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size'))
-    out = model.end_points(image, train=True, keys=random_keys.stream(keys, random_keys.DROPOUT))
-    targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], out['logits'].shape[-1]), config.label_smoothing)
-    total = loss = optax.softmax_cross_entropy(out['logits'], targets).mean()
-    losses = {'loss': loss}
-    if model.auxiliary:
-      parts = {name: optax.softmax_cross_entropy(out[name], targets).mean() for name in auxiliary_classifiers.AFTER}
-      total = loss + auxiliary_classifiers.LOSS_WEIGHT * sum(parts.values())
-      losses |= {'total': total, **parts}
-    correct = (out['logits'].argmax(-1) == batch['label']).sum()
-    return total, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), losses, correct)
-
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-
-  def gradients(params, batch_stats, batch, keys):
-    """Batch statistics, gradients, mean losses and number of right answers over this device's share."""
-    k, share = config.micro_batches, keys.shape[0]
-    if k == 1:
-      grads, (batch_stats, losses, correct) = grad_fn(params, batch_stats, batch, keys)
-      return batch_stats, grads, losses, correct
-
-    def accumulate(carry, part):
-      batch_stats, *sums = carry
-      grads, (batch_stats, *values) = grad_fn(params, batch_stats, *part)
-      return (batch_stats, *jax.tree.map(jnp.add, sums, [grads, *values])), None
-
-    parts = jax.tree.map(lambda a: a.reshape(share // k, k, *a.shape[1:]).swapaxes(0, 1), (batch, keys))
-    first_part = jax.tree.map(lambda a: a[0], parts)
-    grads, (_, *values) = jax.eval_shape(grad_fn, params, batch_stats, *first_part)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), [grads, *values])
-    zeros = jax.tree.map(lambda z: lax.pcast(z, sharding.AXIS, to='varying'), zeros)
-    (batch_stats, grads, losses, correct), _ = lax.scan(accumulate, (batch_stats, *zeros), parts)
-    return batch_stats, *jax.tree.map(lambda a: a / k, (grads, losses)), correct
-
-  def step(state, batch):
-    share = batch['label'].shape[0]
-    positions = lax.axis_index(sharding.AXIS) * share + jnp.arange(share)
-    keys = random_keys.example_keys(state.seed, state.step, positions)
-    # As varying values, or shard_map would sum the gradients by itself, once in every micro-batch.
-    params = jax.tree.map(lambda p: lax.pcast(p, sharding.AXIS, to='varying'), state.params)
-    batch_stats, grads, losses, correct = gradients(params, state.batch_stats, batch, keys)
-    losses, grads = lax.pmean((losses, grads), sharding.AXIS)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    averaged = state.averaged
-    if averaged:
-      move = 1 - optimizers.average_decay(state.step, config.average_decay)
-      new = {'params': params, 'batch_stats': batch_stats}
-      averaged = jax.tree.map(lambda old, new: old + move.astype(old.dtype) * (new - old), averaged, new)
-    count = share * mesh.size
-    bad = state.metrics['bad_step']
-    metrics = {
-      **{name: state.metrics[name] + loss * count for name, loss in losses.items()},
-      'correct': state.metrics['correct'] + lax.psum(correct, sharding.AXIS),
-      'count': state.metrics['count'] + count,
-      'bad_step': jnp.where((bad < 0) & ~jnp.isfinite(sum(losses.values())), state.step, bad),
-    }
-    state = state.replace(
-      step=state.step + 1,
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-      metrics=metrics,
-      averaged=averaged,
-    )
-    return state, losses['loss']
-
-  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P())
-  return jax.jit(sharded, donate_argnums=0)
+  config: ConfigDict
+  workdir: pathlib.Path
+  dataset: Dataset
+  mesh: Mesh
+  classifier: Classifier  # evaluates; its networks are those of the newest evaluation
+  steps_per_epoch: int
+  last_step: int
+  learning_rate_fn: optax.Schedule
+  tx: optax.GradientTransformation
 
 
 def train(
-  config: Any,
+  config: ConfigDict,
   workdir: pathlib.Path,
+  stop: StopRequest,
   devices: Sequence[jax.Device] | None = None,
-  stop: StopRequest | None = None,
   dataset: Dataset | None = None,
 ) -> None:
-  """Trains, or goes on training, the recipe `config` in `workdir`; ends with the two lines of the article.
+  """Trains the recipe `config` in `workdir`, or continues to.
 
   Args:
     config: the recipe.
     workdir: folder of the run.
-    devices: to train on, while others train elsewhere; all by default.
-    stop: a request that others answer too: when it comes, the run is saved and this returns. By default signals are
-      caught here, and end the program.
-    dataset: of the recipe, where it is already loaded.
+    stop: when its signal comes, the run is saved and this returns.
+    devices: devices to train on, while other runs train on others; by default all.
+    dataset: the data set of the recipe, if it is loaded already.
 
   Raises:
-    UserError: something that the user can mend.
-    SystemExit: interrupted by a signal, after saving.
+    UserError: something that the user can correct.
   """
-  recipe.check_same(config, workdir)
-  # The data and the devices ------------------------------------------------------------------------------------------
-  mesh = sharding.make_mesh(devices)
+  runs.check_resumable(config, workdir)
+  plan = make_plan(config, workdir, sharding.make_mesh(devices), dataset)
+  classifier = plan.classifier
+
+  # Where to begin: resume, else from scratch -------------------------------------------------------------------------
+  _, state = create_state(config, len(classifier.classes), classifier.channels, plan.tx, plan.mesh)
+  saved = checkpoints.Checkpoints(workdir, one_at_a_time=devices is not None)
+  state, meta = restore(saved, state) or (state, new_meta(config))
+  step = int(state.step)
+  console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
+  for line in summary.where_it_stands(config, classifier, step, plan.last_step, meta['epochs']):
+    console.say(line)
+  runs.write(workdir, runs.Run(config, classifier.classes, plan.dataset.image_shape))
+
+  # Train -------------------------------------------------------------------------------------------------------------
+  with contextlib.closing(MetricsLog(workdir, step)) as log:
+    evaluations = {}
+    if step < plan.last_step:
+      state, evaluations = train_steps(plan, state, meta, saved, log, stop)
+    saved.close()
+    step = int(state.step)
+    if step < plan.last_step:
+      console.say(f'stopped at step {step} of {plan.last_step}, saved')
+      return
+    if not evaluations:  # the run had ended before: its pictures and summary are made again
+      evaluations = evaluate_and_log(plan, state, log)
+      summary.draw_curves(log.records, workdir, plan.dataset)
+
+  # What a run leaves behind ------------------------------------------------------------------------------------------
+  train = Metrics(**meta['epoch_sums']).mean()
+  found = summary.summary(config, meta, train, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
+  files.write_json(workdir / 'summary.json', found)
+  summary.draw_answers(evaluations['test'], workdir, plan.dataset, step)
+  console.say(summary.last_lines(found, workdir, plan.mesh))
+
+
+def train_steps(
+  plan: Plan,
+  state: TrainState,
+  meta: dict[str, Any],
+  saved: checkpoints.Checkpoints,
+  log: MetricsLog,
+  stop: StopRequest,
+) -> tuple[TrainState, dict[str, Evaluation]]:
+  """The loop: steps, log points, evaluations and checkpoints up to the last step, or to a signal."""
+  config, first_step = plan.config, int(state.step)
+  batches = pipeline.train_batches(plan.dataset.train, config.batch_size, int(state.seed), first_step, plan.mesh)
+  batch = next(batches)
+  train_step = compile_train_step(plan, state, batch, meta)
+  fit_statistics = make_fit_statistics(plan, meta)
+  epoch, recent, evaluations, ahead = Metrics(**meta['epoch_sums']), [], {}, sharding.steps_ahead()
+  progress, watch = console.Progress(first_step, plan.last_step, plan.steps_per_epoch), console.Stopwatch()
+  with contextlib.closing(progress):
+    watch.start()
+    for step in range(first_step + 1, plan.last_step + 1):
+      state, metrics = train_step(state, batch)
+      recent.append(metrics)
+      progress.advance()
+      if len(recent) > ahead:
+        recent[-1 - ahead].count.block_until_ready()
+      if step < plan.last_step:
+        batch = next(batches)
+      ends_epoch = step % plan.steps_per_epoch == 0 or step == plan.last_step
+      save_now = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+      stop_now = stop.signal  # read once: a signal that comes later is answered after the next step
+      if not (ends_epoch or save_now or stop_now or step % config.log_every_steps == 0):
+        continue
+
+      # Log the mean over the steps since the last log point
+      seconds = watch.stop()
+      interval, epoch = add_up(plan, jax.device_get(recent), step, epoch, saved)
+      recent.clear()
+      count_up(meta, seconds, interval, epoch)
+      record = make_record(plan, step, 'train', interval.mean(), interval.count / seconds)
+      log.write(record)
+
+      # Evaluate, with batch statistics that fit the weights
+      state, fresh = fit_statistics(state, step, ends_epoch or save_now)
+      if ends_epoch:
+        evaluations = evaluate_and_log(plan, state, log)
+
+      # Save, before anything that needs a screen or a pipe
+      if ends_epoch or save_now or stop_now:
+        validation = evaluations.get('validation') if ends_epoch else None
+        saved.save(step, items(state), meta, validation and validation.accuracy, fresh)
+
+      # Show
+      progress.show(record)
+      if ends_epoch:
+        console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations))
+        summary.draw_curves(log.records, plan.workdir, plan.dataset)
+      if stop_now:
+        break
+      watch.start()
+  return state, evaluations
+
+
+# What the loop calls, in the order in which it does ------------------------------------------------------------------
+
+
+def make_plan(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, dataset: Dataset | None) -> Plan:
+  """Loads the data set, and finds how long the run is and how it learns."""
   sharding.check_divides(config.batch_size, mesh, config.micro_batches)
   dataset = dataset or datasets.load(**config.data)
   steps_per_epoch = pipeline.steps_per_epoch(len(dataset.train), config.batch_size)
   last_step = config.epochs * steps_per_epoch
-  if config.max_steps:
-    last_step = min(last_step, config.max_steps)
+  learning_rate_fn = optimizers.learning_rate_schedule(config, steps_per_epoch)
+  return Plan(
+    config,
+    workdir,
+    dataset,
+    mesh,
+    Classifier(config, dataset.class_names, dataset.image_shape[-1], [], mesh),
+    steps_per_epoch,
+    min(last_step, config.max_steps) if config.max_steps else last_step,
+    learning_rate_fn,
+    optimizers.make_optimizer(config, learning_rate_fn),
+  )
 
-  # The network and its state, new or where it stopped ----------------------------------------------------------------
-  schedule = optimizers.learning_rate_schedule(config, steps_per_epoch)
-  tx = optimizers.make_optimizer(config, schedule)
-  graphdef, state = create_state(config, len(dataset.class_names), dataset.image_shape[-1], tx, mesh)
-  saved = checkpoints.Checkpoints(workdir, shared=devices is not None)
-  restored = restore(saved, state)
-  meta = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0, 'epoch_metrics': None}  # of the whole run
-  if restored is not None:
-    state, meta = restored
-  step = int(state.step)
-  report = Report(config, workdir, dataset, mesh, graphdef, state, meta, schedule, steps_per_epoch, last_step)
-  report.introduce(step)
 
-  # Compile, so that speed is that of training alone ------------------------------------------------------------------
-  batches = pipeline.train_batches(dataset.train, config.batch_size, recipe.sampling_seed(config), step, mesh)
-  if step < last_step:
-    batch = next(batches)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a picture is drawn while XLA compiles
-      samples = pool.submit(report.draw_samples, batch) if step == 0 else None
-      begin = time.perf_counter()
-      train_step = make_train_step(graphdef, tx, config, mesh).lower(state, batch).compile()
-      meta['compile_seconds'] += time.perf_counter() - begin
-      if samples is not None:
-        samples.result()
+def new_meta(config: ConfigDict) -> dict[str, Any]:
+  """Counts of the whole run, kept beside every checkpoint; here those of a run that has not begun."""
+  counts = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0}
+  return {**counts, 'epoch_sums': Metrics.zero().to_json(), 'epochs': config.epochs}
 
-  # The loop ----------------------------------------------------------------------------------------------------------
-  pending = collections.deque()  # losses of steps under way
-  ahead = sharding.steps_ahead()
-  shared = stop is not None
-  with contextlib.nullcontext(stop) if shared else StopRequest() as stop:
-    report.watch.start()
-    while step < last_step:
-      state, loss = train_step(state, batch)
-      step += 1
-      report.progress.step()
-      pending.append(loss)
-      if len(pending) > ahead:
-        pending.popleft().block_until_ready()
-      if step < last_step:
-        batch = next(batches)
-      end_of_epoch = step % steps_per_epoch == 0 or step == last_step
-      save_now = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
-      stop_now = stop.signal  # read once: a signal that comes from here on is answered after the next step
-      if not (end_of_epoch or save_now or stop_now or step % config.log_every_steps == 0):
-        continue
 
-      report.log_training(step, jax.device_get(state.metrics), saved)
-      accuracy = report.evaluate(step, state) if end_of_epoch else None
-      if step % steps_per_epoch == 0:
-        report.begin_epoch()
-        state = state.replace(metrics=sharding.replicate(empty_metrics(config.model.auxiliary), mesh))
-      if end_of_epoch or save_now or stop_now:
-        saved.save(step, items(state), report.meta(), accuracy)
-      if stop_now and step < last_step:
-        saved.close()
-        report.close()
-        console.say(f'stopped at step {step} of {last_step}, saved')
-        if shared:
-          return
-        stop.exit()
-      report.watch.start()
+def compile_train_step(
+  plan: Plan, state: TrainState, batch: dict[str, jax.Array], meta: dict[str, Any]
+) -> Callable[..., Any]:
+  """Compiles the training step ahead, so that speed is that of training alone; draws `augmentations.png` meanwhile."""
+  meta['epochs'] = plan.config.epochs
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    samples = None
+    if int(state.step) == 0:
+      samples = pool.submit(summary.draw_samples, plan.config, plan.workdir, plan.dataset, batch, int(state.seed))
+    with console.waiting('compiling the training step', 'slow the first time, later read from a cache') as waiting:
+      step = make_train_step(plan.classifier.graphdef, plan.tx, plan.config, plan.mesh)
+      compiled = step.lower(state, batch).compile()
+    meta['compile_seconds'] += waiting.seconds
+    if samples is not None:
+      samples.result()
+  return compiled
 
-    saved.close()
-    report.finish(step, state)
+
+def add_up(
+  plan: Plan, recent: Sequence[Metrics], step: int, epoch: Metrics, saved: checkpoints.Checkpoints
+) -> tuple[Metrics, Metrics]:
+  """Adds the metrics of the newest steps, on the host.
+
+  Args:
+    plan: of the training.
+    recent: one per step since the last log point.
+    step: steps taken.
+    epoch: sums since the epoch began, without these.
+    saved: names the newest checkpoint if a loss is not finite.
+
+  Returns:
+    Sums over these steps, and sums since the epoch began. Those start anew with the first step of an epoch.
+
+  Raises:
+    UserError: the loss of a step was not finite.
+  """
+  interval = Metrics.zero()
+  for number, metrics in enumerate(recent, start=step - len(recent)):
+    if not metrics.is_finite():
+      raise UserError(
+        f'step {number + 1}: the loss is not finite, at a learning rate of {float(plan.learning_rate_fn(number)):g}. '
+        f'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir. {saved.newest()}'
+      )
+    epoch = (Metrics.zero() if number % plan.steps_per_epoch == 0 else epoch).add(metrics)
+    interval = interval.add(metrics)
+  return interval, epoch
+
+
+def count_up(meta: dict[str, Any], seconds: float, interval: Metrics, epoch: Metrics) -> None:
+  """Adds an interval to the counts of the whole run."""
+  meta['train_seconds'] += seconds
+  meta['train_examples'] += interval.count
+  meta['epoch_sums'] = epoch.to_json()
+
+
+def make_record(plan: Plan, step: int, split: str, means: dict[str, float], speed: float) -> dict[str, Any]:
+  """Makes a line of `metrics.jsonl`, see `log.RECORD`."""
+  loss, accuracy, *_ = means.values()
+  return {
+    'step': step,
+    'epoch': step / plan.steps_per_epoch,
+    'split': split,
+    'loss': loss,
+    'accuracy': accuracy,
+    'learning_rate': float(plan.learning_rate_fn(step - 1)),  # of the last step taken
+    'examples_per_second': speed,
+    **{name: value for name, value in means.items() if name.startswith('loss_')},
+  }
+
+
+def make_fit_statistics(plan: Plan, meta: dict[str, Any]) -> Callable[..., tuple[TrainState, bool]]:
+  """Builds `(state, step, needed) -> (state, fresh)`, which makes batch statistics fit the weights.
+
+  Where they are not needed, as at a signal, it does so only if that needs no compilation: a run that is told to stop
+  saves at once. `fresh` says whether they fit. Evaluation is compiled here too, at its first use, so that the first
+  training step need not wait for it.
+  """
+  classifier, compiled = plan.classifier, False
+  uses_statistics = plan.config.model.norm == 'batch'
+  statistics_step = statistics.make_statistics_step(classifier.graphdef, plan.config, plan.mesh)
+
+  def recompute(state: TrainState, step: int) -> TrainState:
+    if not uses_statistics:
+      return state
+    found = statistics.recompute(
+      statistics_step, networks(state), plan.dataset.train, plan.config, int(state.seed), step, plan.mesh
+    )
+    return with_statistics(state, found, plan.mesh)
+
+  def fit(state: TrainState, step: int, needed: bool) -> tuple[TrainState, bool]:
+    nonlocal compiled
+    if needed and not compiled:
+      with console.waiting('compiling the evaluation', 'once') as waiting:
+        state = recompute(state, step)
+        batch = next(pipeline.eval_batches(plan.dataset.test, plan.config.batch_size, plan.mesh))
+        jax.block_until_ready(classifier.predict_step(1)(networks(state)[0], batch))
+      meta['compile_seconds'] += waiting.seconds
+      compiled = True
+    elif compiled:
+      state = recompute(state, step)
+    return state, compiled or not uses_statistics
+
+  return fit
+
+
+def evaluate_and_log(plan: Plan, state: TrainState, log: MetricsLog) -> dict[str, Evaluation]:
+  """Evaluates on the validation and test images and writes the records.
+
+  Returns:
+    The evaluation by split. Where weights are averaged these are what is evaluated, and `test_raw` is that of the raw
+    weights.
+  """
+  plan.classifier.networks = networks(state)
+  evaluations = {}
+  for name, split in (('validation', plan.dataset.validation), ('test', plan.dataset.test)):
+    if split is None:
+      continue
+    begin = time.perf_counter()
+    results = evaluate(plan.classifier, split)
+    speed = len(results) * len(split) / (time.perf_counter() - begin)
+    for result, which in zip(results, (name, f'{name}_raw'), strict=False):
+      evaluations[which] = result
+      means = {'loss': result.loss, 'accuracy': result.accuracy}
+      log.write(make_record(plan, int(state.step), which, means, speed))
+  return evaluations
+
+
+def epoch_line(epoch: float, train: dict[str, float], evaluations: dict[str, Evaluation]) -> str:
+  """Says how an epoch went."""
+  parts = [f'train loss {train["loss"]:.3f}, acc {train["accuracy"]:.4f}']
+  for name, found in evaluations.items():
+    if name.endswith('_raw'):
+      parts[-1] += f' (raw weights {found.accuracy:.4f})'
+    else:
+      parts.append(f'{name} loss {found.loss:.3f}, acc {found.accuracy:.4f}')
+  return f'epoch {epoch:.4g}: ' + '; '.join(parts)

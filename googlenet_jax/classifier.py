@@ -1,0 +1,296 @@
+"""A trained network with its classes and its preparation of images: prediction has its home here.
+
+  classifier = googlenet_jax.load('runs/digits')
+  classifier.predict('picture.png')  # Prediction(name='3', probability=0.98, label=3)
+
+Evaluation, crops and ensembles use the same class. It reads nothing but the workdir: no data set, no training code.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from googlenet_jax import runs
+from googlenet_jax.data import augment, crops, pictures, splits
+from googlenet_jax.host import cache, checkpoints, console, sharding
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model.googlenet import GoogLeNet
+from googlenet_jax.model.options import Options
+
+Images = np.ndarray | jax.Array | str | os.PathLike | Sequence
+
+
+class Prediction(NamedTuple):
+  """The likeliest class of an image."""
+
+  name: str
+  probability: float
+  label: int
+
+
+def make_network(config: ConfigDict, num_classes: int, channels: int, rngs: nnx.Rngs) -> GoogLeNet:
+  """Makes the network of a recipe; its batch statistics are averaged over the axis of the mesh."""
+  return GoogLeNet(
+    num_classes,
+    channels,
+    Options(**config.model),
+    image_size=config.image_size,
+    dtype=jnp.dtype(config.dtype),
+    axis_name=sharding.AXIS,
+    rngs=rngs,
+  )
+
+
+def make_predict_step(
+  graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh, crop_count: int = 1
+) -> Callable[..., Any]:
+  """Builds the jitted step `((params, batch_stats), batch) -> log-probabilities`, float32 `[B, num_classes]`."""
+
+  def step(variables, batch):
+    network = nnx.merge(graphdef, *variables)
+    return crops.log_probabilities(network, batch, crop_count, config.image_size, config.augment)
+
+  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P(sharding.AXIS))
+  # Replicated, so that every process can read all of it.
+  return jax.jit(sharded, out_shardings=NamedSharding(mesh, P()))
+
+
+class Classifier:
+  """One trained network, or an ensemble whose members' probabilities are averaged.
+
+  Attributes:
+    config: the recipe.
+    classes: names of the classes, by label.
+    channels: channels of the images, 1 or 3.
+    networks: `(params, batch_stats)` of each member.
+    steps: step of each member's checkpoint.
+    mesh: devices that predict.
+    shape: the network with shapes in place of weights.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    classes: Sequence[str],
+    channels: int,
+    networks: Sequence[tuple[Any, Any]],
+    mesh: Mesh,
+    steps: Sequence[int] = (),
+  ):
+    """Makes a classifier of weights that are in memory; `load` reads them from a workdir."""
+    self.config, self.classes, self.channels = config, tuple(classes), channels
+    self.networks, self.steps, self.mesh = list(networks), list(steps), mesh
+    self.shape = nnx.eval_shape(lambda: make_network(config, len(self.classes), channels, nnx.Rngs(0)))
+    self.graphdef, self.params_shape, self.batch_stats_shape = _split(self.shape)
+    self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
+    self._feature_step = functools.cache(self._make_feature_step)
+
+  @property
+  def recipe(self) -> ConfigDict:
+    """The recipe that trained the network."""
+    return self.config
+
+  @property
+  def network(self) -> GoogLeNet:
+    """The first member as a Flax module, with its weights: `network(images)` gives logits."""
+    return nnx.merge(self.graphdef, *self.networks[0])
+
+  def predict(self, images: Images) -> Prediction | list[Prediction]:
+    """Names the likeliest class of an image, or of each of several.
+
+    Args:
+      images: as for `probabilities`.
+
+    Returns:
+      A `Prediction` for one image, a list of them for several.
+    """
+    probabilities = self.probabilities(images)
+    labels = np.atleast_2d(probabilities).argmax(-1)
+    found = [
+      Prediction(self.classes[label], float(row[label]), int(label))
+      for row, label in zip(np.atleast_2d(probabilities), labels, strict=True)
+    ]
+    return found[0] if probabilities.ndim == 1 else found
+
+  def probabilities(self, images: Images, crop_count: int = 1) -> np.ndarray:
+    """Returns the probability of each class.
+
+    Args:
+      images: uint8, or floating point in [0, 1]: `[B, H, W, C]`, or one image `[H, W, C]`; or a path of a picture, or
+        a list of paths. Sizes are free: each image is prepared as the recipe says.
+      crop_count: 1, 10 or 144 crops per image, see `data.crops`.
+
+    Returns:
+      float32 `[B, num_classes]`, or `[num_classes]` for one image.
+
+    Raises:
+      ValueError: an array of another shape, type or range.
+      UserError: a picture cannot be read.
+    """
+    batch, single = self._batch(images)
+    step = self.predict_step(crop_count)
+    most = crops.batch_size(self.config.batch_size, crop_count, self.mesh.size)
+    members = [
+      self._in_parts(batch, most, functools.partial(step, variables), (len(self.classes),))
+      for variables in self.networks
+    ]
+    found = np.mean(np.exp(members), axis=0, dtype=np.float32)
+    return found[0] if single else found
+
+  def features(self, images: Images, name: str = 'head') -> np.ndarray:
+    """Returns what a stage of the network computes; of an ensemble, its first member.
+
+    Args:
+      images: as for `probabilities`.
+      name: an end point, such as 'inception_3a', 'head' (the vector before the last layer) or 'logits'.
+
+    Returns:
+      float32 `[B, ...]`, or without the first axis for one image.
+
+    Raises:
+      ValueError: there is no such stage; as `probabilities`.
+    """
+    batch, single = self._batch(images)
+    size = self.config.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, self.channels), jnp.float32)
+    shapes = jax.eval_shape(
+      lambda variables, image: nnx.merge(self.graphdef, *variables).end_points(image), self.networks[0], image
+    )
+    if name not in shapes:
+      raise ValueError(f'{name!r} is no stage of the network: choose from {", ".join(shapes)}')
+    step = functools.partial(self._feature_step(name), self.networks[0])
+    most = crops.batch_size(self.config.batch_size, 1, self.mesh.size)
+    found = self._in_parts(batch, most, step, shapes[name].shape[1:])
+    return found[0] if single else found
+
+  def _make_feature_step(self, name: str) -> Callable[..., Any]:
+    def step(variables, batch):
+      options = self.config.augment
+      image = augment.prepare(
+        batch['image'], self.config.image_size, options.padding, batch.get('size'), options.resize
+      )
+      return nnx.merge(self.graphdef, *variables).end_points(image)[name].astype(jnp.float32)
+
+    return jax.jit(
+      jax.shard_map(step, mesh=self.mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P(sharding.AXIS)),
+      out_shardings=NamedSharding(self.mesh, P()),
+    )
+
+  def _in_parts(
+    self, batch: dict[str, np.ndarray], most: int, step: Callable[..., Any], shape: tuple[int, ...]
+  ) -> np.ndarray:
+    """Runs a step over parts of a batch. Their sizes are powers of two, so few programs are compiled."""
+    count, outputs = len(batch['image']), [np.empty((0, *shape), np.float32)]
+    for start in range(0, count, most):
+      indices = np.arange(start, min(start + most, count))
+      size = min(most, max(self.mesh.size, 1 << (len(indices) - 1).bit_length()))
+      size = -(-size // self.mesh.size) * self.mesh.size
+      padded = np.append(indices, np.full(size - len(indices), start))
+      part = sharding.shard_batch({name: array[padded] for name, array in batch.items()}, self.mesh)
+      outputs.append(np.asarray(step(part))[: len(indices)])
+    return np.concatenate(outputs)
+
+  def _batch(self, images: Images) -> tuple[dict[str, np.ndarray], bool]:
+    """Returns `image [B, H, W, C]`, with `size [B, 2]` for pictures, and whether it was one image."""
+    is_path = lambda value: isinstance(value, str | os.PathLike)
+    if is_path(images):
+      return self._pictures([images]), True
+    if isinstance(images, list | tuple) and images and all(map(is_path, images)):
+      return self._pictures(images), False
+    array = np.asarray(images)
+    single = array.ndim == 3
+    batch = array[None] if single else array
+    if batch.ndim != 4 or batch.shape[-1] != self.channels or 0 in batch.shape[1:]:
+      raise ValueError(
+        f'images of shape {array.shape} do not fit: give [B, H, W, {self.channels}], [H, W, {self.channels}], '
+        'a path or a list of paths'
+      )
+    return {'image': _checked_values(batch)}, single
+
+  def _pictures(self, paths: Sequence[str | os.PathLike]) -> dict[str, np.ndarray]:
+    images = [pictures.read(path, self.channels) for path in paths]
+    largest = max(max(image.shape[:2]) for image in images)
+    side = min(self.config.data.canvas, 1 << (largest - 1).bit_length())  # powers of two: few programs are compiled
+    canvas, sizes = splits.on_canvas(images, side)
+    return {'image': canvas, 'size': sizes}
+
+
+def _checked_values(batch: np.ndarray) -> np.ndarray:
+  if batch.dtype == np.uint8:
+    return batch
+  if not np.issubdtype(batch.dtype, np.floating):
+    raise ValueError(f'images of type {batch.dtype} do not fit: give uint8, or floating point in [0, 1]')
+  batch = batch.astype(np.float32)
+  if batch.size and not (batch.min() >= 0 and batch.max() <= 1):
+    raise ValueError(
+      f'floating point images must lie in [0, 1], these range from {batch.min():g} to {batch.max():g}: divide by 255, '
+      'or give uint8'
+    )
+  return batch
+
+
+def _split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+  return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def load(workdir: str | os.PathLike, step: int | str | None = None, mesh: Mesh | None = None) -> Classifier:
+  """Loads what a run trained; for the workdir of an ensemble, all its members.
+
+  Args:
+    workdir: folder of the run.
+    step: step of the checkpoint, or 'best' for the best on the validation images. By default the newest; one that was
+      saved in the middle of its first epoch, before its batch statistics were computed, only if there is no other.
+    mesh: devices that predict; by default all of this process.
+
+  Raises:
+    UserError: there is no run, no such checkpoint, or the members were trained by different recipes.
+  """
+  cache.use_compilation_cache()
+  workdir = pathlib.Path(workdir).expanduser()
+  folders = runs.members(workdir)
+  if len(folders) > 1:
+    if isinstance(step, int):
+      raise UserError(f'{workdir} is an ensemble: --step=N is for a single run; take the newest, or --step=best')
+    runs.check_alike(folders)
+  run = runs.read(folders[0])
+  mesh = mesh or sharding.make_mesh(jax.local_devices())
+  classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
+  for folder in folders:
+    network, number = _read_network(classifier, folder, step)
+    classifier.networks.append(network)
+    classifier.steps.append(number)
+  return classifier
+
+
+def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str | None) -> tuple[tuple[Any, Any], int]:
+  """Reads `(params, batch_stats)` that predict, the averaged ones if there are any, and the step."""
+  if not runs.has_checkpoints(folder):
+    raise UserError(f'{folder} holds no checkpoint yet: train first')
+  both = {'params': classifier.params_shape, 'batch_stats': classifier.batch_stats_shape}
+  wanted = {'step': jax.ShapeDtypeStruct((), jnp.int32), **both}
+  wanted['averaged'] = both if classifier.config.average_decay else {}
+  whole = NamedSharding(classifier.mesh, P())
+  wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
+  saved = checkpoints.Checkpoints(folder, read_only=True)
+  found, _ = saved.restore_whole({'network': wanted}, step, fresh_first=True)
+  network = found['network']
+  number = int(network['step'])
+  if not saved.is_fresh(number):
+    console.say(
+      f'note: step {number} in {folder} was saved before the batch statistics of its weights were computed: '
+      'its predictions are poor until the run ends an epoch'
+    )
+  saved.close()
+  chosen = network['averaged'] or network
+  return (chosen['params'], chosen['batch_stats']), number

@@ -1,0 +1,90 @@
+"""Batch statistics that fit the weights, for prediction (Wu and Johnson, 2021, "Rethinking 'Batch' in BatchNorm").
+
+The training step moves running statistics as PyTorch does: 90 % old, 10 % new. They lag behind the weights, and while
+the weights move fast a network with 57 normalised layers predicts nonsense with them. Training never reads them. Before
+an evaluation they are therefore replaced by those of recent training batches at the present weights.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from googlenet_jax.data import augment, pipeline, random_keys
+from googlenet_jax.data.splits import Split
+from googlenet_jax.host import sharding
+
+EXAMPLES = 2048  # about as many images are enough: see docs/reproducibility.md
+
+
+def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[..., Any]:
+  """Builds the jitted step `(params, batch_stats, seed, step, batch) -> batch_stats`: those of this batch alone.
+
+  The images are those that the training step `step` sees; dropout is off.
+  """
+
+  def statistics(params, batch_stats, seed, step, batch):
+    share = batch['label'].shape[0]
+    positions = lax.axis_index(sharding.AXIS) * share + jnp.arange(share)
+    keys = random_keys.example_keys(seed, step, positions)
+    network = nnx.merge(graphdef, params, batch_stats)
+    network.set_attributes(nnx.BatchNorm, momentum=0.0)
+    network.end_points(
+      augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size')), True
+    )
+    return nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+  specs = (P(), P(), P(), P(), P(sharding.AXIS))
+  return jax.jit(jax.shard_map(statistics, mesh=mesh, in_specs=specs, out_specs=P()))
+
+
+def recompute(
+  step_fn: Callable[..., Any],
+  networks: list[tuple[Any, Any]],
+  split: Split,
+  config: ConfigDict,
+  seed: int,
+  step: int,
+  mesh: Mesh,
+) -> list[Any]:
+  """Returns the batch statistics of each network over the training batches just before `step`.
+
+  The mean is the mean over batches. The variance is the mean variance plus the variance of the means.
+
+  Args:
+    step_fn: from `make_statistics_step`.
+    networks: `(params, batch_stats)` of each.
+    split: training images.
+    config: the recipe.
+    seed: seed of the order of images and of augmentation.
+    step: number of steps taken. The result is a function of weights, seed and step, so a resumed run gets the same.
+    mesh: devices.
+  """
+  count = min(pipeline.steps_per_epoch(len(split), config.batch_size), math.ceil(EXAMPLES / config.batch_size))
+  first = max(0, step - count)
+  batches = pipeline.train_batches(split, config.batch_size, seed, first, mesh)
+  found = [[] for _ in networks]
+  for number in range(first, first + count):
+    batch = next(batches)
+    for own, (params, batch_stats) in zip(found, networks, strict=True):
+      own.append(jax.device_get(step_fn(params, batch_stats, jnp.int32(seed), jnp.int32(number), batch)))
+  return [_combined(own) for own in found]
+
+
+def _combined(batches: list[Any]) -> Any:
+  flat = [traverse_util.flatten_dict(batch) for batch in batches]
+  combined = {}
+  for path, leaf in flat[0].items():
+    value = np.mean([one[path] for one in flat], axis=0, dtype=np.float64)
+    if path[-1] == 'var':
+      value += np.var([one[(*path[:-1], 'mean')] for one in flat], axis=0, dtype=np.float64)
+    combined[path] = value.astype(leaf.dtype)
+  return traverse_util.unflatten_dict(combined)

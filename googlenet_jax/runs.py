@@ -1,0 +1,184 @@
+"""What a workdir knows of its run: `run.json` holds the recipe, the classes, the image shape and the versions."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from googlenet_jax import __version__, recipe
+from googlenet_jax.host import files
+from googlenet_jax.host.errors import UserError
+
+FILE = 'run.json'
+PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What `run.json` holds."""
+
+  config: ConfigDict  # the recipe
+  classes: tuple[str, ...]  # names, by label
+  image_shape: tuple[int, int, int]  # H, W, C as stored; H and W of the canvas for images of many sizes
+
+
+def write(workdir: pathlib.Path, run: Run) -> None:
+  """Writes `run.json`, in the first process only."""
+  versions = {'googlenet_jax': __version__, 'python': platform.python_version()}
+  versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+  content = {
+    'recipe': recipe.to_json(run.config),
+    'classes': list(run.classes),
+    'image_shape': list(run.image_shape),
+    'preparation': preparation(run.config, run.image_shape[-1]),
+    'versions': versions,
+  }
+  files.write_json(workdir / FILE, content)
+
+
+def preparation(config: ConfigDict, channels: int) -> str:
+  """Says in words how an image becomes the network's input; `data.augment.prepare` does it."""
+  size, padding = config.image_size, config.augment.padding
+  side = size - 2 * padding
+  short = round(config.augment.resize * side)
+  border = f', {padding} pixels of zeros on each side' if padding else ''
+  colours = {1: 'grey', 3: 'RGB'}.get(channels, f'{channels} channels')
+  return (
+    f'{colours}, scaled to [0, 1]; the short side resized to {short} pixels (bilinear, antialiased when shrinking); '
+    f'the middle {side}x{side} cut out{border}'
+  )
+
+
+def read(workdir: pathlib.Path) -> Run:
+  """Reads `run.json`.
+
+  Raises:
+    UserError: there is no run, or the file is damaged or from another version.
+  """
+  path = workdir / FILE
+  try:
+    content = json.loads(path.read_text())
+    flat = recipe.flatten(content['recipe'])
+    classes, shape = tuple(content['classes']), tuple(content['image_shape'])
+  except FileNotFoundError as error:
+    raise UserError(_no_run(workdir)) from error
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}') from error
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
+  if unknown := sorted(set(flat) - set(recipe.KEYS)):
+    made_by = content.get('versions', {}).get('googlenet_jax', 'unknown')
+    raise UserError(f'{path} has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
+  config = recipe.default()
+  config.update_from_flattened_dict(flat)
+  return Run(config, classes, shape)
+
+
+def _no_run(workdir: pathlib.Path) -> str:
+  if not workdir.is_dir():
+    return f'{workdir} is no folder: train first, or give the --workdir of a run'
+  if (workdir / 'checkpoints').is_dir():
+    return f'{workdir} has checkpoints but no {FILE}: another version made them; train anew in another --workdir'
+  inside = sorted(path.parent.name for path in workdir.glob(f'*/{FILE}'))
+  if inside:
+    return f'{workdir} holds no run, but its folders do: give --workdir={workdir / inside[0]}' + (
+      f' (or {", ".join(inside[1:])})' if inside[1:] else ''
+    )
+  names = sorted(path.name + '/' * path.is_dir() for path in workdir.iterdir())
+  more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+  there = f'it holds {", ".join(names[:6])}{more}' if names else 'it is empty'
+  return f'{workdir} holds no run ({there}): train first, or give the --workdir of a run'
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+  """Returns whether a run has saved a checkpoint; the rest of a killed save does not count."""
+  return any(step.name.isdigit() for step in (workdir / 'checkpoints').glob('*'))
+
+
+def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Refuses a workdir whose checkpoints another recipe made.
+
+  Raises:
+    UserError: names the keys that differ, with both values; or `run.json` cannot be read.
+  """
+  if not has_checkpoints(workdir):
+    return  # nothing to lose and nothing to continue
+  before = recipe.flatten(read(workdir).config)
+  if differing := recipe.differences(before, recipe.flatten(config), (recipe.NETWORK, recipe.TRAINING)):
+    raise UserError(
+      f'{workdir} holds a run of another recipe ({differing}): give another --workdir, or the same values'
+    )
+
+
+def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Refuses a recipe for evaluation that is not the run's: keys that change no result may differ.
+
+  Raises:
+    UserError: names the keys that differ, with both values.
+  """
+  before = recipe.flatten(read(members(workdir)[0]).config)
+  if differing := recipe.differences(before, recipe.flatten(config), (recipe.NETWORK,), ('in the run', 'given')):
+    raise UserError(f'{workdir} holds a run of another recipe ({differing}): leave --config out, the run knows its own')
+
+
+# Ensembles -----------------------------------------------------------------------------------------------------------
+
+
+def members(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Finds the members of an ensemble, `member_0`, `member_1`, ...; a single run is its own only member.
+
+  Raises:
+    UserError: a member of the ensemble is missing.
+  """
+  folders = [path.parent for path in workdir.glob(f'member_*/{FILE}')]
+  found = {int(folder.name[7:]): folder for folder in folders if folder.name[7:].isdigit()}
+  if not found:
+    return [workdir]
+  folders = [found[number] for number in sorted(found)]
+  count = max(read(folder).config.ensemble.members for folder in folders)
+  missing = sorted(set(range(count)) - set(found)) if count > 1 else []
+  if missing:
+    raise UserError(
+      f'{workdir} is an ensemble of {count}, and member_{missing[0]} has not begun: train on with the same command, '
+      f'or give the --workdir of one member'
+    )
+  return folders
+
+
+def check_alike(folders: list[pathlib.Path]) -> None:
+  """Refuses to call runs an ensemble if different recipes trained them.
+
+  Raises:
+    UserError: names two members and the keys that differ.
+  """
+  first, *others = (_trained_by(read(folder).config) for folder in folders)
+  for folder, other in zip(folders[1:], others, strict=True):
+    if differing := recipe.differences(first, other, (recipe.NETWORK, recipe.TRAINING, recipe.FREE), ('there', 'here')):
+      raise UserError(
+        f'{folders[0]} and {folder} were trained by different recipes ({differing}): they are not members of one '
+        'ensemble'
+      )
+
+
+def _trained_by(config: ConfigDict) -> dict[str, Any]:
+  """The keys in which members of one ensemble agree."""
+  return {
+    name: value
+    for name, value in recipe.flatten(config).items()
+    if name != 'ensemble.member' and (recipe.KEYS[name].scope != recipe.FREE or name in recipe.LENGTH)
+  }
+
+
+def ended(config: ConfigDict, folder: pathlib.Path) -> bool:
+  """Returns whether the run in a folder is as long as the recipe says, with its last checkpoint in place."""
+  try:
+    summary = json.loads((folder / 'summary.json').read_text())
+    steps, epochs = summary['steps'], summary['epochs']
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+  kept = (folder / 'checkpoints' / f'{steps}').is_dir()
+  return kept and (epochs >= config.epochs or 0 < config.max_steps <= steps)

@@ -1,0 +1,42 @@
+"""What training counts: sums over examples, made on the device, added and divided on the host."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+
+class Metrics(struct.PyTreeNode):
+  """Sums over the examples of one step, or of several.
+
+  `losses['loss']` is the loss of the logits. With auxiliary classifiers there are also theirs, 'aux_4a' and 'aux_4d',
+  and the 'total' that is minimised.
+  """
+
+  losses: dict[str, Any]  # float sums
+  correct: Any  # int: right answers
+  count: Any  # int: examples
+
+  @classmethod
+  def zero(cls) -> 'Metrics':
+    """Sums over no examples."""
+    return cls({}, 0, 0)
+
+  def add(self, other: 'Metrics') -> 'Metrics':
+    """Adds sums that are on the host, in double precision."""
+    losses = {name: self.losses.get(name, 0.0) + float(value) for name, value in other.losses.items()}
+    return Metrics(losses, self.correct + int(other.correct), self.count + int(other.count))
+
+  def mean(self) -> dict[str, float]:
+    """Means over the examples: 'loss', 'accuracy', and with auxiliary classifiers 'loss_total', 'loss_aux_4a', ..."""
+    parts = {f'loss_{name}': value / self.count for name, value in self.losses.items() if name != 'loss'}
+    return {'loss': self.losses['loss'] / self.count, 'accuracy': self.correct / self.count, **parts}
+
+  def is_finite(self) -> bool:
+    """Returns whether every loss is finite; for sums on the host."""
+    return all(np.isfinite(value) for value in jax.tree.leaves(self.losses))
+
+  def to_json(self) -> dict[str, Any]:
+    """JSON values; `Metrics(**values)` is the same sums."""
+    return {'losses': dict(self.losses), 'correct': self.correct, 'count': self.count}

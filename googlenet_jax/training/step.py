@@ -1,0 +1,135 @@
+"""The training step: forward, backward, update, on every device at once."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from googlenet_jax.data import augment, random_keys
+from googlenet_jax.host import sharding
+from googlenet_jax.model import auxiliary_classifiers
+from googlenet_jax.training import optimizers
+from googlenet_jax.training.metrics import Metrics
+from googlenet_jax.training.state import TrainState
+
+
+def loss_fn(
+  params: Any,
+  batch_stats: Any,
+  batch: dict[str, jax.Array],
+  keys: jax.Array,
+  graphdef: nnx.GraphDef,
+  config: ConfigDict,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array], jax.Array]]:
+  """The loss of a batch; `jax.grad` differentiates it.
+
+  Args:
+    params: parameters of the network.
+    batch_stats: its running statistics.
+    batch: `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, for images of many sizes `size` int32 `[B, 2]`.
+    keys: typed keys `[B]`, one per example.
+    graphdef: the network.
+    config: the recipe.
+
+  Returns:
+    The loss to minimise, and beside it the new running statistics, the mean losses by name (see `Metrics`), and the
+    number of right answers.
+  """
+  model = nnx.merge(graphdef, params, batch_stats)
+  image = augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size'))
+  out = model.end_points(image, train=True, keys=random_keys.stream(keys, random_keys.DROPOUT))
+  targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], out['logits'].shape[-1]), config.label_smoothing)
+  total = loss = optax.softmax_cross_entropy(out['logits'], targets).mean()
+  losses = {'loss': loss}
+  if model.auxiliary:
+    parts = {name: optax.softmax_cross_entropy(out[name], targets).mean() for name in auxiliary_classifiers.AFTER}
+    total = loss + auxiliary_classifiers.LOSS_WEIGHT * sum(parts.values())
+    losses |= {'total': total, **parts}
+  correct = (out['logits'].argmax(-1) == batch['label']).sum()
+  return total, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), losses, correct)
+
+
+def gradients(grad_fn, params, batch_stats, batch, keys, parts: int):
+  """Takes the gradient of a device's share, whole or in micro-batches one after another.
+
+  Micro-batch i holds every example whose place in the share is i modulo `parts`. So micro-batches hold the same
+  examples for any number of devices.
+
+  Args:
+    grad_fn: `jax.grad(loss_fn, has_aux=True)` with the network and the recipe filled in.
+    params: as for `loss_fn`.
+    batch_stats: as for `loss_fn`.
+    batch: as for `loss_fn`, this device's share.
+    keys: typed keys, one per example.
+    parts: number of micro-batches.
+
+  Returns:
+    Running statistics, mean gradients, mean losses, number of right answers.
+  """
+  if parts == 1:
+    grads, (batch_stats, losses, correct) = grad_fn(params, batch_stats, batch, keys)
+    return batch_stats, grads, losses, correct
+
+  def accumulate(carry, part):
+    batch_stats, *sums = carry
+    grads, (batch_stats, *values) = grad_fn(params, batch_stats, *part)
+    return (batch_stats, *jax.tree.map(jnp.add, sums, [grads, *values])), None
+
+  split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), (batch, keys))
+  grads, (_, *values) = jax.eval_shape(grad_fn, params, batch_stats, *jax.tree.map(lambda a: a[0], split))
+  zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), [grads, *values])
+  zeros = jax.tree.map(lambda z: lax.pcast(z, sharding.AXIS, to='varying'), zeros)
+  (batch_stats, grads, losses, correct), _ = lax.scan(accumulate, (batch_stats, *zeros), split)
+  return batch_stats, *jax.tree.map(lambda a: a / parts, (grads, losses)), correct
+
+
+def update(
+  state: TrainState, batch_stats: Any, grads: Any, tx: optax.GradientTransformation, config: ConfigDict
+) -> TrainState:
+  """Returns the state after one update of the optimizer, with averaged weights where the recipe has them."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  averaged = state.averaged
+  if averaged:
+    move = 1 - optimizers.average_decay(state.step, config.average_decay)
+    new = {'params': params, 'batch_stats': batch_stats}
+    averaged = jax.tree.map(lambda old, new: old + move.astype(old.dtype) * (new - old), averaged, new)
+  return state.replace(
+    step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, averaged=averaged
+  )
+
+
+def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh):
+  """Builds the jitted step `(state, batch) -> (state, metrics)`; the state given is donated.
+
+  The batch is cut over the devices of the mesh. Each device takes the gradient of its share's mean loss, the gradients
+  are averaged, and every device makes the same update. N devices give what one gives, except for the order of floating
+  point sums: batch statistics are averaged over the devices, and the keys of augmentation and dropout belong to the
+  example's place in the global batch.
+  """
+  grad_fn = jax.grad(functools.partial(loss_fn, graphdef=graphdef, config=config), has_aux=True)
+
+  def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    share = batch['label'].shape[0]
+    positions = lax.axis_index(sharding.AXIS) * share + jnp.arange(share)
+    keys = random_keys.example_keys(state.seed, state.step, positions)
+    # Cast to varying values: shard_map would otherwise sum the gradients by itself, in every micro-batch.
+    params = jax.tree.map(lambda p: lax.pcast(p, sharding.AXIS, to='varying'), state.params)
+    batch_stats, grads, losses, correct = gradients(
+      grad_fn, params, state.batch_stats, batch, keys, config.micro_batches
+    )
+    losses, grads = lax.pmean((losses, grads), sharding.AXIS)
+    count = share * mesh.size
+    sums = jax.tree.map(lambda loss: loss * count, losses)
+    metrics = Metrics(sums, lax.psum(correct, sharding.AXIS), jnp.int32(count))
+    return update(state, batch_stats, grads, tx, config), metrics
+
+  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P())
+  return jax.jit(sharded, donate_argnums=0)

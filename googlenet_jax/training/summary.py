@@ -1,0 +1,221 @@
+"""What a run says at its start and leaves at its end: functions of values."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from googlenet_jax import __version__
+from googlenet_jax.classifier import Classifier
+from googlenet_jax.data import augment, random_keys
+from googlenet_jax.data.splits import Dataset, pictures
+from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.host import console, files
+from googlenet_jax.model.googlenet import count_multiply_adds, count_parameters
+
+# Training on a CPU reaches about this share of a large matrix product, measured with batch normalisation
+# (experiments/results/README.md); without it a little more.
+CPU_EFFICIENCY = 0.55
+LONG_HOURS = 1.0
+SAMPLES = 16  # in the picture of a batch
+
+
+def estimate(multiply_adds: int, examples: int) -> float:
+  """Estimates how long training would take on this CPU, from the measured rate of a matrix product.
+
+  Args:
+    multiply_adds: multiply-adds of the forward pass of one image; the backward pass takes twice as many.
+    examples: images to train on, counted as often as they come.
+
+  Returns:
+    Hours, right within a factor of about two.
+  """
+  a = jnp.ones((1024, 1024))
+  product = jax.jit(lambda a: a @ a)
+  product(a).block_until_ready()
+  seconds = []
+  for _ in range(5):
+    begin = time.perf_counter()
+    product(a).block_until_ready()
+    seconds.append(time.perf_counter() - begin)
+  rate = 1024**3 / min(seconds) * CPU_EFFICIENCY
+  return 3 * multiply_adds * examples / rate / 3600
+
+
+def introduction(
+  config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, classifier: Classifier, mesh: Mesh
+) -> str:
+  """Says what will be trained, on what, and where."""
+  held = len(dataset.validation) if dataset.validation else 0
+  size = 'x'.join(map(str, dataset.image_shape))
+  if 'size' in dataset.test.batch(np.arange(1)):
+    size = f'many sizes, kept within {size}'
+  network = classifier.shape
+  work = count_multiply_adds(network, config.image_size)
+  return '\n'.join(
+    [
+      f'googlenet_jax {__version__}, jax {jax.__version__}, {console.device_name(mesh)}; output goes to {workdir}',
+      f'{dataset.name}: {len(dataset.train)} train, {held} validation, {len(dataset.test)} test images of {size}',
+      f'GoogLeNet: {count_parameters(network):,} parameters, {work / 1e6:,.0f} M multiply-adds per image of '
+      f'{config.image_size}x{config.image_size}x{dataset.image_shape[-1]}',
+    ]
+  )
+
+
+def where_it_stands(
+  config: ConfigDict, classifier: Classifier, step: int, last_step: int, epochs_before: int
+) -> list[str]:
+  """Says where the run stands, and warns of what takes hours.
+
+  Args:
+    config: the recipe.
+    classifier: the network.
+    step: steps taken.
+    last_step: steps in all.
+    epochs_before: `config.epochs` when the checkpoint was saved.
+  """
+  if step >= last_step:
+    return [f'already ended at step {step}; more --config.epochs or --config.max_steps would continue it']
+  lines = []
+  if jax.default_backend() == 'cpu':
+    examples = (last_step - step) * config.batch_size
+    hours = estimate(count_multiply_adds(classifier.shape, config.image_size), examples)
+    if hours >= LONG_HOURS:
+      lines.append(
+        f'No accelerator here: about {hours:.0f} hours for {last_step - step} steps on this CPU. '
+        'For minutes: --config=configs/fashion_fast.py, or --config=configs/digits.py'
+      )
+  if step:
+    lines.append(f'continuing after step {step} of {last_step}')
+    if config.schedule in ('cosine', 'one_cycle') and config.epochs != epochs_before:
+      lines.append(
+        f'note: the {config.schedule} schedule is now spread over {config.epochs} epochs instead of {epochs_before}: '
+        'the learning rate jumps, and the run is that of neither recipe'
+      )
+  return lines
+
+
+def augmentations_in_words(options: Any) -> list[str]:
+  """Names the augmentations that a recipe uses; `options` is its `augment` part."""
+  used = {
+    f'random crops of {options.min_area:.0%} to 100 % of the area': options.min_area < 1,
+    'random interpolation': options.random_interpolation,
+    f'photometric distortions of strength {options.photometric:g}': options.photometric,
+    f'padding of {options.padding} px': options.padding,
+    f'shifts up to {options.shift} px': options.shift,
+    'mirroring': options.flip,
+    f'erasing with probability {options.erasing:g}': options.erasing,
+  }
+  return [text for text, on in used.items() if on]
+
+
+def draw_samples(
+  config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, batch: dict[str, jax.Array], seed: int
+) -> None:
+  """Draws `augmentations.png`: images of the first batch, as stored and as the network sees them."""
+  if not files.is_writer():
+    return
+  from googlenet_jax.evaluation import plots  # matplotlib takes a second to import
+
+  # The part of the batch that this process holds begins at position 0.
+  shown = {name: array.addressable_shards[0].data[:SAMPLES] for name, array in batch.items()}
+  count = len(shown['label'])
+
+  @jax.jit
+  def see(seed, image, sizes):
+    keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(count))
+    return augment.augment(image, keys, config.image_size, config.augment, sizes)
+
+  seen = see(seed, shown['image'], shown.get('size'))
+  names = [dataset.class_names[label] for label in np.asarray(shown['label'])]
+  plots.augmentations(
+    pictures(jax.device_get(shown)),
+    np.asarray(seen),
+    names,
+    workdir / 'augmentations.png',
+    f'{workdir.name}: the first training batch of {dataset.name}',
+    augmentations_in_words(config.augment),
+  )
+
+
+def draw_curves(records: list[dict[str, Any]], workdir: pathlib.Path, dataset: Dataset) -> None:
+  """Draws `curves.png` from the records of `metrics.jsonl`."""
+  if not files.is_writer():
+    return
+  from googlenet_jax.evaluation import plots
+
+  final = ''
+  for record in records:
+    if record['split'] == 'test':
+      final = f': test accuracy {record["accuracy"]:.4f} after {record["epoch"]:.4g} epochs'
+  plots.curves(records, workdir / 'curves.png', f'{workdir.name} on {dataset.name}{final}')
+
+
+def draw_answers(evaluation: Evaluation, workdir: pathlib.Path, dataset: Dataset, step: int) -> None:
+  """Draws `confusion.png` and `mistakes.png` of the test images."""
+  if not files.is_writer():
+    return
+  from googlenet_jax.evaluation import plots
+
+  title = f'{workdir.name}, {dataset.name} test images, step {step}'
+  plots.confusion(evaluation, dataset.class_names, workdir / 'confusion.png', title)
+  plots.mistakes(evaluation, dataset.test, dataset.class_names, workdir / 'mistakes.png', title)
+
+
+def summary(
+  config: ConfigDict,
+  meta: dict[str, Any],
+  train: dict[str, float],
+  evaluations: dict[str, Evaluation],
+  step: int,
+  steps_per_epoch: int,
+  classifier: Classifier,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """Returns what `summary.json` holds.
+
+  Args:
+    config: the recipe.
+    meta: counts of the whole run, see `loop.new_meta`.
+    train: mean loss and accuracy of the last epoch.
+    evaluations: by split; with averaged weights also of `test_raw`.
+    step: steps taken.
+    steps_per_epoch: steps in an epoch.
+    classifier: the network.
+    mesh: devices.
+  """
+  raw = evaluations.get('test_raw')
+  return {
+    'test_accuracy': evaluations['test'].accuracy,
+    'test_loss': evaluations['test'].loss,
+    **({'test_accuracy_raw': raw.accuracy} if raw else {}),
+    'train_accuracy': train['accuracy'],
+    'train_loss': train['loss'],
+    'epochs': step / steps_per_epoch,
+    'steps': step,
+    'parameters': count_parameters(classifier.shape),
+    'train_examples_per_second': meta['train_examples'] / meta['train_seconds'],
+    'train_seconds': meta['train_seconds'],
+    'compile_seconds': meta['compile_seconds'],
+    'device': mesh.devices.flat[0].device_kind,
+    'device_count': mesh.size,
+    'jax_version': jax.__version__,
+    'seed': config.seed,
+  }
+
+
+def last_lines(found: dict[str, Any], workdir: pathlib.Path, mesh: Mesh) -> str:
+  """Says where everything is, and ends with d2l's two lines."""
+  return '\n'.join(
+    [
+      f'In {workdir}: augmentations.png, curves.png, confusion.png, mistakes.png, summary.json, metrics.jsonl',
+      f'More curves: pip install tensorboard, then tensorboard --logdir {workdir / "tensorboard"}',
+      f'loss {found["train_loss"]:.3f}, train acc {found["train_accuracy"]:.3f}, test acc {found["test_accuracy"]:.3f}',
+      f'{found["train_examples_per_second"]:.1f} examples/sec on {console.device_name(mesh)}',
+    ]
+  )
