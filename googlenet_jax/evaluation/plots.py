@@ -370,6 +370,3 @@ def _limit_costs(axes: Axes, costs: Sequence[int]) -> None:
   axes.set(xscale='log', xlim=(low, high))
   axes.set_xticks(shown, [str(cost) for cost in shown])
   axes.set_xticks([], minor=True)
-
-
-protocol = table  # until evaluation/table.py calls `table`

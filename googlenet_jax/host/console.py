@@ -169,8 +169,6 @@ class Progress:
     """Leaves the bar as it is."""
     self._bar.close()
 
-  step = advance  # until the loop calls `advance`
-
   def _line(self, bar: _LiveLine, width: int) -> str:
     step = bar.n
     parts = {'epoch': f'epoch {step / self._steps_per_epoch:.1f}/{self._epochs}', 'step': f'{step}/{self._last_step}'}
