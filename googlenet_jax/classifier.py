@@ -28,6 +28,7 @@ from googlenet_jax.model.googlenet import GoogLeNet
 from googlenet_jax.model.options import Options
 
 Images = np.ndarray | jax.Array | str | os.PathLike | Sequence
+PARTS = (1, 8, 64)  # images that the network sees at once
 
 
 class Prediction(NamedTuple):
@@ -93,7 +94,8 @@ class Classifier:
     self.shape = nnx.eval_shape(lambda: make_network(config, len(self.classes), channels, nnx.Rngs(0)))
     self.graphdef, self.params_shape, self.batch_stats_shape = _split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
-    self._feature_step = functools.cache(self._make_feature_step)
+    self._stage = functools.cache(self._make_stage)
+    self._prepare = self._jitted(self._prepared)
 
   @property
   def recipe(self) -> ConfigDict:
@@ -138,12 +140,11 @@ class Classifier:
       UserError: a picture cannot be read.
     """
     batch, single = self._batch(images)
-    step = self.predict_step(crop_count)
-    most = crops.batch_size(self.config.batch_size, crop_count, self.mesh.size)
-    members = [
-      self._in_parts(batch, most, functools.partial(step, variables), (len(self.classes),))
-      for variables in self.networks
-    ]
+    if crop_count == 1:
+      step = lambda variables, part: jax.nn.log_softmax(self._stage('logits')(variables, self._prepare((), part)))
+    else:
+      step = self.predict_step(crop_count)
+    members = [self._in_parts(step, variables, batch, (len(self.classes),)) for variables in self.networks]
     found = np.mean(np.exp(members), axis=0, dtype=np.float32)
     return found[0] if single else found
 
@@ -168,36 +169,38 @@ class Classifier:
     )
     if name not in shapes:
       raise ValueError(f'{name!r} is no stage of the network: choose from {", ".join(shapes)}')
-    step = functools.partial(self._feature_step(name), self.networks[0])
-    most = crops.batch_size(self.config.batch_size, 1, self.mesh.size)
-    found = self._in_parts(batch, most, step, shapes[name].shape[1:])
+    step = lambda variables, part: self._stage(name)(variables, self._prepare((), part))
+    found = self._in_parts(step, self.networks[0], batch, shapes[name].shape[1:])
     return found[0] if single else found
 
-  def _make_feature_step(self, name: str) -> Callable[..., Any]:
-    def step(variables, batch):
-      options = self.config.augment
-      image = augment.prepare(
-        batch['image'], self.config.image_size, options.padding, batch.get('size'), options.resize
-      )
+  # Preparing images and running the network are two programs: only the small one depends on the sizes of the images.
+
+  def _prepared(self, _: tuple[()], batch: dict[str, jax.Array]) -> jax.Array:
+    options = self.config.augment
+    return augment.prepare(batch['image'], self.config.image_size, options.padding, batch.get('size'), options.resize)
+
+  def _make_stage(self, name: str) -> Callable[..., Any]:
+    def stage(variables, image):
       return nnx.merge(self.graphdef, *variables).end_points(image)[name].astype(jnp.float32)
 
-    return jax.jit(
-      jax.shard_map(step, mesh=self.mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P(sharding.AXIS)),
-      out_shardings=NamedSharding(self.mesh, P()),
-    )
+    return self._jitted(stage)
+
+  def _jitted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    specs = (P(), P(sharding.AXIS))
+    return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(sharding.AXIS)))
 
   def _in_parts(
-    self, batch: dict[str, np.ndarray], most: int, step: Callable[..., Any], shape: tuple[int, ...]
+    self, step: Callable[..., Any], variables: Any, batch: dict[str, np.ndarray], shape: tuple[int, ...]
   ) -> np.ndarray:
-    """Runs a step over parts of a batch. Their sizes are powers of two, so few programs are compiled."""
+    """Runs a step over parts of a batch; each part is filled up to one of PARTS, so few programs are compiled."""
     count, outputs = len(batch['image']), [np.empty((0, *shape), np.float32)]
-    for start in range(0, count, most):
-      indices = np.arange(start, min(start + most, count))
-      size = min(most, max(self.mesh.size, 1 << (len(indices) - 1).bit_length()))
-      size = -(-size // self.mesh.size) * self.mesh.size
+    size = next((part for part in PARTS if part >= count), PARTS[-1])
+    size = -(-size // self.mesh.size) * self.mesh.size
+    for start in range(0, count, size):
+      indices = np.arange(start, min(start + size, count))
       padded = np.append(indices, np.full(size - len(indices), start))
       part = sharding.shard_batch({name: array[padded] for name, array in batch.items()}, self.mesh)
-      outputs.append(np.asarray(step(part))[: len(indices)])
+      outputs.append(np.asarray(step(variables, part))[: len(indices)])
     return np.concatenate(outputs)
 
   def _batch(self, images: Images) -> tuple[dict[str, np.ndarray], bool]:

@@ -7,11 +7,13 @@ import contextlib
 import pathlib
 import threading
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from googlenet_jax.host import console
@@ -21,6 +23,15 @@ NO_ACCURACY = -1.0  # of a checkpoint without validation: worse than every accur
 BEST = 'best'
 # Orbax numbers the saves of a process with one counter: two at once mix up their answers, lose files or wait for ever.
 _one_save = threading.Lock()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences warnings of Orbax about our own options, as that a reader saves nothing."""
+  level = logging.get_verbosity()
+  logging.set_verbosity(min(level, logging.ERROR))
+  yield
+  logging.set_verbosity(level)
 
 
 class DamagedError(Exception):
@@ -55,7 +66,8 @@ class Checkpoints:
       create=not read_only,
       read_only=read_only,
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    with _quiet():
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:
     """Steps with a complete checkpoint, newest first."""
