@@ -59,14 +59,14 @@ class Checkpoints:
     policy = checkpoint_managers.AnyPreservationPolicy(
       [checkpoint_managers.LatestN(2), checkpoint_managers.BestN(get_metric_fn=accuracy, n=1)]
     )
-    options = ocp.CheckpointManagerOptions(
-      best_fn=accuracy,
-      preservation_policy=policy,
-      cleanup_tmp_directories=not read_only,
-      create=not read_only,
-      read_only=read_only,
-    )
     with _quiet():
+      options = ocp.CheckpointManagerOptions(
+        best_fn=accuracy,
+        preservation_policy=policy,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+      )
       self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:
