@@ -48,6 +48,7 @@ def _model_keys() -> dict[str, Key]:
 
 
 KEYS = {
+  'name': Key('', 'name in titles of pictures; empty: the name of the recipe file', FREE),
   'seed': Key(0, 'seed of initial weights, order of images, augmentation and dropout', least=0, most=2**31 - 1),
   'epochs': Key(10, 'passes over the training images', FREE, least=1),
   'max_steps': Key(0, 'stop after this many steps in all; 0: no limit', FREE, least=0),
@@ -83,9 +84,7 @@ KEYS = {
   'ensemble.members': Key(1, 'number of networks to train', FREE, least=1, most=1000),
   'ensemble.member': Key(0, 'number of this network, if members are trained apart', least=0, most=999),
   'ensemble.side_by_side': Key(False, 'train members at the same time, each on its share of the devices', FREE),
-  'ensemble.initial_weights': Key(
-    'same', 'initial weights of members; paper: same', choices=('same', 'different')
-  ),
+  'ensemble.initial_weights': Key('same', 'initial weights of members; paper: same', choices=('same', 'different')),
   'log_every_steps': Key(50, 'steps between two log points', FREE, least=1),
   'checkpoint_every_steps': Key(0, 'steps between checkpoints inside an epoch; 0: at its end only', FREE, least=0),
 }
@@ -160,6 +159,8 @@ def read(name: str) -> ml_collections.ConfigDict:
     raise UserError(
       f'--config={name}: get_config returns {type(config).__name__}, not the recipe: end with return config'
     )
+  if not config.get('name'):
+    config.name = pathlib.Path(path).stem
   return config
 
 

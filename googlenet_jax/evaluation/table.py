@@ -64,7 +64,7 @@ def evaluate_run(
   console.say(title)
 
   def write(rows: Sequence[dict[str, Any]], result: Evaluation) -> None:
-    _write(workdir, rows, result, dataset, split_name, last, title)
+    _write(workdir, config.name or workdir.name, rows, result, dataset, split_name, last, title)
 
   rows = evaluate_crops(classifier, dataset, split, crop_counts, write)
   console.say('\n' + markdown(rows))
@@ -169,6 +169,7 @@ def answers(result: Evaluation, class_names: Sequence[str], models: int, crop_co
 
 def _write(
   workdir: pathlib.Path,
+  name: str,
   rows: Sequence[dict[str, Any]],
   first: Evaluation,
   dataset: Dataset,
@@ -196,4 +197,4 @@ def _write(
   if files.is_writer():
     from googlenet_jax.evaluation import plots
 
-    plots.table(rows, workdir / 'table.png', f'{workdir.name}, {dataset.name} {split_name} images')
+    plots.table(rows, workdir / 'table.png', f'{name}, {dataset.name} {split_name} images')

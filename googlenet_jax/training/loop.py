@@ -89,13 +89,13 @@ def train(
       return
     if not evaluations:  # the run had ended before: its pictures and summary are made again
       evaluations = evaluate_and_log(plan, state, log)
-      summary.draw_curves(log.records, workdir, plan.dataset)
+      summary.draw_curves(config, log.records, workdir, plan.dataset)
 
   # What a run leaves behind ------------------------------------------------------------------------------------------
   train = Metrics(**meta['epoch_sums']).mean()
   found = summary.summary(config, meta, train, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
   files.write_json(workdir / 'summary.json', found)
-  summary.draw_answers(evaluations['test'], workdir, plan.dataset, step)
+  summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step)
   console.say(summary.last_lines(found, workdir, plan.mesh))
 
 
@@ -153,7 +153,7 @@ def train_steps(
       progress.show(record)
       if ends_epoch:
         console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations))
-        summary.draw_curves(log.records, plan.workdir, plan.dataset)
+        summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
       if stop_now:
         break
       watch.start()
@@ -198,7 +198,7 @@ def compile_train_step(
     samples = None
     if int(state.step) == 0:
       samples = pool.submit(summary.draw_samples, plan.config, plan.workdir, plan.dataset, batch, int(state.seed))
-    with console.waiting('compiling the training step', 'slow the first time, later read from a cache') as waiting:
+    with console.waiting('compiling the training step', 'once; later about 10 s') as waiting:
       step = make_train_step(plan.classifier.graphdef, plan.tx, plan.config, plan.mesh)
       compiled = step.lower(state, batch).compile()
     meta['compile_seconds'] += waiting.seconds

@@ -138,12 +138,12 @@ def draw_samples(
     np.asarray(seen),
     names,
     workdir / 'augmentations.png',
-    f'{workdir.name}: the first training batch of {dataset.name}',
+    f'{config.name or workdir.name}: the first training batch of {dataset.name}',
     augmentations_in_words(config.augment),
   )
 
 
-def draw_curves(records: list[dict[str, Any]], workdir: pathlib.Path, dataset: Dataset) -> None:
+def draw_curves(config: ConfigDict, records: list[dict[str, Any]], workdir: pathlib.Path, dataset: Dataset) -> None:
   """Draws `curves.png` from the records of `metrics.jsonl`."""
   if not files.is_writer():
     return
@@ -153,16 +153,18 @@ def draw_curves(records: list[dict[str, Any]], workdir: pathlib.Path, dataset: D
   for record in records:
     if record['split'] == 'test':
       final = f': test accuracy {record["accuracy"]:.4f} after {record["epoch"]:.4g} epochs'
-  plots.curves(records, workdir / 'curves.png', f'{workdir.name} on {dataset.name}{final}')
+  plots.curves(records, workdir / 'curves.png', f'{config.name or workdir.name} on {dataset.name}{final}')
 
 
-def draw_answers(evaluation: Evaluation, workdir: pathlib.Path, dataset: Dataset, step: int) -> None:
+def draw_answers(
+  config: ConfigDict, evaluation: Evaluation, workdir: pathlib.Path, dataset: Dataset, step: int
+) -> None:
   """Draws `confusion.png` and `mistakes.png` of the test images."""
   if not files.is_writer():
     return
   from googlenet_jax.evaluation import plots
 
-  title = f'{workdir.name}, {dataset.name} test images, step {step}'
+  title = f'{config.name or workdir.name}, {dataset.name} test images, step {step}'
   plots.confusion(evaluation, dataset.class_names, workdir / 'confusion.png', title)
   plots.mistakes(evaluation, dataset.test, dataset.class_names, workdir / 'mistakes.png', title)
 
