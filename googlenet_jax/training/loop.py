@@ -140,12 +140,14 @@ def train_steps(
       log.write(record)
 
       # Evaluate, with batch statistics that fit the weights
-      state, fresh = fit_statistics(state, step, ends_epoch or save_now)
+      save = ends_epoch or save_now or stop_now
+      if save:
+        state, fresh = fit_statistics(state, step, ends_epoch or save_now)
       if ends_epoch:
         evaluations = evaluate_and_log(plan, state, log)
 
       # Save, before anything that needs a screen or a pipe
-      if ends_epoch or save_now or stop_now:
+      if save:
         validation = evaluations.get('validation') if ends_epoch else None
         saved.save(step, items(state), meta, validation and validation.accuracy, fresh)
 
