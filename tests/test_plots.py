@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from googlenet_jax.data.splits import Split
-from googlenet_jax.evaluation import drawing, plots
+from googlenet_jax.evaluation import drawing, galleries, plots
 from googlenet_jax.evaluation.evaluate import Evaluation
 
 TITLE = 'configs/digits.py on digits, test split, step 132'
@@ -233,25 +233,39 @@ def test_many_classes_without_a_mistake():
 
 def test_mistakes_say_what_was_said_what_is_true_and_which_image_it_is():
   counts = np.array([[4, 0, 0], [0, 3, 0], [0, 1, 2]])
-  figure = plots._mistakes_figure(from_counts(counts), pictures(10), ['0', '1', '2'], TITLE, 'test')
+  figure = galleries._mistakes_figure(from_counts(counts), pictures(10), ['0', '1', '2'], TITLE, 'test')
   texts = checked(figure)
   assert f'{TITLE}\n1 mistake in 10 test images' in texts
   assert '#7\nsaid 1 (84 %),\ntrue 2' in texts
   np.testing.assert_allclose(figure.axes[0].images[0].get_array(), pictures(10).picture(7)[..., 0] / 255)
 
 
+def test_predictions_say_what_was_said_and_whether_it_is_right():
+  counts = np.array([[4, 0, 0], [0, 3, 0], [0, 1, 2]])
+  figure = galleries._predictions_figure(from_counts(counts), pictures(10), ['wrong', '1', '2'], TITLE, 'test')
+  texts = checked(figure)
+  assert f'{TITLE}\n10 of 10 test images, evenly spread; 90 % of all answers are right' in texts
+  assert texts.count('wrong (84 %)\nright') == 4
+  assert texts.count('1 (84 %)\nwrong: 2') == 1
+  frames = [to_hex(axes.spines['left'].get_edgecolor()).upper() for axes in figure.axes]
+  assert frames == [drawing.RIGHT] * 7 + [drawing.WRONG] + [drawing.RIGHT] * 2
+  many = galleries._predictions_figure(from_counts(10 * counts), pictures(100), ['0', '1', '2'], TITLE, 'test')
+  assert len(many.axes) == 18
+  np.testing.assert_allclose(many.axes[-1].images[0].get_array(), pictures(100).picture(99)[..., 0] / 255)
+
+
 def test_the_most_confident_mistakes_come_first():
   labels = np.zeros(50, np.int32)
   probabilities = np.linspace(0.51, 0.99, 50)
   evaluation = Evaluation(labels, np.log(np.stack([1 - probabilities, probabilities], 1)).astype(np.float32))
-  figure = plots._mistakes_figure(evaluation, pictures(50, channels=3), ['shut', 'open'], TITLE, 'validation')
+  figure = galleries._mistakes_figure(evaluation, pictures(50, channels=3), ['shut', 'open'], TITLE, 'validation')
   assert f'{TITLE}\n50 mistakes in 50 validation images; the 30 most confident' in checked(figure)
   assert [int(axes.get_title().split('\n')[0][1:]) for axes in figure.axes] == list(range(49, 19, -1))
 
 
 def test_no_mistakes_is_a_sentence():
   evaluation = from_counts(np.diag([36] * 10))
-  texts = checked(plots._mistakes_figure(evaluation, pictures(360), FASHION, TITLE, 'test'))
+  texts = checked(galleries._mistakes_figure(evaluation, pictures(360), FASHION, TITLE, 'test'))
   assert texts == [TITLE, 'No mistakes in 360 test images.']
 
 
@@ -259,7 +273,7 @@ def test_long_names_do_not_run_into_each_other():
   names = ['screw_defect_scratch_left', 'screw_defect_scratch_right', 'Kreuzschlüsselgrößenangabe', 'W' * 200, LONG[0]]
   counts = np.full((5, 5), 2)
   split = pictures(50, 6, 12)
-  texts = checked(plots._mistakes_figure(from_counts(counts), split, names, TITLE, 'test'))
+  texts = checked(galleries._mistakes_figure(from_counts(counts), split, names, TITLE, 'test'))
   captions = [text for text in texts if text.startswith('#')]
   assert len(captions) == 30
   assert max(caption.count('\n') for caption in captions) <= 4
@@ -273,7 +287,7 @@ def test_long_names_do_not_run_into_each_other():
 def test_augmentations_are_named(used, line):
   stored = [pictures(1, height, width, 3).picture(0) for height, width in ((8, 8), (20, 9), (9, 20))] * 3
   seen = np.random.default_rng(0).uniform(-0.2, 1.2, (9, 16, 16, 3))  # one more than fit in a row
-  figure = plots._augmentations_figure(stored, seen, LONG[:9], TITLE, used)
+  figure = galleries._augmentations_figure(stored, seen, LONG[:9], TITLE, used)
   texts = checked(figure)
   assert f'{TITLE}\n{line}' in texts
   assert texts.count('stored') == texts.count('seen') == 2  # once a row
@@ -343,10 +357,13 @@ def test_every_picture_is_a_png_at_its_path(tmp_path, monkeypatch):
   split, names = pictures(len(evaluation.labels)), ['$5', '$6_x^2', '石英']
   plots.curves(run(3), tmp_path / 'curves.png', TITLE)
   plots.confusion(evaluation, names, tmp_path / 'confusion.png', TITLE)
-  plots.mistakes(evaluation, split, names, tmp_path / 'mistakes.png', TITLE)
-  plots.augmentations(list(split.images[:3]), split.images[:3] / 255, names, tmp_path / 'augmentations.png', TITLE, [])
+  galleries.predictions(evaluation, split, names, tmp_path / 'predictions.png', TITLE)
+  galleries.mistakes(evaluation, split, names, tmp_path / 'mistakes.png', TITLE)
+  galleries.augmentations(
+    list(split.images[:3]), split.images[:3] / 255, names, tmp_path / 'augmentations.png', TITLE, []
+  )
   plots.table(ENSEMBLE, tmp_path / 'table.png', TITLE)
-  assert len(list(tmp_path.iterdir())) == 5
+  assert len(list(tmp_path.iterdir())) == 6
   for path in tmp_path.iterdir():
     with Image.open(path) as image:
       assert image.format == 'PNG'

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, confusion matrix, mistakes, augmentations, errors of crops and ensembles."""
+"""Pictures that show numbers: curves, confusion matrix, errors of crops and ensembles."""
 
 import math
 import pathlib
@@ -12,13 +12,11 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import drawing
-from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, WIDTH, fit, percent, plural, user_text
+from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, fit, percent, plural, user_text
 from googlenet_jax.evaluation.evaluate import Evaluation
 
 LOG_RATIO = 20  # the loss axis is logarithmic if the highest loss is more than so many times the median
-MISTAKES = 30  # images shown at most
 CELL_SHARES = 12  # with at most so many classes, cells of the confusion matrix hold counts and shares ...
 CELL_COUNTS = 20  # ... with at most so many, counts alone; with more, a list below the matrix has the numbers
 PAIRS = 15  # pairs of classes in that list at most
@@ -46,7 +44,7 @@ def curves(records: Sequence[dict[str, Any]], path: pathlib.Path, title: str) ->
 
   Args:
     records: lines of `metrics.jsonl`.
-    path: of the PNG.
+    path: the PNG to write.
     title: recipe, data and final figures.
   """
   drawing.save(_curves_figure(records, title), path)
@@ -114,8 +112,8 @@ def confusion(evaluation: Evaluation, class_names: Sequence[str], path: pathlib.
 
   Args:
     evaluation: predictions and labels.
-    class_names: one a class.
-    path: of the PNG.
+    class_names: one per class.
+    path: the PNG to write.
     title: recipe, split and step.
   """
   drawing.save(_confusion_figure(evaluation, class_names, title), path)
@@ -219,99 +217,6 @@ def _draw_pairs(axes: Axes, pairs: Sequence[tuple[int, int]], counts: np.ndarray
     axes.annotate(text, (size, place), (4, 0), textcoords='offset points', va='center', fontsize=SMALL)
 
 
-# Images ---------------------------------------------------------------------------------------------------------------
-
-
-def mistakes(
-  evaluation: Evaluation, split: Split, class_names: Sequence[str], path: pathlib.Path, title: str, name: str = 'test'
-) -> None:
-  """Shows the most confident mistakes: the index of the image, what the network said, and the true class.
-
-  Args:
-    evaluation: predictions for `split`.
-    split: images and labels.
-    class_names: one a class.
-    path: of the PNG.
-    title: recipe, split and step.
-    name: of the split.
-  """
-  drawing.save(_mistakes_figure(evaluation, split, class_names, title, name), path)
-
-
-def _mistakes_figure(evaluation: Evaluation, split: Split, class_names: Sequence[str], title: str, name: str) -> Figure:
-  wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
-  worst = wrong[np.argsort(-evaluation.confidences[wrong], kind='stable')][:MISTAKES]
-  images = plural(len(evaluation.labels), f'{name} image')
-  if not len(wrong):
-    figure = drawing.new_figure(1.3, title)
-    figure.text(0.5, 0.35, f'No mistakes in {images}.', ha='center', va='center', fontsize=TITLE)
-    return figure
-  columns = 6
-  rows = -(-len(worst) // columns)
-  captions = []
-  for index in worst:
-    said = f'said {class_names[evaluation.predictions[index]]} ({percent(evaluation.confidences[index])}),'
-    true = f'true {class_names[evaluation.labels[index]]}'
-    parts = (fit(text.replace(' %', '\u00a0%'), WIDTH / columns * 72 - 10, SMALL, 2) for text in (said, true))
-    captions.append('\n'.join((f'#{index}', *parts)))
-  lines = max(caption.count('\n') + 1 for caption in captions)
-  shown = f'; the {len(worst)} most confident' if len(worst) < len(wrong) else ''
-  title += f'\n{plural(len(wrong), "mistake")} in {images}{shown}'
-  figure = drawing.new_figure(0.6 + rows * (1.2 + 0.14 * lines), title)
-  for place, (index, caption) in enumerate(zip(worst, captions, strict=True), start=1):
-    axes = figure.add_subplot(rows, columns, place)
-    _show_image(axes, split.picture(int(index)) / 255)
-    axes.set_title(caption, fontsize=SMALL, **user_text())
-  return figure
-
-
-def _show_image(axes: Axes, image: np.ndarray) -> None:
-  """Shows an image `[h, w, C]` in [0, 1] without axes."""
-  axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=1)
-  axes.set(xticks=[], yticks=[])
-  axes.spines[:].set_visible(False)
-
-
-def augmentations(
-  stored: Sequence[np.ndarray],
-  seen: np.ndarray,
-  labels: Sequence[str],
-  path: pathlib.Path,
-  title: str,
-  used: Sequence[str],
-) -> None:
-  """Shows images of a training batch, and below each one what the network sees of it.
-
-  Args:
-    stored: uint8 `[h, w, C]` each.
-    seen: float `[N, S, S, C]` in [0, 1].
-    labels: names of their classes.
-    path: of the PNG.
-    title: recipe and data.
-    used: texts for the augmentations that are on, such as 'shift up to 2 px'.
-  """
-  drawing.save(_augmentations_figure(stored, seen, labels, title, used), path)
-
-
-def _augmentations_figure(
-  stored: Sequence[np.ndarray], seen: np.ndarray, labels: Sequence[str], title: str, used: Sequence[str]
-) -> Figure:
-  columns = 8
-  rows = -(-len(stored) // columns)
-  title += f'\naugmentation: {", ".join(used)}' if used else '\nno augmentation'
-  figure = drawing.new_figure(0.6 + 2.25 * rows, title)
-  for place, (image, view, label) in enumerate(zip(stored, seen, labels, strict=True)):
-    row, column = divmod(place, columns)
-    for below, picture in ((0, image / 255), (1, np.clip(view, 0, 1))):
-      axes = figure.add_subplot(2 * rows, columns, (2 * row + below) * columns + column + 1)
-      _show_image(axes, picture)
-      if column == 0:
-        axes.set_ylabel('seen' if below else 'stored', fontsize=SMALL)
-      if not below:
-        axes.set_title(fit(label, WIDTH / columns * 72 - 10, SMALL, 2), fontsize=SMALL, **user_text())
-  return figure
-
-
 # Table ----------------------------------------------------------------------------------------------------------------
 
 
@@ -319,8 +224,8 @@ def table(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str) -> Non
   """Draws top-1 and top-5 errors against the cost, the number of crops times the number of models.
 
   Args:
-    rows: dicts with `models`, `crops`, `cost`, `top1_error`, `top5_error`, and `top1_errors`, one a model.
-    path: of the PNG.
+    rows: dicts with `models`, `crops`, `cost`, `top1_error`, `top5_error`, and `top1_errors`, one per model.
+    path: the PNG to write.
     title: recipe, split and step.
   """
   drawing.save(_table_figure(rows, title), path)

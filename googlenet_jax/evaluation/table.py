@@ -197,4 +197,4 @@ def _write(
   if files.is_writer():
     from googlenet_jax.evaluation import plots
 
-    plots.table(rows, workdir / 'table.png', f'{name}, {dataset.name} {split_name} images')
+    plots.table(rows, workdir / 'table.png', f'recipe {name}, {dataset.name} {split_name} images')

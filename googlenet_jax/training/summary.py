@@ -120,7 +120,7 @@ def draw_samples(
   """Draws `augmentations.png`: images of the first batch, as stored and as the network sees them."""
   if not files.is_writer():
     return
-  from googlenet_jax.evaluation import plots  # matplotlib takes a second to import
+  from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
 
   # The part of the batch that this process holds begins at position 0.
   shown = {name: array.addressable_shards[0].data[:SAMPLES] for name, array in batch.items()}
@@ -133,12 +133,12 @@ def draw_samples(
 
   seen = see(seed, shown['image'], shown.get('size'))
   names = [dataset.class_names[label] for label in np.asarray(shown['label'])]
-  plots.augmentations(
+  galleries.augmentations(
     pictures(jax.device_get(shown)),
     np.asarray(seen),
     names,
     workdir / 'augmentations.png',
-    f'{config.name or workdir.name}: the first training batch of {dataset.name}',
+    f'recipe {config.name or workdir.name}: the first training batch of {dataset.name}',
     augmentations_in_words(config.augment),
   )
 
@@ -153,20 +153,21 @@ def draw_curves(config: ConfigDict, records: list[dict[str, Any]], workdir: path
   for record in records:
     if record['split'] == 'test':
       final = f': test accuracy {record["accuracy"]:.4f} after {record["epoch"]:.4g} epochs'
-  plots.curves(records, workdir / 'curves.png', f'{config.name or workdir.name} on {dataset.name}{final}')
+  plots.curves(records, workdir / 'curves.png', f'recipe {config.name or workdir.name} on {dataset.name}{final}')
 
 
 def draw_answers(
   config: ConfigDict, evaluation: Evaluation, workdir: pathlib.Path, dataset: Dataset, step: int
 ) -> None:
-  """Draws `confusion.png` and `mistakes.png` of the test images."""
+  """Draws `predictions.png`, `confusion.png` and `mistakes.png` of the test images."""
   if not files.is_writer():
     return
-  from googlenet_jax.evaluation import plots
+  from googlenet_jax.evaluation import galleries, plots
 
-  title = f'{config.name or workdir.name}, {dataset.name} test images, step {step}'
+  title = f'recipe {config.name or workdir.name}, {dataset.name} test images, step {step}'
+  galleries.predictions(evaluation, dataset.test, dataset.class_names, workdir / 'predictions.png', title)
   plots.confusion(evaluation, dataset.class_names, workdir / 'confusion.png', title)
-  plots.mistakes(evaluation, dataset.test, dataset.class_names, workdir / 'mistakes.png', title)
+  galleries.mistakes(evaluation, dataset.test, dataset.class_names, workdir / 'mistakes.png', title)
 
 
 def summary(
@@ -215,7 +216,7 @@ def last_lines(found: dict[str, Any], workdir: pathlib.Path, mesh: Mesh) -> str:
   """Says where everything is, and ends with d2l's two lines."""
   return '\n'.join(
     [
-      f'In {workdir}: augmentations.png, curves.png, confusion.png, mistakes.png, summary.json, metrics.jsonl',
+      f'In {workdir}: predictions.png, mistakes.png, confusion.png, curves.png, augmentations.png, summary.json',
       f'More curves: pip install tensorboard, then tensorboard --logdir {workdir / "tensorboard"}',
       f'loss {found["train_loss"]:.3f}, train acc {found["train_accuracy"]:.3f}, test acc {found["test_accuracy"]:.3f}',
       f'{found["train_examples_per_second"]:.1f} examples/sec on {console.device_name(mesh)}',
