@@ -1,264 +1,286 @@
-"""Speed of our network and of its PyTorch twin, side by side on one machine.
+"""Speed of our network and of its PyTorch twin, timed in turns on one machine.
 
-  python experiments/benchmark.py
-  python experiments/benchmark.py --device=gpu --sizes=224 --batches=256 --dtypes=bfloat16 --modes=training
-  FASHION_MNIST_DIR=DIR python experiments/benchmark.py --modes=epochs --sizes=32 --batches=256
+  python -m experiments.benchmark
+  python -m experiments.benchmark --device=gpu --sizes=224 --batches=256 --dtypes=bfloat16 --modes=training
+  python -m experiments.benchmark --modes=training --contenders=ours,forms      # what each form of our layers is worth
+  python -m experiments.benchmark --modes=training --contenders=ours,settings   # JAX devices and memory pages
+  FASHION_MNIST_DIR=DIR python -m experiments.benchmark --modes=epochs --sizes=32
 
-Training (forward, backward, momentum SGD) and inference start from uint8 images on the device, as a run's do; `epochs`
-is a whole epoch of Fashion-MNIST with each framework's own input pipeline. Each contender has a process of its own,
-which idles while another is timed; they take turns, forwards and backwards, and a ratio is that of two blocks of the
-same turn. 'tuned' gives PyTorch the huge pages that we have (googlenet_jax/huge_pages.py). Missing PyTorch, a missing
-compiler or too little memory leaves that row out and says so; --contenders chooses.
-Beside jax, flax, optax, orbax-checkpoint, tqdm and torch it needs ml_collections, grain, array_record and portpicker,
-but neither TFDS nor tensorboardX. Writes experiments/results/benchmark_cpu or benchmark_gpu, for
-`--modes=epochs` benchmark_cpu_epochs and so on: .md, .csv and .json.
+Modes: training (forward, backward, momentum SGD), inference (log-probabilities), epochs (whole epochs of Fashion-MNIST
+with the framework's own input pipeline). In the first two the uint8 images are on the device.
+
+Each contender has a process of its own, which is idle while another one is timed. They take turns in alternating order,
+and a ratio compares two blocks of the same turn. A contender that cannot run (no PyTorch, no compiler, too little
+memory) is left out with a note. JAX uses the devices that main.py would use; "runs on" shows their number. PyTorch is
+channels_last with fused SGD; "huge pages" gives it the memory pages that main.py requests for itself. "start" is the
+time from starting the process to the end of its first step: caches count, so name an empty folder in
+JAX_COMPILATION_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR for a first start. Neither TFDS nor tensorboardX is needed.
+
+The results go to experiments/results/NAME.md and NAME.csv.
 """
 
 import argparse
-import contextlib
 import itertools
-import json
 import pathlib
-import platform
-import statistics
+import re
 import sys
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from experiments import benchmark_tables as tables
-from experiments.benchmark_tables import CPU_BATCHES, OURS, Case
+from experiments import tables
+from experiments.tables import CPU_BATCHES, OURS, Case, number
 from experiments.worker import Worker, WorkerError
 from googlenet_jax.host import huge_pages
 
-TUNED = huge_pages.environment()
-# Script, environment, and arguments of `make`. Not preallocated: the contenders share the GPU's memory.
-CONTENDERS = {
-  OURS: ('benchmark_jax.py', {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, {}),
-  'eager': ('benchmark_torch.py', {}, {'compiled': False}),
-  'eager tuned': ('benchmark_torch.py', TUNED, {'compiled': False}),
-  'compiled': ('benchmark_torch.py', {}, {'compiled': True}),
-  'compiled tuned': ('benchmark_torch.py', TUNED, {'compiled': True}),
-}
-STOCK = ['eager', 'compiled']
+MODES, DTYPES = ('training', 'inference', 'epochs'), ('float32', 'bfloat16')
 GPU_BATCHES = (256, 1024)
 PRODUCT = {'cpu': 2048, 'gpu': 8192}  # side of the matrices
 MAX_STEPS = 500  # in a block
-JAX_PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu'}
+WARM_UP = 4  # steps
+JAX, TORCH = 'experiments.jax_side', 'experiments.torch_side'
+DEFAULT_RECIPE = 'configs/default.py'
+
+
+class Contender(NamedTuple):
+  """A module to start, its environment, and what `make` gets besides the case."""
+
+  module: str
+  environment: dict[str, str] = {}
+  arguments: dict[str, Any] = {}
+
+
+def contenders(machine: dict[str, Any]) -> dict[str, Contender]:
+  """All contenders by name; 'ours/...' are other forms and settings of ours."""
+  tuned = huge_pages.environment()
+  found = {OURS: Contender(JAX, tuned), 'eager': Contender(TORCH)}
+  if machine['platform'] == 'cpu':
+    compiled = {'compile_mode': 'default'}
+    found['compiled'] = Contender(TORCH, {}, compiled)
+    if tuned:
+      found |= {'eager/huge pages': Contender(TORCH, tuned), 'compiled/huge pages': Contender(TORCH, tuned, compiled)}
+      found['ours/4 KB pages'] = Contender(JAX, {huge_pages.VARIABLE: f'{huge_pages.TUNABLE}=0'})
+    for count in ('1', '2'):
+      found[f'ours/JAX devices: {count}'] = Contender(JAX, tuned | {'JAX_NUM_CPU_DEVICES': count})
+  else:
+    found |= {mode: Contender(TORCH, {}, {'compile_mode': mode}) for mode in ('reduce-overhead', 'max-autotune')}
+  return found | {f'ours/{form}': Contender(JAX, tuned, {'form': form}) for form in machine['forms']}
+
+
+def chosen(names: list[str] | None, machine: dict[str, Any]) -> dict[str, Contender]:
+  """The contenders named; by default ours and PyTorch's. 'forms' and 'settings' stand for several.
+
+  Raises:
+    WorkerError: a name is unknown.
+  """
+  known = contenders(machine)
+  forms = [f'ours/{form}' for form in machine['forms']]
+  settings = [name for name in known if name.startswith('ours/') and name not in forms]
+  groups = {'forms': forms, 'settings': settings}
+  default = [name for name in known if '/' not in name or not name.startswith(OURS)]
+  wanted = [name for given in names or default for name in groups.get(given, [given])]
+  if unknown := [name for name in wanted if name not in known]:
+    raise WorkerError(f'no contender {unknown[0]!r}: choose from {"; ".join([*groups, *known])}')
+  return {name: known[name] for name in wanted}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-  """The options."""
+  """Reads the command line."""
   numbers = lambda text: [int(n) for n in text.split(',')]
   names = lambda text: text.split(',')
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--device', choices=('auto', 'cpu', 'gpu'), default='auto')
-  parser.add_argument('--modes', type=names, default=['training', 'inference'], help='training,inference,epochs')
-  parser.add_argument('--sizes', type=numbers, default=[32, 96, 224], help='pixels')
-  parser.add_argument('--batches', type=numbers, help='on a CPU by default 256, 64, 16 by size; on a GPU 256,1024')
-  parser.add_argument('--dtypes', type=names, help='float32, bfloat16; on a GPU both by default')
-  parser.add_argument('--repeats', type=int, default=9, help='blocks of each contender')
-  parser.add_argument('--block_seconds', type=float, default=2.0, help='about so long is a block')
-  parser.add_argument('--epoch_repeats', type=int, default=1)
-  parser.add_argument('--contenders', type=names, help=','.join(CONTENDERS))
-  parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'experiments' / 'results')
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add('--device', choices=('auto', 'cpu', 'gpu'), default='auto')
+  add('--modes', type=names, default=['training', 'inference'], help=','.join(MODES))
+  add('--sizes', type=numbers, default=[32, 96, 224], help='image sizes in pixels')
+  add('--batches', type=numbers, help='default on a CPU: 256, 64, 16 for sizes 32, 96, 224; on a GPU: 256,1024')
+  add('--dtypes', type=names, help='float32, bfloat16; default on a GPU: both')
+  add('--contenders', type=names, help='such as ours,eager or ours,forms; a wrong name lists them all')
+  add('--config', default=DEFAULT_RECIPE, help='recipe for ours; PyTorch has the default one only')
+  add('--repeats', type=int, default=9, help='blocks for each contender')
+  add('--block_seconds', type=float, default=2.0, help='approximate length of a block')
+  add('--epoch_repeats', type=int, default=1, help='epochs for each contender')
+  add('--name', help='of the results; default: benchmark_cpu or benchmark_gpu, then the modes and contenders given')
+  add('--output', type=pathlib.Path, default=tables.RESULTS, help='folder of the results')
   options = parser.parse_args(arguments)
   for value in (options.repeats, options.epoch_repeats, *options.sizes, *(options.batches or ())):
     if value < 1:
-      parser.error(f'{value} should be 1 or more')
-  for given, known in (
-    (options.modes, ('training', 'inference', 'epochs')),
-    (options.dtypes or (), ('float32', 'bfloat16')),
-    (options.contenders or (), tuple(CONTENDERS)),
-  ):
-    for name in given:
-      if name not in known:
-        parser.error(f'{name!r} is none of: {", ".join(known)}')
+      parser.error(f'{value} must be at least 1')
+  for given, known in ((options.modes, MODES), (options.dtypes or (), DTYPES)):
+    if unknown := [name for name in given if name not in known]:
+      parser.error(f'{unknown[0]!r} is none of: {", ".join(known)}')
+  if options.config != DEFAULT_RECIPE and not options.contenders:
+    options.contenders = [OURS]
   return options
 
 
 def describe(device: str) -> dict[str, Any]:
-  """What there is to run on; raises WorkerError where `device` is not there."""
-  environment = {} if device == 'auto' else {'JAX_PLATFORMS': JAX_PLATFORMS[device]}
-  with contextlib.closing(Worker('benchmark_jax.py', CONTENDERS[OURS][1] | environment)) as worker:
+  """Returns the machine: platform, device, versions, and the forms of our layers.
+
+  Raises:
+    WorkerError: there is no such device.
+  """
+  with Worker(JAX, device) as worker:
     found = worker.ask('describe')
   if device not in ('auto', found['platform']):
     raise WorkerError(f'JAX finds only {found["platform"]}')
-  if found['platform'] not in ('cpu', 'gpu'):
-    raise WorkerError(f'PyTorch cannot be compared on {found["platform"]}: --device=cpu')
-  if found['platform'] == 'cpu':
-    found['device'] = tables.cpu_model()
-  found['cores'] = tables.cores()
-  found['versions'] = {'Python': platform.python_version(), **found['versions']}
-  return found
+  if found['platform'] not in PRODUCT:
+    raise WorkerError(f'PyTorch has no {found["platform"]} here: use --device=cpu')
+  return found | ({'device': tables.cpu_model()} if found['platform'] == 'cpu' else {})
 
 
 class Contest:
-  """The contenders at one case, alive together."""
+  """The contenders in one case, with all their processes alive; `errors` says who failed, and why."""
 
-  def __init__(self, case: Case, names: list[str], machine: dict[str, Any]):
-    """Starts, compiles and warms up one after another; `errors` says which could not and why."""
-    self.case, self.platform = case, machine['platform']
+  def __init__(self, case: Case, entries: dict[str, Contender], machine: dict[str, Any], config: str):
+    """Starts, compiles and warms up one after another."""
     self.errors: dict[str, WorkerError] = {}
-    self.multiply_adds, self.products = None, []
-    self._workers: dict[str, Worker] = {}
-    self._steps: dict[str, int] = {}
-    self._device = {'cpu': 'cpu', 'gpu': 'cuda'}[self.platform]
-    for name in names:
-      script, environment, arguments = CONTENDERS[name]
-      environment = environment | {'JAX_PLATFORMS': JAX_PLATFORMS[self.platform]}
-      worker = self._workers[name] = Worker(script, environment)
-      with self._noting(name):
-        if name != OURS:
-          machine['versions'] |= worker.ask('describe', device=self._device)['versions']
-        made = worker.ask('make', **case._asdict(), **arguments, **self._where(name))
-        self.multiply_adds = made['multiply_adds'] or self.multiply_adds
+    self.made: dict[str, dict[str, Any]] = {}
+    self.workers: dict[str, Worker] = {}
+    for name, entry in entries.items():
+      begin = time.perf_counter()
+      self.workers[name] = Worker(entry.module, machine['platform'], environment=entry.environment)
+      arguments = case._asdict() | entry.arguments | ({'config': config} if entry.module == JAX else {})
+      made = self.ask(name, 'make', **arguments)
+      if self.ask(name, 'run', steps=1, before=0) is not None:
+        self.made[name] = made | {'start': time.perf_counter() - begin}
+        machine['versions'] |= self.ask(name, 'describe')['versions']
+        self.ask(name, 'run', steps=WARM_UP)
 
-  def _where(self, name: str) -> dict[str, str]:
-    return {} if name == OURS else {'device': self._device}
-
-  @contextlib.contextmanager
-  def _noting(self, name: str):
+  def ask(self, name: str, do: str, **arguments) -> Any:
+    """Asks a worker; returns None where it fails or has failed."""
     try:
-      yield
+      return self.workers[name].ask(do, **arguments) if name in self.workers else None
     except WorkerError as error:
       self.errors[name] = error
-      self._workers.pop(name).close()
+      self.workers.pop(name).close()
 
-  def measure_products(self, repeats: int = 9) -> None:
-    """Times a large matrix product in each framework."""
-    for name in [n for n in (OURS, 'eager') if n in self._workers]:
-      with self._noting(name):
-        size = PRODUCT[self.platform]
-        product = self._workers[name].ask(
-          'product', size=size, dtype=self.case.dtype, repeats=repeats, **self._where(name)
-        )
-        self.products.append((name, product))
-
-  def choose_steps(self, seconds: float, steps_per_epoch: int | None) -> None:
-    """Sets how many steps of each contender make a block."""
-    for name, worker in list(self._workers.items()):
-      with self._noting(name):
-        if steps_per_epoch:
-          self._steps[name] = steps_per_epoch
-        else:
-          self._steps[name] = max(1, min(MAX_STEPS, round(seconds / worker.ask('run', steps=2))))
-
-  def run(self, repeats: int) -> dict[str, list[float]]:
-    """Seconds a step by contender and block; who fails on the way is left out."""
-    blocks = {name: [] for name in self._workers}
+  def run(self, repeats: int, seconds: float, steps: int | None) -> dict[str, list[float]]:
+    """Returns the seconds of a step for each contender and turn; a block is `steps`, or about `seconds` long."""
+    blocks = {name: [] for name in self.workers}
+    lengths = dict.fromkeys(blocks, steps)
+    if not steps:
+      trials = {name: self.ask(name, 'run', steps=2) or seconds for name in blocks}
+      lengths = {name: max(1, min(MAX_STEPS, round(seconds / trial))) for name, trial in trials.items()}
     for turn in range(repeats):
-      for name in list(self._workers)[:: 1 if turn % 2 == 0 else -1]:
-        with self._noting(name):
-          blocks[name].append(self._workers[name].ask('run', steps=self._steps[name]))
-    return {name: seconds for name, seconds in blocks.items() if name in self._workers}
-
-  def close(self) -> None:
-    """Ends the processes."""
-    for worker in self._workers.values():
-      worker.close()
+      for name in list(blocks)[:: 1 if turn % 2 == 0 else -1]:
+        blocks[name].append(self.ask(name, 'run', steps=lengths[name]))
+    return {name: found for name, found in blocks.items() if name in self.workers}
 
 
-def contest(case: Case, names: list[str], machine: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-  """Measures one case with the contenders named; see `benchmark_tables.rows`, and `errors`."""
+def contest(
+  case: Case, entries: dict[str, Contender], machine: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+  """Times some contenders in one case.
+
+  Returns:
+    By contender: `seconds` of a step in each turn; `made`, with what the contender runs on and its start in seconds;
+    `memory`, peak bytes of the process and on the GPU; `products`, FLOP/s of a large matrix product; `errors`. For all:
+    `multiply_adds` of a step; `steps_per_epoch`, None except for epochs.
+  """
   epoch = 60000 // case.batch_size if case.mode == 'epochs' else None
-  with contextlib.closing(Contest(case, names, machine)) as running:
-    running.measure_products()
-    running.choose_steps(options.block_seconds, epoch)
-    seconds = running.run(options.epoch_repeats if epoch else options.repeats)
-    running.measure_products()
-  # The larger of the two frameworks' medians is what the machine can do.
-  by_framework = {name: [p for n, p in running.products if n == name] for name, _ in running.products}
+  running = Contest(case, entries, machine, options.config)
+  size, products = PRODUCT[machine['platform']], {}
+
+  def measure_products():
+    for name in (OURS, 'eager'):
+      if product := running.ask(name, 'product', size=size, dtype=case.dtype, repeats=9):
+        products.setdefault(name, []).append(product)
+
+  try:
+    measure_products()
+    seconds = running.run(options.epoch_repeats if epoch else options.repeats, options.block_seconds, epoch)
+    measure_products()
+    memory = {name: running.ask(name, 'memory') for name in list(running.workers)}
+  finally:
+    for worker in running.workers.values():
+      worker.close()
   return {
     'seconds': seconds,
+    'made': running.made,
+    'memory': memory,
+    'products': products,
     'errors': running.errors,
-    'multiply_adds': running.multiply_adds,
-    'product': max(map(statistics.median, by_framework.values()), default=None),
-    'products': by_framework,
+    'multiply_adds': next((made['multiply_adds'] for made in running.made.values() if made['multiply_adds']), None),
     'steps_per_epoch': epoch,
   }
 
 
-def measure(case: Case, names: list[str], machine: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-  """Measures one case: all together, or, where they do not fit in memory together, one after another."""
-  result = contest(case, names, machine, options)
+def measure(
+  case: Case, entries: dict[str, Contender], machine: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+  """Times one case: the contenders in turns or, where memory is too small for all, one after another."""
+  result = contest(case, entries, machine, options)
   result['alone'] = any(error.memory for error in result['errors'].values())
-  if result['alone'] and len(names) > 1:
-    for name in names:
-      single = contest(case, [name], machine, options)
-      result['errors'].pop(name, None)
-      result['errors'] |= single['errors']
-      result['seconds'].pop(name, None)
-      result['seconds'] |= single['seconds']
-      result['products'] |= single['products']
-      result['product'] = max(filter(None, (result['product'], single['product'])), default=None)
+  if result['alone'] and len(entries) > 1:
+    for name, entry in entries.items():
+      single = contest(case, {name: entry}, machine, options)
+      for key in ('seconds', 'errors'):
+        result[key].pop(name, None)
+      for key in ('seconds', 'made', 'memory', 'products', 'errors'):
+        result[key] |= single[key]
       result['multiply_adds'] = result['multiply_adds'] or single['multiply_adds']
   result['errors'] = {name: str(error) for name, error in result['errors'].items()}
   return result
 
 
-def result_path(machine: dict[str, Any], options: argparse.Namespace) -> pathlib.Path:
-  """Of the results, without suffix; whole epochs have files of their own."""
-  return options.output / f'benchmark_{machine["platform"]}{"_epochs" * (options.modes == ["epochs"])}'
-
-
-def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options: argparse.Namespace) -> None:
-  """Writes the three files; called after every case, so that an interrupted run leaves what it has."""
-  by_case = {case: tables.rows(case, result, machine['device']) for case, result in results.items()}
+def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options: argparse.Namespace) -> pathlib.Path:
+  """Writes both files; called after every case, so an interrupted run leaves what it has."""
+  by_case = {case: tables.rows(case, result) for case, result in results.items()}
   notes = []
   for case, result in results.items():
     notes += [f'- {case}: {name} is missing: {error}' for name, error in result['errors'].items()]
     if result['alone']:
-      notes.append(f'- {case}: measured one after another, not by turns: they do not fit in memory together')
+      notes.append(f'- {case}: timed one after another, because memory is too small for all at once')
   versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
-  names = [name for name in CONTENDERS if name != OURS]
   size = PRODUCT[machine['platform']]
   text = [
-    f'Measured by `{tables.command()}`',
-    f'on {machine["device"]}, {machine["cores"]} CPU cores; {versions}.',
-    f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: of {options.epoch_repeats}),',
-    'the contenders by turns; a ratio is the median over turns. PyTorch is channels_last, with fused SGD; tuned: with',
-    'the huge pages that we have.',
-    f'GFLOP/s counts the convolutions, backward as twice forward; beside it a {size}x{size} matrix product of the',
-    'same dtype in the same run (the faster framework).',
+    tables.written_by(),
+    f'{versions}; {machine["device"]}, {tables.cores()} CPU cores. Recipe of ours: {options.config}.',
+    f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: {options.epoch_repeats});',
+    'contenders in turns; a ratio is the median over turns.',
+    'GFLOP/s counts convolutions, the backward pass as two forward passes. Beside it stands the share of what a',
+    f'{size}x{size} matrix product of that dtype reached in this run, in the faster framework.',
     '',
-    tables.comparison(by_case, STOCK, names),
+    tables.comparison(by_case),
     tables.details(by_case),
     *notes,
   ]
-  path = result_path(machine, options)
-  path.with_suffix('.md').write_text('\n'.join(text).rstrip() + '\n')
+  path = options.output / f'{options.name or default_name(machine["platform"], options)}.md'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text('\n'.join(text).rstrip() + '\n')
   path.with_suffix('.csv').write_text(tables.as_csv(by_case))
-  raw = {'machine': machine, 'cases': [{**case._asdict(), **result} for case, result in results.items()]}
-  path.with_suffix('.json').write_text(json.dumps(raw, indent=1) + '\n')
+  return path
+
+
+def default_name(platform: str, options: argparse.Namespace) -> str:
+  """Names the modes and contenders if they are not the default, so a part does not overwrite the whole."""
+  modes = [] if options.modes == ['training', 'inference'] else options.modes
+  words = ' '.join(['benchmark', platform, *modes, *(options.contenders or [])])
+  return '_'.join(re.findall('[a-z0-9]+', words.lower()))
 
 
 def main() -> None:
-  """Measures every case and prints as it goes."""
+  """Times every case and prints as it goes."""
   options = parse()
   try:
     machine = describe(options.device)
+    entries = chosen(options.contenders, machine)
   except WorkerError as error:
-    sys.exit(f'error: no {options.device} device to measure on: {error}')
+    sys.exit(f'error: {error}')
   on_gpu = machine['platform'] == 'gpu'
-  if not TUNED and any('tuned' in name for name in options.contenders or ()):
-    sys.exit('error: tuned: huge pages are not on request here, or GLIBC_TUNABLES has chosen already')
-  names = options.contenders or [name for name in CONTENDERS if 'tuned' not in name or (TUNED and not on_gpu)]
-  results = {}
-  options.output.mkdir(parents=True, exist_ok=True)
+  results, path = {}, None
   dtypes = options.dtypes or (['bfloat16', 'float32'] if on_gpu else ['float32'])
   for mode, dtype, size in itertools.product(options.modes, dtypes, options.sizes):
     for batch in options.batches or (GPU_BATCHES if on_gpu else [CPU_BATCHES.get(size, 16)]):
       case = Case(mode, size, batch, dtype)
       print(case, flush=True)
-      results[case] = measure(case, names, machine, options)
-      for row in tables.rows(case, results[case], machine['device']):
-        print(f'  {row["contender"]}: {tables.number(row["images_per_second"])} images/s', flush=True)
+      results[case] = measure(case, entries, machine, options)
+      for row in tables.rows(case, results[case]):
+        print(f'  {row["contender"]}: {number(row["images_per_second"])} images/s', flush=True)
       for name, error in results[case]['errors'].items():
         print(f'  {name} is missing: {error}', flush=True)
-      report(machine, results, options)
-  print(result_path(machine, options).with_suffix('.md').read_text())
+      path = report(machine, results, options)
+  print(path.read_text())
 
 
 if __name__ == '__main__':

@@ -1,35 +1,36 @@
-"""The paper's recipe, shortened, on a small set of ImageNet's form: colour pictures of many sizes.
+"""Runs the paper's recipe, shortened, on a small set like ImageNet: colour pictures of many sizes.
 
-  python experiments/photographs.py
+  python -m experiments.photographs
 
-The set is cut out of the two photographs that scikit-learn carries: each class is a place in one of them, each picture
-a cut of random place and size near it, stored as JPEG by TFDS. Training and test pictures come from the same
-photographs, so that this proves the way from files to table, and says nothing about accuracy. `main.py` trains
-configs/paper.py on it with fewer and smaller steps, is interrupted by a signal in its second member, goes on, and
-evaluates with 1, 10 and 144 crops. Everything stays in runs/photographs; what was printed goes to
-experiments/results/photographs/.
+The set is cut from the two photographs in scikit-learn. Each class is a place in one of them; each picture is cut near
+it, with a random place and size, and stored as JPEG by TFDS. Training and test pictures come from the same photographs,
+so this shows that every step from files to table works, and says nothing about accuracy.
+
+`main.py` trains configs/paper.py on it, with fewer and smaller steps. A signal interrupts it in its second member; the
+same command continues; then it evaluates with 1, 10 and 144 crops. Everything stays in runs/photographs. What was
+printed goes to experiments/results/photographs/printed.md, and two pictures beside it.
 """
 
 import argparse
 import io
 import pathlib
+import shlex
 import shutil
 import signal
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import numpy as np
 
-from experiments.run_main import run_main
+from experiments import tables
+from experiments.worker import ROOT, run_main
 
-PLACES = ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))  # of a photograph: four classes
+PLACES = ((0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))  # in a photograph: four classes
 COUNTS = {'train': 768, 'test': 128}
+INTERRUPT_AFTER = ('member 1 of', 'step 12/')  # printed in this order
 
 
 def pictures(split: str):
-  """Yields (picture, label): uint8 `[h, w, 3]` of 60 to 240 pixels a side, landscape and portrait."""
+  """Yields (picture, label): uint8 `[H, W, 3]` with sides of 60 to 240 pixels."""
   from sklearn.datasets import load_sample_images
 
   photographs = load_sample_images().images  # china.jpg and flower.jpg, 427 x 640
@@ -50,16 +51,15 @@ def prepare(data_dir: pathlib.Path) -> None:
   from PIL import Image
 
   class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Cuts of two photographs."""
+    """Parts of two photographs."""
 
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
-      features = {
-        'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-        'label': tfds.features.ClassLabel(names=[f'{name}_{i}' for name in ('china', 'flower') for i in range(4)]),
-      }
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+      names = [f'{photograph}_{place}' for photograph in ('china', 'flower') for place in range(len(PLACES))]
+      image = tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg')
+      features = tfds.features.FeaturesDict({'image': image, 'label': tfds.features.ClassLabel(names=names)})
+      return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
       return {split: self._generate_examples(split) for split in COUNTS}
@@ -77,7 +77,7 @@ def prepare(data_dir: pathlib.Path) -> None:
 
 
 def run(arguments: list[str], interrupt_after: tuple[str, ...] = ()) -> str:
-  """Runs main.py; sends SIGTERM once it has printed some texts, in this order; returns what it printed."""
+  """Runs main.py; sends SIGTERM once it has printed some texts in this order; returns what it printed, as Markdown."""
   waiting, lines = list(interrupt_after), []
 
   def each_line(process, line):
@@ -90,26 +90,29 @@ def run(arguments: list[str], interrupt_after: tuple[str, ...] = ()) -> str:
 
   status = run_main(arguments, each_line)
   if waiting:
-    sys.exit(f'error: main.py never printed {waiting[0]!r}, so that it was not interrupted')
+    sys.exit(f'error: main.py was not interrupted, because it did not print {waiting[0]!r}')
   if status != (128 + signal.SIGTERM if interrupt_after else 0):
     sys.exit(f'error: main.py ended with status {status}')
-  return ''.join(lines)
+  return f'\n```\n$ {shlex.join(["python", "main.py", *arguments])}\n{"".join(lines).rstrip()}\n```\n'
 
 
 def main() -> None:
-  """Prepares, trains, interrupts, goes on, evaluates."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  """Prepares, trains, interrupts, continues and evaluates."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--image_size', type=int, default=80, help='pixels; at least 65, for the auxiliary classifiers')
-  parser.add_argument('--epochs', type=int, default=14)
+  parser.add_argument('--epochs', type=int, default=8)
   parser.add_argument('--members', type=int, default=2)
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=tables.RESULTS / 'photographs', help='folder of the results'
+  )
   options = parser.parse_args()
   if options.members < 2:
     parser.error('--members must be at least 2: the second one is interrupted')
-  workdir = pathlib.Path('runs', 'photographs')  # from ROOT, where main.py starts: what is kept names no folder here
+  workdir = pathlib.Path('runs', 'photographs')  # relative, because printed paths are published
   prepare(ROOT / workdir / 'tfds')
-  for member in (ROOT / workdir).glob('member_*'):  # of a run before
+  for member in (ROOT / workdir).glob('member_*'):  # from an earlier call
     shutil.rmtree(member)
-  flags = [
+  train = [
     '--config=configs/paper.py',
     f'--workdir={workdir}',
     '--config.data.name=photographs',
@@ -123,15 +126,12 @@ def main() -> None:
     '--config.average_decay=0.9',
     '--config.log_every_steps=12',
   ]
-  printed = [run(flags, ('member 1 of', 'step 12/')), run(flags), run([*flags, '--mode=evaluate'])]
-  text = '\n'.join(
-    ['Printed by `python experiments/photographs.py`:\n', '```', *(p.rstrip() for p in printed), '```\n']
-  )
-  results = ROOT / 'experiments' / 'results' / 'photographs'
-  results.mkdir(parents=True, exist_ok=True)
-  (results / 'printed.md').write_text(text)
-  shutil.copy(ROOT / workdir / 'member_0' / 'augmentations.png', results)
-  shutil.copy(ROOT / workdir / 'table.png', results)
+  evaluate = ['--mode=evaluate', f'--workdir={workdir}']
+  printed = [run(train, INTERRUPT_AFTER), run(train), run(evaluate)]
+  about = f'{tables.cores()} cores of {tables.cpu_model()}. SIGTERM interrupts the first command.'
+  tables.publish('\n'.join([tables.written_by('jax', 'flax'), about, *printed]), options.output / 'printed.md')
+  shutil.copy(ROOT / workdir / 'member_0' / 'augmentations.png', options.output)
+  shutil.copy(ROOT / workdir / 'table.png', options.output)
 
 
 if __name__ == '__main__':

@@ -1,18 +1,21 @@
-"""A process that waits on a pipe: each framework runs in one of its own, and idles while another is timed.
+"""Starts the programs of an experiment: one process for each framework, and main.py.
 
-Thread pools and memory of two frameworks do not mix so, and they can take turns. A request and its answer
-are one line of JSON each.
+Two frameworks in one process would share its threads and its memory. So each has a process of its own, which waits on
+a pipe while another one works. A request and its answer are one line of JSON each.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,33 +23,42 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
 OUT_OF_MEMORY = ('out of memory', 'resource_exhausted', 'bad_alloc', "can't allocate memory", 'signal 9')
+EVALUATION_BATCH = 256
 
 
 class WorkerError(Exception):
-  """What a worker could not do, in one line."""
+  """A worker failed; the message is one line."""
 
   @property
   def memory(self) -> bool:
-    """Whether memory seems to have been too small."""
+    """Whether the cause seems to be too little memory."""
     return any(sign in str(self).lower() for sign in OUT_OF_MEMORY)
 
 
 class Worker:
-  """The parent's end: starts a script that calls `serve`."""
+  """The parent's end of the pipe."""
 
-  def __init__(self, script: str, environment: dict[str, str]):
-    """Starts `experiments/{script}`; `environment` is added to this process's own."""
+  def __init__(self, module: str, *arguments: str, environment: dict[str, str] | None = None):
+    """Starts `python -m MODULE ARGUMENTS`, a module that calls `serve`.
+
+    Args:
+      module: such as 'experiments.jax_side'; it is found from any working directory.
+      *arguments: command line of the module.
+      environment: added to the environment of this process.
+    """
+    variables = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} | os.environ | (environment or {})  # workers share the GPU
+    variables['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), variables.get('PYTHONPATH')]))
     self._stderr = tempfile.TemporaryFile('w+', errors='replace')  # noqa: SIM115
     self._process = subprocess.Popen(
-      [sys.executable, str(ROOT / 'experiments' / script)],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=os.environ | environment,
+      [sys.executable, '-m', module, *arguments],
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=variables,
     )  # fmt: skip
 
   def ask(self, do: str, **arguments) -> Any:
-    """Has the worker call its function `do`, waits, and returns what that returned.
+    """Calls the method `do` in the worker, waits, and returns its result.
 
     Raises:
-      WorkerError: the function raised, or the process has ended.
+      WorkerError: the method raised, or the process has ended.
     """
     try:
       self._process.stdin.write(json.dumps({'do': do, **arguments}) + '\n')
@@ -55,83 +67,176 @@ class Worker:
     except BrokenPipeError:
       line = ''
     if not line:
-      raise WorkerError(self._epitaph())
+      raise WorkerError(self._last_words())
     answer = json.loads(line)
     if 'error' in answer:
       raise WorkerError(answer['error'])
     return answer['result']
 
+  def __enter__(self) -> 'Worker':
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
   def close(self) -> None:
     """Ends the process."""
-    with contextlib.suppress(BrokenPipeError):  # of what a dead process has not read
+    with contextlib.suppress(BrokenPipeError):  # the process may be dead
       self._process.stdin.close()
     self._process.wait()
     self._process.stdout.close()
     self._stderr.close()
 
-  def _epitaph(self) -> str:
+  def _last_words(self) -> str:
     status = self._process.wait()
     self._stderr.seek(0)
-    lines = self._stderr.read().strip().splitlines() or ['it said nothing']
+    lines = self._stderr.read().strip().splitlines() or ['it printed nothing']
     return f'ended by signal {-status}' if status < 0 else f'ended with status {status}: {lines[-1]}'
 
 
-def serve(functions: dict[str, Callable[..., Any]]) -> None:
-  """The worker's end: answers requests until the parent closes the pipe."""
+def serve(side: Any) -> None:
+  """The worker's end of the pipe: calls methods of `side` until the parent closes the pipe."""
   answers = os.fdopen(os.dup(1), 'w', buffering=1)
-  os.dup2(2, 1)  # what a library prints must not get between the answers
+  os.dup2(2, 1)  # keeps what libraries print apart from the answers
   for line in sys.stdin:
     request = json.loads(line)
     try:
-      answer = {'result': functions[request.pop('do')](**request)}
-    except Exception as error:  # the parent shows it and goes on with the next case
+      answer = {'result': getattr(side, request.pop('do'))(**request)}
+    except Exception as error:  # the parent reports it and goes on
       traceback.print_exc()
       answer = {'error': one_line(error)}
     print(json.dumps(answer), file=answers)
 
 
-def serve_cases(make_case: Callable[..., Any], **functions: Callable[..., Any]) -> None:
-  """The end of a worker of experiments/benchmark.py: answers `make` and `run`, beside `functions`.
-
-  Args:
-    make_case: of the arguments of `make`; its result has `run(steps)`, which returns seconds a step, `multiply_adds` of
-      a step, and `whole_epochs`.
-    **functions: other requests.
-  """
-  case = None
-
-  def make(**arguments):
-    nonlocal case
-    case = make_case(**arguments)
-    return {'multiply_adds': case.multiply_adds}
-
-  def run(steps: int):
-    if not case.whole_epochs:
-      case.run(1)  # not counted: the process was idle
-    return case.run(steps)
-
-  serve({'make': make, 'run': run, **functions})
-
-
 def one_line(error: Exception) -> str:
-  """The kind of an error and the first line that says something, at most 200 characters."""
+  """The type of an error and the first line of its message, at most 200 characters."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ['']
   return f'{type(error).__name__}: {lines[0]}'[:200]
 
 
-def training_images() -> tuple[np.ndarray, np.ndarray]:
-  """Fashion-MNIST's training images, uint8 `[60000, 28, 28, 1]`, and labels, from the original files.
+class Side:
+  """One framework: the base of `JaxSide` and `TorchSide`.
 
-  Not from TFDS: the GPU machine at hand has none, and to an epoch it makes no difference where the array came from.
+  The subclass builds the network and its steps. What is timed, trained on and evaluated is written here, once for both
+  frameworks, so a figure means the same on both sides. The subclass defines `step`, `loss_of`, `predict`, `put`,
+  `wait`, `multiply` and `device_memory`, and sets `image_size` and `batches` (endless, on the device).
+  """
+
+  def run(self, steps: int, before: int = 1) -> float:
+    """Takes `before + steps` steps; returns the seconds of one of the last `steps`, with all work on the device."""
+    for batch in itertools.islice(self.batches, before):  # the process was idle: the first step is slower
+      self.step(batch)
+    self.wait()
+    begin = time.perf_counter()
+    for batch in itertools.islice(self.batches, steps):
+      self.step(batch)
+    self.wait()
+    return (time.perf_counter() - begin) / steps
+
+  def train(self, folder: str, first: int, steps: int) -> list[float]:
+    """Trains on the batches `first` to `first + steps` of `order.npy` in `folder`; returns the losses."""
+    order = np.load(pathlib.Path(folder, 'order.npy'), mmap_mode='r')[first : first + steps]
+    results = [self.step(self.put(*self.examples(folder, 'train', indices))) for indices in order]
+    self.wait()
+    return [self.loss_of(result) for result in results]
+
+  def evaluate(self, folder: str) -> list[int]:
+    """Predicts the class of every image in `test_images.npy`."""
+    count = len(np.load(pathlib.Path(folder, 'test_labels.npy')))
+    predictions = []
+    for first in range(0, count, EVALUATION_BATCH):
+      indices = np.arange(first, first + EVALUATION_BATCH)
+      indices[indices >= count] = 0  # fills the last batch
+      predictions += self.predict(self.put(*self.examples(folder, 'test', indices))).tolist()
+    return predictions[:count]
+
+  def examples(self, folder: str, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images of `compare_pytorch.py`, uint8 `[B, image_size, image_size, 1]`, and labels `[B]`."""
+    files = [pathlib.Path(folder, f'{split}_{kind}.npy') for kind in ('images', 'labels')]
+    images, labels = (np.load(file, mmap_mode='r') for file in files)
+    return enlarged(images[indices], self.image_size), labels[indices]
+
+  def product(self, size: int, dtype: str, repeats: int) -> float:
+    """Median FLOP/s of the product of two `size x size` matrices."""
+    multiply = self.multiply(size, dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+      begin = time.perf_counter()
+      multiply()
+      seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / float(np.median(seconds[1:]))  # the first one compiles
+
+  def memory(self) -> tuple[int | None, int | None]:
+    """Peak bytes of this process (None where there is no /proc), and on the GPU."""
+    status = pathlib.Path('/proc/self/status')  # ru_maxrss may include the process that started this one
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = next((1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM:')), None)
+    return peak, self.device_memory()
+
+
+def enlarged(images: np.ndarray, image_size: int) -> np.ndarray:
+  """Enlarges uint8 `[B, 28, 28, 1]` to `[B, image_size, image_size, 1]` by a whole factor, then pads with zeros.
+
+  JAX and PyTorch resize differently; this is the same for both.
+  """
+  factor = image_size // images.shape[1]
+  images = images.repeat(factor, 1).repeat(factor, 2)
+  before = (image_size - images.shape[1]) // 2
+  after = image_size - images.shape[1] - before
+  return np.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
+
+
+def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Fashion-MNIST: images, uint8 `[N, 28, 28, 1]`, and labels, int32 `[N]`.
+
+  Where FASHION_MNIST_DIR names the folder of the four original files, they are read without TFDS.
+
+  Args:
+    split: 'train' or 'test'.
 
   Raises:
-    UserError: the environment names no folder, or the files are not there or damaged.
+    UserError: the files are missing or damaged, or TFDS cannot get them.
   """
   from googlenet_jax.data import datasets
-  from googlenet_jax.host.errors import UserError
 
-  if not os.environ.get(SOURCE_VARIABLE):
-    raise UserError(f'{SOURCE_VARIABLE} has to name the folder with the four original files')
-  folder = pathlib.Path(os.environ[SOURCE_VARIABLE])
-  images, labels = (datasets.read_idx(folder / name) for name in datasets.IDX_FILES['train'])
-  return images[..., None], labels.astype(np.int32)
+  if folder := os.environ.get(SOURCE_VARIABLE):
+    images, labels = (datasets.read_idx(pathlib.Path(folder, name)) for name in datasets.IDX_FILES[split])
+    return images[..., None], labels.astype(np.int32)
+  found = getattr(datasets.load('fashion_mnist'), split)
+  return found.images, found.labels
+
+
+def training_images() -> tuple[np.ndarray, np.ndarray]:
+  """See `fashion_mnist`."""
+  return fashion_mnist('train')
+
+
+def run_main(arguments: Sequence[str], each_line: Callable[[subprocess.Popen, str], None] | None = None) -> int:
+  """Runs `python main.py ARGUMENTS` in the root of the repository; returns its exit status.
+
+  Ctrl-C reaches main.py directly; SIGTERM is passed on. In both cases this waits until main.py has saved and ended.
+
+  Args:
+    arguments: command line of main.py.
+    each_line: called with the process and each line that it prints. By default main.py prints to the terminal.
+  """
+  piped = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True} if each_line else {}
+  before = {}
+  try:
+    process = subprocess.Popen([sys.executable, 'main.py', *arguments], cwd=ROOT, **piped)
+    # Handlers instead of SIG_IGN, which main.py would inherit.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    if each_line:
+      for line in process.stdout:
+        each_line(process, line)
+    return process.wait()
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def run_or_exit(arguments: Sequence[str]) -> None:
+  """Runs main.py; if it fails, exits with its status."""
+  if status := run_main(arguments):
+    sys.exit(status)

@@ -1,0 +1,159 @@
+"""The PyTorch side of an experiment: the twin of our network with PyTorch's fast options.
+
+These are channels_last, fused SGD, autocast for bfloat16, TF32 for float32 on a GPU, and `inference_mode`. Images
+arrive as uint8 and are resized on the device, as ours are.
+"""
+
+import itertools
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils import data
+
+from experiments import pytorch_twin, worker
+
+
+class Prepared(torch.nn.Module):
+  """The twin after the preparation of the images: uint8 `[B, 1, H, W]` to float32 logits."""
+
+  def __init__(self, image_size: int, dtype: str, device: str):
+    super().__init__()
+    self.image_size, self.dtype, self.device = image_size, dtype, device
+    self.network = pytorch_twin.GoogLeNet().to(memory_format=torch.channels_last)
+
+  def forward(self, image):
+    """Logits `[B, 10]`."""
+    x = F.interpolate(image.float() / 255, (self.image_size, self.image_size), mode='bilinear', align_corners=False)
+    with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
+      return self.network(x).float()
+
+
+class TorchSide(worker.Side):
+  """PyTorch's network and its steps."""
+
+  def __init__(self, device: str = 'auto'):
+    """Chooses the device ('auto', 'cpu' or 'gpu') and sets options for the whole process."""
+    there = torch.cuda.is_available()
+    if device == 'gpu' and not there:
+      raise RuntimeError('PyTorch finds no GPU')
+    self.device = 'cuda' if there and device != 'cpu' else 'cpu'
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision('high')
+
+  def describe(self) -> dict[str, Any]:
+    """Versions."""
+    return {'versions': {'torch': torch.__version__}}
+
+  def make(
+    self,
+    mode: str,
+    image_size: int,
+    batch_size: int,
+    dtype: str = 'float32',
+    compile_mode: str | None = None,
+    learning_rate: float = 0.01,
+    input_size: int = 28,
+    weights: str | None = None,
+    seed: int = 0,
+  ) -> dict[str, Any]:
+    """Builds; the first step compiles.
+
+    Args:
+      mode: 'training', 'inference', or 'epochs' for training with a DataLoader.
+      image_size: pixels that the network sees.
+      batch_size: images in a step.
+      dtype: 'float32' or 'bfloat16'.
+      compile_mode: `mode` of torch.compile; None for eager.
+      learning_rate: a constant one.
+      input_size: side of the images in a batch, in pixels.
+      weights: safetensors file to start from.
+      seed: of the initial weights.
+
+    Returns:
+      `multiply_adds`, None because JAX counts them, and `runs_on`, the number of threads.
+    """
+    torch.manual_seed(seed)
+    self.image_size, self._inference = image_size, mode == 'inference'
+    self.module = Prepared(image_size, dtype, self.device).to(self.device)
+    if weights:
+      from safetensors.torch import load_file
+
+      self.module.network.load_state_dict(load_file(weights))
+    self.model = torch.compile(self.module, mode=compile_mode) if compile_mode else self.module
+    self._optimizer = torch.optim.SGD(self.module.parameters(), lr=learning_rate, momentum=0.9, fused=True)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (batch_size, input_size, input_size, 1), np.uint8)
+    batches = itertools.repeat(self.put(noise, rng.integers(0, 10, batch_size)))
+    self.batches = self._loader(batch_size) if mode == 'epochs' else batches
+    runs_on = '1 device' if self.device == 'cuda' else f'{torch.get_num_threads()} threads'
+    return {'multiply_adds': None, 'runs_on': runs_on}
+
+  def _loader(self, batch_size: int):
+    """Endless epochs of Fashion-MNIST; a DataLoader takes each batch out of memory by one index operation.
+
+    This is PyTorch's documented way. One example at a time, with or without workers, is slower for images in memory.
+    """
+    images, labels = worker.training_images()
+    images, labels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2), torch.from_numpy(labels).long()
+    dataset = data.TensorDataset(images, labels)
+    indices = data.BatchSampler(data.RandomSampler(dataset), batch_size, drop_last=True)
+    epoch = data.DataLoader(dataset, sampler=indices, batch_size=None, pin_memory=self.device == 'cuda')
+    while True:
+      for image, label in epoch:
+        yield image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True)
+
+  def step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """One step: the loss of training, or log-probabilities."""
+    if self._inference:
+      return self._log_probabilities(batch)
+    return pytorch_twin.train_step(self.model, self._optimizer, *batch)
+
+  @torch.inference_mode()
+  def _log_probabilities(self, batch):
+    return self.model(batch[0]).log_softmax(-1)
+
+  def loss_of(self, result: torch.Tensor) -> float:
+    """The mean loss of a training step."""
+    return result.item()
+
+  def predict(self, batch: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:
+    """Classes `[B]`."""
+    return self._log_probabilities(batch).argmax(-1).cpu().numpy()
+
+  def put(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch on the device; the view of `[B, H, W, 1]` as `[B, 1, H, W]` is channels_last."""
+    image = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return image.to(self.device), torch.from_numpy(labels).to(self.device).long()
+
+  def wait(self) -> None:
+    """Returns when the device is done."""
+    if self.device == 'cuda':
+      torch.cuda.synchronize()
+
+  def multiply(self, size: int, dtype: str):
+    """A function that multiplies two matrices."""
+    a = torch.randn(size, size, device=self.device, dtype=getattr(torch, dtype))
+
+    def multiply():
+      a @ a
+      self.wait()
+
+    return multiply
+
+  def save(self, path: str) -> None:
+    """Writes the weights as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in self.module.network.state_dict().items()}, path)
+
+  def device_memory(self) -> int | None:
+    """Peak bytes on the GPU."""
+    return torch.cuda.max_memory_allocated() if self.device == 'cuda' else None
+
+
+if __name__ == '__main__':
+  worker.serve(TorchSide(*sys.argv[1:]))
