@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -11,37 +12,56 @@ from configs import default
 from googlenet_jax.data import augment, random_keys
 
 
+@functools.partial(jax.jit, static_argnames='count')
 def keys(step=0, seed=0, count=64):
   return random_keys.example_keys(seed, jnp.int32(step), jnp.arange(count))
+
+
+prepare = jax.jit(augment.prepare, static_argnames=('image_size', 'padding', 'resize'))
+random_crop = jax.jit(augment.random_crop, static_argnames=('out', 'min_area', 'max_aspect', 'random_kernel'))
+photometric = jax.jit(augment.photometric, static_argnames='strength')
+random_erasing = jax.jit(augment.random_erasing, static_argnames='probability')
 
 
 @pytest.mark.parametrize('side', [8, 17, 28, 32, 96, 224])
 def test_resize_equals_pil_within_one_level(side):
   images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
-  ours = np.round(np.asarray(augment.prepare(jnp.asarray(images), side)) * 255)
+  ours = np.round(np.asarray(prepare(images, side)) * 255)
   for image, mine in zip(images, ours, strict=True):
     theirs = Image.fromarray(image[..., 0]).resize((side, side), Image.Resampling.BILINEAR)
     assert np.abs(mine[..., 0] - np.asarray(theirs, np.float32)).max() <= 1
 
 
 def test_prepare_scales_and_pads():
-  out = augment.prepare(jnp.full((1, 28, 28, 1), 51, jnp.uint8), 32, padding=2)
+  out = prepare(jnp.full((1, 28, 28, 1), 51, jnp.uint8), 32, padding=2)
   assert out.shape == (1, 32, 32, 1)
   np.testing.assert_allclose(out[0, 2:-2, 2:-2], 0.2, rtol=1e-6)
   assert float(out.sum()) == pytest.approx(0.2 * 28 * 28, rel=1e-5)
 
 
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, jnp.bfloat16, np.float64])
+def test_floating_point_images_are_in_0_to_1_already(dtype):
+  image = np.random.default_rng(0).integers(0, 256, (2, 30, 20, 3)).astype(np.uint8)
+  exact = (image / np.float32(255)).astype(dtype)
+  found = augment.to_float(exact)
+  assert found.dtype == jnp.float32
+  np.testing.assert_array_equal(found, exact.astype(np.float32))
+  if dtype == np.float32:
+    np.testing.assert_allclose(prepare(exact, 16), prepare(image, 16), rtol=1e-6)
+
+
 def test_random_shift_takes_every_offset_and_fills_with_zeros():
-  image = jnp.zeros((64, 5, 5, 1)).at[:, 2, 2].set(1)
-  out = np.asarray(augment.random_shift(image, 1, keys()))
+  image = np.zeros((64, 5, 5, 1), np.float32)
+  image[:, 2, 2] = 1
+  out = np.asarray(jax.jit(augment.random_shift, static_argnums=1)(image, 1, keys()))
   places = {(int(i), int(j)) for i, j in zip(*np.nonzero(out[..., 0])[1:], strict=True)}
   assert places == {(i, j) for i in (1, 2, 3) for j in (1, 2, 3)}
   assert (out.sum((1, 2, 3)) == 1).all()
 
 
 def test_random_flip_mirrors_about_half():
-  image = jnp.tile(jnp.arange(4.0), (64, 4, 1))[..., None]
-  out = np.asarray(augment.random_flip(image, keys()))[:, 0, :, 0]
+  image = np.tile(np.arange(4.0, dtype=np.float32), (64, 4, 1))[..., None]
+  out = np.asarray(jax.jit(augment.random_flip)(image, keys()))[:, 0, :, 0]
   flipped = (out == [3, 2, 1, 0]).all(1)
   assert (flipped | (out == [0, 1, 2, 3]).all(1)).all()
   assert 16 < flipped.sum() < 48
@@ -51,12 +71,11 @@ def test_augmentation_is_a_function_of_seed_step_and_position():
   options = default.get_config().augment
   image = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3), np.uint8)
 
-  def see(image, keys):
-    return np.asarray(jax.jit(lambda image, keys: augment.augment(image, keys, 8, options))(image, keys))
-
+  see = jax.jit(lambda image, keys: augment.augment(image, keys, 8, options))
   np.testing.assert_allclose(see(image, keys()), image.astype(np.float32) / 255, atol=1e-6)
   everything = {'shift': 2, 'flip': True, 'min_area': 0.3, 'photometric': 0.5, 'erasing': 0.5}
   options.update(everything | {'random_interpolation': True})
+  see = jax.jit(lambda image, keys: augment.augment(image, keys, 8, options))
   whole = see(image, keys(step=3))
   np.testing.assert_allclose(see(image[40:], keys(step=3)[40:]), whole[40:], atol=1e-6)
   assert (see(image, keys(step=4)) != whole).any()
@@ -69,12 +88,12 @@ def test_augmentation_is_a_function_of_seed_step_and_position():
 
 
 def boxes(height, width, count=4096, **options):
-  """Centre and extent of random crops, read off pictures of their own coordinates; 'linear' keeps straight lines."""
+  """Extent and centre of random crops, read from pictures of their own coordinates; 'linear' keeps straight lines."""
   y, x = np.mgrid[:height, :width] + 0.5
   image = jnp.asarray(np.stack([y / height, x / width], -1), jnp.float32)[None].repeat(count, 0)
   crop = jax.jit(lambda image, keys: augment.random_crop(image, 16, keys, random_kernel=False, **options))
   out = np.asarray(crop(image, keys(count=count)), np.float64) * [height, width]
-  # The outermost pixels of the result may lie at the border, where there is nothing to interpolate with.
+  # The outermost pixels of the result may lie at the border, where interpolation lacks neighbours.
   tall, wide = (
     np.abs(out[:, 12, 8, 0] - out[:, 3, 8, 0]) * 16 / 9,
     np.abs(out[:, 8, 12, 1] - out[:, 8, 3, 1]) * 16 / 9,
@@ -102,19 +121,20 @@ def test_a_box_that_never_fits_is_the_largest_in_the_middle():
 
 
 def test_random_crops_see_only_the_image_on_its_canvas():
-  image = jnp.ones((64, 40, 40, 1)).at[:, :9, :13].set(0.25)
-  sizes = jnp.full((64, 2), jnp.array([9, 13]))
-  out = augment.random_crop(image, 8, keys(), sizes)
+  image = np.ones((64, 40, 40, 1), np.float32)
+  image[:, :9, :13] = 0.25
+  sizes = np.full((64, 2), [9, 13], np.int32)
+  out = random_crop(image, 8, keys(), sizes)
   np.testing.assert_allclose(out, 0.25, rtol=1e-5)
 
 
 def test_random_interpolation_takes_all_kernels():
   image = jnp.asarray(np.random.default_rng(0).random((1, 12, 12, 1), np.float32)).repeat(64, 0)
   same = keys()[np.zeros(64, int)]
-  one = augment.random_crop(image, 16, same, min_area=0.5)
+  one = random_crop(image, 16, same, min_area=0.5)
   assert len({np.asarray(o).tobytes() for o in one}) == 1
-  # Of four kernels at equal odds none is missing among 64 images, but once in 10 ** 7 times.
-  whole = augment.random_crop(image, 16, keys(), min_area=1.0, max_aspect=1.0)
+  # Four equally likely kernels: the chance that 64 images miss one is 4e-8.
+  whole = random_crop(image, 16, keys(), min_area=1.0, max_aspect=1.0)
   assert len({np.round(np.asarray(o), 3).tobytes() for o in whole}) == 4
 
 
@@ -124,20 +144,20 @@ def test_photometric_distortions_are_pils(name):
   enhance = getattr(ImageEnhance, name)(Image.fromarray(image))
   operation = ['Brightness', 'Contrast', 'Color'].index(name)
   for factor in (0.6, 1.0, 1.4):
-    ours = augment.enhance(jnp.asarray(image, jnp.float32) / 255, jnp.int32(operation), jnp.float32(factor))
+    ours = jax.jit(augment.enhance)(np.float32(image) / 255, operation, factor)
     assert np.abs(255 * np.asarray(ours) - np.asarray(enhance.enhance(factor), np.float32)).max() < 1.5
 
 
 def test_photometric_strength_and_grey_images():
   image = jnp.full((512, 4, 4, 1), 0.5)
-  out = np.asarray(augment.photometric(image, 0.5, keys(count=512)))
+  out = np.asarray(photometric(image, 0.5, keys(count=512)))
   assert kstest(out[:, 0, 0, 0], uniform(0.25, 0.5).cdf).pvalue > 1e-3  # only brightness changes a flat grey image
-  np.testing.assert_allclose(augment.photometric(image, 0.0, keys(count=512)), image)
+  np.testing.assert_allclose(photometric(image, 0.0, keys(count=512)), image)
 
 
 def test_photometric_distortions_come_in_any_order_and_with_the_light():
   image = jnp.broadcast_to(jnp.array([[[0.2, 0.5, 0.6], [0.5, 0.4, 0.3]]]), (256, 1, 2, 3))
-  out = np.asarray(augment.photometric(image, 0.5, keys(count=256)))
+  out = np.asarray(photometric(image, 0.5, keys(count=256)))
 
   @jax.jit
   @jax.vmap
@@ -158,14 +178,14 @@ def test_photometric_distortions_come_in_any_order_and_with_the_light():
 
 def test_light_is_coloured_by_the_principal_components():
   image = jnp.full((2048, 2, 2, 3), 0.5)
-  out = np.asarray(augment.light(image, 0.1, keys(count=2048)))[:, 0, 0] - 0.5
+  out = np.asarray(jax.jit(augment.light)(image, 0.1, keys(count=2048)))[:, 0, 0] - 0.5
   light = np.array(augment.LIGHT)
   np.testing.assert_allclose(np.cov(out.T), 0.01 * light @ light.T, atol=3e-5)
 
 
 def test_random_erasing_has_its_probability_and_area():
   image = jnp.full((2048, 24, 24, 1), -1.0)
-  out = np.asarray(augment.random_erasing(image, 0.5, keys(count=2048)))[..., 0]
+  out = np.asarray(random_erasing(image, 0.5, keys(count=2048)))[..., 0]
   share = (out >= 0).mean((1, 2))
   assert abs((share > 0).mean() - 0.5) < 0.04
   erased = share[share > 0]
@@ -175,7 +195,7 @@ def test_random_erasing_has_its_probability_and_area():
 
 def test_random_erasing_has_its_shape_and_place():
   side, count = 64, 1024
-  out = np.asarray(augment.random_erasing(jnp.full((count, side, side, 1), -1.0), 1.0, keys(count=count)))[..., 0]
+  out = np.asarray(random_erasing(jnp.full((count, side, side, 1), -1.0), 1.0, keys(count=count)))[..., 0]
   erased, found = out >= 0, []
   for mask in erased:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -1,4 +1,6 @@
-"""The grid of crops against PIL, and the mean over it against the crops one by one."""
+"""Compares the grid of crops with PIL, and the mean over it with the crops one by one."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from configs import default
 from googlenet_jax.data import crops
 
 OPTIONS = default.get_config().augment
+SHAPES = [(30, 30), (30, 44)]
 cut = jax.jit(crops.cut, static_argnums=4)  # compiled once for all scales and squares
 
 
@@ -22,7 +25,7 @@ def photograph(height, width):
 
 
 def grid_by_pil(image, scale, square, size):
-  """The six crops as one would take them by hand."""
+  """The six crops, cut by hand."""
   height, width = image.shape[:2]
   short = min(height, width)
   lengths = [(2 * scale * n + short) // (2 * short) for n in (height, width)]
@@ -47,10 +50,10 @@ def test_scales_are_the_papers_and_in_proportion():
 def test_the_grid_equals_pils(shape, square):
   size = 64
   image = photograph(*shape)
-  canvas = np.full((420, 420, 3), 255, np.uint8)  # what lies beside the image must not be seen
+  canvas = np.full((420, 420, 3), 255, np.uint8)  # pixels beside the image must not be seen
   canvas[: shape[0], : shape[1]] = image
   for scale in crops.scales(size):
-    ours = cut(jnp.asarray(canvas[None]) / 255.0, jnp.array([shape]), jnp.int32(scale), jnp.int32(square), size)
+    ours = cut(np.float32(canvas[None]) / 255, np.array([shape]), scale, square, size)
     theirs = grid_by_pil(image, scale, square, size)
     assert ours.shape == (6, 1, size, size, 3)
     # PIL rounds to whole levels after each resizing.
@@ -58,34 +61,46 @@ def test_the_grid_equals_pils(shape, square):
 
 
 def network(image):
-  """Not linear, and not the same for mirrored images."""
+  """A function that is not linear and changes when an image is mirrored."""
   means = image.reshape(image.shape[0], 4, image.shape[1] // 4, 4, -1).mean((2, 4))
   return jnp.tanh(means.reshape(image.shape[0], -1) @ jax.random.normal(jax.random.key(0), (16, 10))) * 8
 
 
 def explicit(image, squares, size, taken=6):
-  """The mean over all crops, each by itself."""
+  """The number of crops, and the mean over them, computed one by one."""
   probabilities = []
   for scale in crops.scales(size) if taken == 6 else crops.scales(size)[:1]:
     for square in squares:
-      sizes = jnp.full((len(image), 2), jnp.array(image.shape[1:3]))
-      for crop in cut(image / 255.0, sizes, jnp.int32(scale), jnp.int32(square), size)[:taken]:
-        probabilities += [jax.nn.softmax(network(crop)), jax.nn.softmax(network(crop[:, :, ::-1]))]
+      sizes = np.full((len(image), 2), image.shape[1:3], np.int32)
+      for crop in np.asarray(cut(np.float32(image) / 255, sizes, scale, square, size))[:taken]:
+        probabilities += [softmax(crop), softmax(crop[:, :, ::-1])]
   return len(probabilities), np.mean(probabilities, axis=0)
 
 
+softmax = jax.jit(lambda image: jax.nn.softmax(network(image)))
+
+
+@functools.partial(jax.jit, static_argnames='count')
+def log_probabilities(batch, count):
+  return crops.log_probabilities(network, batch, count, 32, OPTIONS)
+
+
+def images(shape):
+  return np.random.default_rng(0).integers(0, 256, (3, *shape, 1)).astype(np.uint8)
+
+
 @pytest.mark.parametrize(('count', 'squares'), [(144, crops.SQUARES), (10, [crops.MIDDLE])])
-@pytest.mark.parametrize('shape', [(30, 30), (30, 44)])
-def test_the_mean_is_that_of_all_crops(count, squares, shape):
-  image = np.random.default_rng(0).integers(0, 256, (3, *shape, 1)).astype(np.uint8)
-  taken, expected = explicit(jnp.asarray(image), squares, 32, 6 if count == 144 else 5)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_the_mean_covers_all_crops(count, squares, shape):
+  image = images(shape)
+  taken, expected = explicit(image, squares, 32, 6 if count == 144 else 5)
   assert taken == count
-  found = jax.jit(lambda image: crops.log_probabilities(network, {'image': image}, count, 32, OPTIONS))(image)
+  found = log_probabilities({'image': image}, count)
   np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
   np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-5)
 
 
-def test_of_square_images_48_crops_are_computed():
+def test_square_images_have_48_different_crops():
   assert len(crops.views(144, 32, square_images=True)) * crops.VIEWS[144] * 2 == 48
   assert len(crops.views(144, 32, square_images=False)) * crops.VIEWS[144] * 2 == 144
 
@@ -94,7 +109,8 @@ def test_one_crop_is_the_middle_of_the_resized_image():
   image = photograph(60, 97)[None]
   options = default.get_config().augment
   options.resize = 256 / 224
-  found = crops.log_probabilities(lambda x: x.reshape(1, -1), {'image': jnp.asarray(image)}, 1, 56, options)
+  flat = lambda x: x.reshape(1, -1)
+  found = jax.jit(lambda image: crops.log_probabilities(flat, {'image': image}, 1, 56, options))(image)
   expected = grid_by_pil(image[0], 64, 1, 56)[4] / 255
   expected = jax.nn.log_softmax(expected.reshape(1, -1))
   np.testing.assert_allclose(found, expected, atol=0.01)
@@ -107,11 +123,23 @@ def test_memory_is_bounded_by_the_batch():
   assert crops.batch_size(8, 144, 8) == 8
 
 
-def test_images_on_a_canvas_give_what_they_give_by_themselves():
-  image = np.random.default_rng(0).integers(0, 256, (3, 30, 44, 1)).astype(np.uint8)
+def test_a_canvas_does_not_change_the_result():
+  image = images(SHAPES[1])
   canvas = np.full((3, 50, 50, 1), 255, np.uint8)
   canvas[:, :30, :44] = image
-  laid = {'image': jnp.asarray(canvas), 'size': jnp.full((3, 2), jnp.array([30, 44]))}
+  laid = {'image': canvas, 'size': np.full((3, 2), [30, 44], np.int32)}
   for count in crops.COUNTS:
-    find = jax.jit(lambda batch, count=count: crops.log_probabilities(network, batch, count, 32, OPTIONS))
-    np.testing.assert_allclose(find(laid), find({'image': jnp.asarray(image)}), atol=1e-4)
+    found, expected = log_probabilities(laid, count), log_probabilities({'image': image}, count)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_floating_point_images_give_the_same_crops():
+  image = images(SHAPES[0])
+  for count in crops.COUNTS:
+    found = log_probabilities({'image': np.float32(image) / 255}, count)
+    np.testing.assert_allclose(found, log_probabilities({'image': image}, count), atol=1e-5)
+
+
+def test_an_unknown_number_of_crops_is_named():
+  with pytest.raises(ValueError, match='11 crops per image are unknown: choose from 1, 10, 144'):
+    crops.views(11, 32, True)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from helpers import small_table
 
 from googlenet_jax.model import auxiliary_classifiers, googlenet
 from googlenet_jax.model.layers import dropout, local_response_norm, max_pool
 from googlenet_jax.model.options import MIN_IMAGE_SIZE, Options, map_sides
 
 
+@functools.cache
 def make(num_classes=10, channels=1, image_size=None, dtype=jnp.float32, **options):
   """A network without values: shapes only."""
   options = Options(**options)
@@ -27,6 +28,13 @@ def make(num_classes=10, channels=1, image_size=None, dtype=jnp.float32, **optio
 def shapes(model, size):
   image = jax.ShapeDtypeStruct((2, size, size, model.channels), jnp.float32)
   return {k: v.shape for k, v in end_points(model, image).items()}
+
+
+def initialised(**options):
+  """A network with its initial weights, made by one program: graphdef and state."""
+  make = lambda: googlenet.GoogLeNet(options=Options(**options), rngs=nnx.Rngs(0))
+  graphdef, _ = nnx.split(nnx.eval_shape(make))
+  return graphdef, jax.jit(lambda: nnx.state(make()))()
 
 
 def end_points(model, image):
@@ -133,12 +141,9 @@ def test_auxiliary_classifiers_are_end_points_and_change_nothing_else():
 
 
 def test_the_other_initial_weights_are_the_same_with_auxiliary_classifiers(monkeypatch):
-  monkeypatch.setattr(
-    googlenet, 'TABLE', dict.fromkeys(auxiliary_classifiers.AFTER.values(), googlenet.Widths(8, 8, 8, 4, 8, 4))
-  )
-  plain, with_heads = (
-    googlenet.GoogLeNet(options=Options(auxiliary=a), rngs=nnx.Rngs(0)) for a in ('none', 'adaptive_pool')
-  )
+  widths = googlenet.Widths(8, 8, 8, 4, 8, 4)
+  monkeypatch.setattr(googlenet, 'TABLE', dict.fromkeys(auxiliary_classifiers.AFTER.values(), widths))
+  plain, with_heads = (nnx.merge(*initialised(auxiliary=a)) for a in ('none', 'adaptive_pool'))
   for name in ('conv1', 'inception_4d', 'logits'):
     for a, b in zip(*(jax.tree.leaves(nnx.state(getattr(m, name))) for m in (plain, with_heads)), strict=True):
       np.testing.assert_array_equal(a, b)
@@ -162,14 +167,16 @@ def test_the_papers_auxiliary_classifier_equals_pytorchs_operations():
   t = torch.relu(t.flatten(1) @ weight(head.fc1).T + torch.tensor(np.asarray(head.fc1.bias[...])))
   t = t @ weight(head.fc2).T
   assert t.shape == (2, 3)
-  np.testing.assert_allclose(head(jnp.asarray(x)), t, rtol=1e-4, atol=1e-6)
+  graphdef, state = nnx.split(head)
+  found = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+  np.testing.assert_allclose(found, t, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (4, 4), (7, 6), (14, 14)])
 def test_adaptive_average_pool_equals_pytorchs(size):
   x = np.random.default_rng(0).normal(size=(2, *size, 4)).astype(np.float32)
   expected = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 4)
-  ours = auxiliary_classifiers.adaptive_average_pool(jnp.asarray(x), 4)
+  ours = jax.jit(auxiliary_classifiers.adaptive_average_pool, static_argnums=1)(x, 4)
   np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
 
 
@@ -178,17 +185,22 @@ def test_auxiliary_dropout_zeroes_seventy_percent_with_keys_of_its_own():
   model.fc1.bias[...] = jnp.ones(1024)
   model.fc2.kernel[...] = jnp.ones((1024, 3))
   keys = jax.random.split(jax.random.key(0), 64)
-  logits = model(jnp.zeros((64, 5, 5, 4)), True, keys)  # 1024 ones, of which 30 % are kept and scaled by 1 / 0.3
+  graphdef, state = nnx.split(model)
+  apply = jax.jit(lambda state, keys: nnx.merge(graphdef, state)(jnp.zeros((64, 5, 5, 4)), True, keys))
+  logits = apply(state, keys)  # the sum of 1024 ones: 30 % are kept, and scaled by 1 / 0.3
   assert float(logits.mean() * 0.3 / 1024) == pytest.approx(0.3, abs=0.01)
   assert len(np.unique(logits[:, 0])) > 20
 
 
-@pytest.mark.parametrize('size', [17, 33, 46, 224])
 @pytest.mark.parametrize('stem', ['article', 'small'])
 @pytest.mark.parametrize('pool', ['padded', 'torchvision'])
-def test_map_sides_are_those_of_the_network(size, stem, pool):
-  found = shapes(make(stem=stem, pool=pool), size)
-  assert (found['inception_4a'][1], found['inception_5b'][1]) == map_sides(size, stem, pool)
+def test_map_sides_are_those_of_the_network(stem, pool, monkeypatch):
+  blocks = ('inception_3b', 'inception_4a', 'inception_4e', 'inception_5b')  # those beside a pool
+  monkeypatch.setattr(googlenet, 'TABLE', {name: googlenet.TABLE[name] for name in blocks})
+  model = make.__wrapped__(stem=stem, pool=pool)
+  for size in (17, 33, 46, 224):
+    found = shapes(model, size)
+    assert (found['inception_4a'][1], found['inception_5b'][1]) == map_sides(size, stem, pool), size
 
 
 def test_transform_input_is_for_three_channels():
@@ -209,12 +221,12 @@ def test_images_that_do_not_fit_are_refused():
       end_points(make(), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-def test_every_parameter_gets_a_finite_gradient_with_batch_norm():  # without it they are compared with PyTorch's
-  model = googlenet.GoogLeNet(options=Options(norm='batch'), rngs=nnx.Rngs(0))
-  graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-  params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
-  # 36 pixels: the last map is 2x2, so that a 5x5 kernel meets it, but for its border.
-  image = jax.random.uniform(jax.random.key(1), (8, 36, 36, 1))
+# test_parity.py compares other gradients with PyTorch's: without batch normalisation, and torchvision's with it.
+def test_every_parameter_gets_a_finite_gradient_with_batch_norm(small_network):
+  graphdef, state = initialised(norm='batch')
+  params, stats = map(nnx.to_pure_dict, nnx.split_state(state, nnx.Param, nnx.BatchStat))
+  # 20 pixels: the last map is 2x2, so only the middle of a 5x5 kernel reads it.
+  image = jax.random.uniform(jax.random.key(1), (8, 20, 20, 1))
 
   @jax.jit
   def gradients(params):
@@ -229,29 +241,38 @@ def test_every_parameter_gets_a_finite_gradient_with_batch_norm():  # without it
     assert np.abs(gradient).max() > 0, path
 
 
-def test_local_response_norm_stands_behind_the_first_pool_and_before_the_second(monkeypatch):
-  monkeypatch.setattr(googlenet, 'TABLE', small_table())
-  model = googlenet.GoogLeNet(options=Options(norm='lrn'), rngs=nnx.Rngs(0))
-  image = 1000 * jax.random.uniform(jax.random.key(1), (2, 33, 33, 1))  # large enough for it to matter
-  out = model.end_points(image)
-  pooled = max_pool(out['conv1'], stride=2)
-  expected = model.conv2_reduce(local_response_norm(pooled))
-  np.testing.assert_allclose(out['conv2_reduce'], expected, rtol=1e-5)
-  assert not np.allclose(out['conv2_reduce'], model.conv2_reduce(pooled), rtol=1e-2)
-  expected = model.inception_3b(max_pool(local_response_norm(out['conv2']), stride=2))
-  np.testing.assert_allclose(out['inception_3b'], expected, rtol=1e-5)
-  assert not np.allclose(out['inception_3b'], model.inception_3b(max_pool(out['conv2'], stride=2)), rtol=1e-2)
+def test_local_response_norm_follows_the_first_pool_and_precedes_the_second(small_network):
+  graphdef, state = initialised(norm='lrn')
+  image = 1000 * jax.random.uniform(jax.random.key(1), (2, 33, 33, 1))  # large values make a difference
+
+  @jax.jit
+  def apply(state):
+    model = nnx.merge(graphdef, state)
+    out = model.end_points(image)
+    pooled = max_pool(out['conv1'], stride=2)
+    normalised = model.conv2_reduce(local_response_norm(pooled)), model.conv2_reduce(pooled)
+    after = (max_pool(f(out['conv2']), stride=2) for f in (local_response_norm, lambda x: x))
+    return [(out['conv2_reduce'], *normalised), (out['inception_3b'], *map(model.inception_3b, after))]
+
+  for found, expected, without in apply(state):
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert not np.allclose(found, without, rtol=1e-2)
 
 
-def test_dropout_stands_before_the_linear_layer_of_the_head(monkeypatch):
-  monkeypatch.setattr(googlenet, 'TABLE', small_table())
-  model = googlenet.GoogLeNet(options=Options(dropout=0.4), rngs=nnx.Rngs(0))
+def test_dropout_precedes_the_linear_layer_of_the_head(small_network):
+  graphdef, state = initialised(dropout=0.4)
   keys = jax.random.split(jax.random.key(2), 16)
-  out = model.end_points(jax.random.uniform(jax.random.key(1), (16, 33, 33, 1)), keys=keys)
-  head = np.asarray(dropout(out['head'], 0.4, keys))
-  assert 0.3 < (head == 0).mean() - (np.asarray(out['head']) == 0).mean() < 0.5
-  expected = head @ np.asarray(model.logits.kernel) + np.asarray(model.logits.bias)
-  np.testing.assert_allclose(out['logits'], expected, rtol=1e-4, atol=1e-5)
+  image = jax.random.uniform(jax.random.key(1), (16, 33, 33, 1))
+
+  @jax.jit
+  def apply(state):
+    out = nnx.merge(graphdef, state).end_points(image, keys=keys)
+    return out['head'], dropout(out['head'], 0.4, keys), out['logits']
+
+  whole, head, logits = (np.asarray(a) for a in apply(state))
+  assert 0.3 < (head == 0).mean() - (whole == 0).mean() < 0.5
+  expected = head @ np.asarray(state.logits.kernel[...]) + np.asarray(state.logits.bias[...])
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_local_response_norm_has_no_parameters():
@@ -267,12 +288,16 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
 
 
 def test_initial_weights_and_biases():
-  model = googlenet.GoogLeNet(rngs=nnx.Rngs(0))
-  block = model.inception_3b.ch3x3
+  @jax.jit
+  def leaves():
+    model = googlenet.GoogLeNet(rngs=nnx.Rngs(0))
+    block = model.inception_3b.ch3x3
+    return block.kernel[...], block.bias[...], model.logits.bias[...]
+
+  kernel, *biases = leaves()
   bound = (6 / (9 * 128 + 9 * 192)) ** 0.5
-  assert 0.99 * bound < float(jnp.abs(block.kernel[...]).max()) <= bound
-  assert not block.bias[...].any()
-  assert not model.logits.bias[...].any()
+  assert 0.99 * bound < float(jnp.abs(kernel).max()) <= bound
+  assert not any(bias.any() for bias in biases)
 
 
 @pytest.mark.parametrize(

@@ -14,36 +14,65 @@ def tied(shape, seed=0):
   return np.random.default_rng(seed).integers(0, 3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('size', [(1, 1), (2, 2), (3, 5), (7, 7), (8, 6)])
-def test_max_pool_equals_pytorch_with_ties(stride, size):
-  x = tied((2, *size, 4))
-  weights = np.random.default_rng(1).normal(size=(2, -(-size[0] // stride), -(-size[1] // stride), 4))
-  weights = weights.astype(np.float32)
-  y, pullback = jax.vjp(lambda x: layers.max_pool(x, stride), jnp.asarray(x))
-  (gradient,) = pullback(jnp.asarray(weights))
+def values_and_gradients(function, arguments, cotangents):
+  """Values and gradients of `function(*arguments[i])` for all i, by one program.
 
-  t = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-  expected = torch.nn.functional.max_pool2d(t, 3, stride, padding=1)
-  expected.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
-  np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
-  np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x), stride), y)  # without a gradient, as in evaluation
-  np.testing.assert_allclose(gradient, t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6)
+  The cotangents are `cotangents[i]` or `cotangents(value)`.
+  """
+
+  @jax.jit
+  def run(arguments):
+    results = []
+    for i, each in enumerate(arguments):
+      y, pullback = jax.vjp(function, *each)
+      results.append((y, pullback(cotangents(y) if callable(cotangents) else jnp.asarray(cotangents[i]))))
+    return results
+
+  return run(arguments)
+
+
+def channels_first(x, **options):
+  return torch.tensor(x.transpose(0, 3, 1, 2), **options)
+
+
+def channels_last(t):
+  return t.detach().numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_max_pool_equals_pytorch_with_ties(stride):
+  images = [tied((2, *size, 4)) for size in [(1, 1), (2, 2), (3, 5), (7, 7), (8, 6)]]
+  weights = [np.random.default_rng(1).normal(size=x[:, ::stride, ::stride].shape).astype(np.float32) for x in images]
+  found = values_and_gradients(lambda x: layers.max_pool(x, stride), [(x,) for x in images], weights)
+  without_gradient = jax.jit(lambda images: [layers.max_pool(x, stride) for x in images])(images)  # as in evaluation
+  for x, w, (y, (gradient,)), same in zip(images, weights, found, without_gradient, strict=True):
+    t = channels_first(x, requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(t, 3, stride, padding=1)
+    expected.backward(channels_first(w))
+    np.testing.assert_array_equal(y, channels_last(expected))
+    np.testing.assert_array_equal(same, y)
+    np.testing.assert_allclose(gradient, channels_last(t.grad), rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_outside_jit_is_the_same():
+  x = jnp.asarray(tied((2, 7, 7, 4)))
+  y, pullback = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+  ((jitted, (gradient,)),) = values_and_gradients(lambda x: layers.max_pool(x, 2), [(x,)], lambda y: y)
+  np.testing.assert_array_equal(y, jitted)
+  np.testing.assert_array_equal(pullback(y)[0], gradient)
 
 
 @pytest.mark.parametrize('window', [2, 3])
-@pytest.mark.parametrize('size', [(2, 3), (4, 7), (8, 9)])
-def test_max_pool_in_ceil_mode_equals_pytorch_with_ties(window, size):
-  x = tied((2, *size, 4))
-  y, pullback = jax.vjp(jax.jit(lambda x: layers.max_pool(x, 2, window, ceil_mode=True)), jnp.asarray(x))
-  t = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-  expected = torch.nn.functional.max_pool2d(t, window, 2, ceil_mode=True)
-  np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
-  weights = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
-  expected.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
-  np.testing.assert_allclose(
-    pullback(jnp.asarray(weights))[0], t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6
-  )
+def test_max_pool_in_ceil_mode_equals_pytorch_with_ties(window):
+  images = [tied((2, *size, 4)) for size in [(2, 3), (4, 7), (8, 9)]]
+  pool = lambda x: layers.max_pool(x, 2, window, ceil_mode=True)
+  found = values_and_gradients(pool, [(x,) for x in images], jnp.cos)
+  for x, (y, (gradient,)) in zip(images, found, strict=True):
+    t = channels_first(x, requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(t, window, 2, ceil_mode=True)
+    np.testing.assert_array_equal(y, channels_last(expected))
+    expected.backward(torch.cos(expected.detach()))
+    np.testing.assert_allclose(gradient, channels_last(t.grad), rtol=1e-6, atol=1e-6)
 
 
 def test_max_pool_passes_nan_on_and_keeps_bfloat16():
@@ -58,30 +87,29 @@ def test_max_pool_passes_nan_on_and_keeps_bfloat16():
 
 def test_max_pool_on_other_backends_is_the_same_function(monkeypatch):
   x = jnp.asarray(tied((2, 9, 7, 4)))
-  fast = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+  pool = lambda x: layers.max_pool(x, 2)
+  ((fast, (fast_gradient,)),) = values_and_gradients(pool, [(x,)], lambda y: y)
   monkeypatch.setattr(layers, '_cpu', lambda: False)
-  plain = jax.vjp(jax.jit(lambda x: layers.max_pool(x, 2)), x)  # jitted: as in the training step
-  np.testing.assert_array_equal(fast[0], plain[0])
-  np.testing.assert_array_equal(fast[1](fast[0])[0], plain[1](plain[0])[0])
+  ((plain, (plain_gradient,)),) = values_and_gradients(pool, [(x,)], lambda y: y)
+  np.testing.assert_array_equal(fast, plain)
+  np.testing.assert_array_equal(fast_gradient, plain_gradient)
 
 
-@pytest.mark.parametrize('size', [(1, 1), (2, 3), (8, 8), (9, 9)])
 @pytest.mark.parametrize(('kernel_size', 'stride'), [(1, 1), (3, 1), (5, 1), (7, 2), (3, 2)])
-def test_conv_equals_pytorch(size, kernel_size, stride):
+def test_conv_equals_pytorch(kernel_size, stride):
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(2, *size, 4)).astype(np.float32)
+  images = [rng.normal(size=(2, *size, 4)).astype(np.float32) for size in [(1, 1), (2, 3), (8, 8), (9, 9)]]
   kernel = rng.normal(size=(kernel_size, kernel_size, 4, 6)).astype(np.float32)
-  y, pullback = jax.vjp(lambda x, k: layers.conv(x, k, stride), jnp.asarray(x), jnp.asarray(kernel))
-  dx, dkernel = pullback(jnp.cos(y))
-
-  tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-  tk = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
-  expected = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=kernel_size // 2)
-  expected.backward(torch.cos(expected.detach()))
+  found = values_and_gradients(lambda x, k: layers.conv(x, k, stride), [(x, kernel) for x in images], jnp.cos)
   close = dict(rtol=1e-4, atol=1e-4)
-  np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), **close)
-  np.testing.assert_allclose(dx, tx.grad.numpy().transpose(0, 2, 3, 1), **close)
-  np.testing.assert_allclose(dkernel, tk.grad.numpy().transpose(2, 3, 1, 0), **close)
+  for x, (y, (dx, dkernel)) in zip(images, found, strict=True):
+    tx = channels_first(x, requires_grad=True)
+    tk = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+    expected = torch.nn.functional.conv2d(tx, tk, stride=stride, padding=kernel_size // 2)
+    expected.backward(torch.cos(expected.detach()))
+    np.testing.assert_allclose(y, channels_last(expected), **close)
+    np.testing.assert_allclose(dx, channels_last(tx.grad), **close)
+    np.testing.assert_allclose(dkernel, tk.grad.numpy().transpose(2, 3, 1, 0), **close)
 
 
 def test_conv_on_a_small_map_equals_the_plain_convolution_in_float64():
@@ -92,7 +120,7 @@ def test_conv_on_a_small_map_equals_the_plain_convolution_in_float64():
     np.testing.assert_allclose(layers.conv(jnp.asarray(x), jnp.asarray(kernel)), plain, rtol=1e-12, atol=1e-12)
 
 
-FAST = {  # what is written another way on a CPU: a function of a map and kernels, and the kernels' shapes
+FAST = {  # operations with another form on a CPU: a function of a map and kernels, and the kernels' shapes
   'pointwise': (lambda x, *kernels: layers.pointwise(x, *kernels), [(4, 3), (4, 1), (4, 5)]),
   'conv 1x1': (layers.conv, [(1, 1, 4, 3)]),
   'conv 3x3': (layers.conv, [(3, 3, 4, 3)]),
@@ -103,7 +131,7 @@ FAST = {  # what is written another way on a CPU: a function of a map and kernel
 
 
 def inside_shard_map(function, mesh):
-  """`function(x, *kernels)` with the map cut over the devices and the kernels whole on each."""
+  """`function(x, *kernels)` with the map cut over the devices, and all kernels on each device."""
 
   def sharded(x, *kernels):
     specs = (P('data'), *[P()] * len(kernels))
@@ -112,7 +140,6 @@ def inside_shard_map(function, mesh):
   return sharded
 
 
-@pytest.mark.parametrize('name', FAST)
 @pytest.mark.parametrize(
   ('transform', 'size'),
   [
@@ -120,50 +147,63 @@ def inside_shard_map(function, mesh):
     *[(transform, size) for transform in ('vmap', 'shard_map') for size in [(2, 3), (7, 5), (9, 11)]],
   ],
 )
-def test_what_is_fast_on_a_cpu_equals_the_plain_definition(name, transform, size, mesh_of, monkeypatch):
-  function, shapes = FAST[name]
-  rng = np.random.default_rng(0)
-  transforms = {
+def test_fast_forms_equal_the_plain_definitions(transform, size, mesh_of, monkeypatch):
+  transformed = {
     'jit': lambda f: f,
     'vmap': lambda f: lambda x, *kernels: jax.vmap(lambda x: f(x[None], *kernels))(x),
     'shard_map': lambda f: inside_shard_map(f, mesh_of(2)),
-  }
+  }[transform]
 
-  def results():
+  def one(function, arrays):
     def scalar(*arrays):
-      out = jax.tree.leaves(transforms[transform](function)(*arrays))
+      out = jax.tree.leaves(transformed(function)(*arrays))
       return sum((y * (1 + jnp.arange(y.size).reshape(y.shape) % 7)).sum() for y in out), out
 
-    return jax.jit(jax.value_and_grad(scalar, argnums=tuple(range(1 + len(shapes))), has_aux=True))(*arrays)
+    return jax.value_and_grad(scalar, argnums=tuple(range(len(arrays))), has_aux=True)(*arrays)
+
+  def results():  # all functions in one program, which compiles faster
+    return jax.jit(lambda arrays: {name: one(FAST[name][0], arrays[name]) for name in FAST})(arrays)
 
   with jax.enable_x64(True):
-    arrays = [jnp.asarray(tied((4, *size, 4)), jnp.float64)]
-    arrays += [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(tied((4, *size, 4)), jnp.float64)
+    arrays = {name: [image, *[rng.normal(size=shape) for shape in shapes]] for name, (_, shapes) in FAST.items()}
     fast = results()
     monkeypatch.setattr(layers, '_cpu', lambda: False)
     plain = results()
-    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
-      assert a.dtype == jnp.float64
-      np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    for name in FAST:
+      for a, b in zip(jax.tree.leaves(fast[name]), jax.tree.leaves(plain[name]), strict=True):
+        assert a.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize('name', FAST)
 @pytest.mark.parametrize('size', [(2, 3), (6, 6), (9, 11)])
-def test_what_is_fast_on_a_cpu_keeps_bfloat16(name, size, monkeypatch):
-  function, shapes = FAST[name]
-  keys = jax.random.split(jax.random.key(0), 1 + len(shapes))
-  arrays = [jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, [(2, *size, 4), *shapes], strict=True)]
-  value, pullback = jax.vjp(jax.jit(lambda *arrays: function(*arrays)), *arrays)
+def test_fast_forms_keep_bfloat16(size, monkeypatch):
+  rng = np.random.default_rng(0)
+  shapes = {name: [(2, *size, 4), *kernels] for name, (_, kernels) in FAST.items()}
+  arrays = {name: [rng.normal(size=s).astype(jnp.bfloat16) for s in each] for name, each in shapes.items()}
+
+  @jax.jit
+  def results(arrays, cotangents):
+    found = {}
+    for name, (function, _) in FAST.items():
+      value, pullback = jax.vjp(function, *arrays[name])
+      found[name] = value, pullback(value if cotangents is None else cotangents[name])
+    return found
+
+  to_float32 = lambda tree: jax.tree.map(lambda a: a.astype(np.float32), tree)
+  found = results(arrays, None)
   monkeypatch.setattr(layers, '_cpu', lambda: False)
-  exact, exact_pullback = jax.vjp(function, *[a.astype(jnp.float32) for a in arrays])
-  gradients, exact_gradients = pullback(value), exact_pullback(jax.tree.map(lambda y: y.astype(jnp.float32), value))
-  for a, b in zip(jax.tree.leaves((value, gradients)), jax.tree.leaves((exact, exact_gradients)), strict=True):
-    assert a.dtype == jnp.bfloat16
-    scale = float(jnp.abs(b).max())
-    np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * scale)  # a bfloat16 has 8 bits
+  exact = results(to_float32(arrays), {name: to_float32(value) for name, (value, _) in found.items()})
+  for name in FAST:
+    for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(exact[name]), strict=True):
+      assert a.dtype == jnp.bfloat16
+      scale = float(jnp.abs(b).max())
+      # a bfloat16 has 8 bits
+      np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * scale, err_msg=name)
 
 
-def test_on_a_cpu_xlas_slow_forms_are_not_used():
+def test_a_cpu_does_not_use_xlas_slow_forms():
   def compiled(function, *arrays):
     gradients = jax.grad(lambda *arrays: sum((y**2).sum() for y in jax.tree.leaves(function(*arrays))), (0, 1))
     return jax.jit(gradients).lower(*arrays).compile().as_text()
@@ -225,10 +265,10 @@ def test_dropout_masks_belong_to_the_example():
 
 def test_local_response_norm_equals_pytorch():
   x = np.random.default_rng(0).normal(scale=50, size=(2, 3, 5, 16)).astype(np.float32)
-  y, pullback = jax.vjp(jax.jit(layers.local_response_norm), jnp.asarray(x))
-  t = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  ((y, (gradient,)),) = values_and_gradients(layers.local_response_norm, [(x,)], jnp.cos)
+  t = channels_first(x, requires_grad=True)
   expected = torch.nn.LocalResponseNorm(5)(t)
   expected.backward(torch.cos(expected.detach()))
-  np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5)
-  np.testing.assert_allclose(pullback(jnp.cos(y))[0], t.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(y, channels_last(expected), rtol=1e-5)
+  np.testing.assert_allclose(gradient, channels_last(t.grad), rtol=1e-4, atol=1e-5)
   assert layers.local_response_norm(jnp.ones((1, 1, 1, 3), jnp.bfloat16)).dtype == jnp.bfloat16
