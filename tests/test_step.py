@@ -6,37 +6,66 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import small_config
+from helpers import small_config, small_table
 from jax import lax
 
 from googlenet_jax.data import augment, datasets, random_keys
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import layers
+from googlenet_jax.model import googlenet, layers
 from googlenet_jax.training import loop, optimizers
-from googlenet_jax.training.state import create_state, for_prediction
+from googlenet_jax.training.metrics import Metrics
+from googlenet_jax.training.state import create_state, networks
+from googlenet_jax.training.step import make_train_step
 
-pytestmark = pytest.mark.usefixtures('small_network')
 FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augment.flip': True}
+AUXILIARY = {'model.auxiliary': 'adaptive_pool'}
+BATCH_NORM = {'model.norm': 'batch', 'learning_rate': 0.05, 'average_decay': 0.15}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_network():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(googlenet, 'TABLE', small_table())
+    yield
+  program.cache_clear()
 
 
 @functools.cache
-def batches(count, size=16):
+def batch(number, size=16):
   data = datasets.load('digits').train
-  return [{'image': data.images[i * size :][:size], 'label': data.labels[i * size :][:size]} for i in range(count)]
+  rows = slice(number * size, (number + 1) * size)
+  return {'image': data.images[rows], 'label': data.labels[rows]}
 
 
-def run(config, mesh, steps=3):
-  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
-  graphdef, state = create_state(config, 10, 1, tx, mesh)
-  if config.dtype == 'float64':
-    state = jax.tree.map(lambda a: a.astype(config.dtype) if a.dtype == jnp.float32 else a, state)
-  step = loop.make_train_step(graphdef, tx, config, mesh)
-  losses = []
-  for batch in batches(steps):
-    state, loss = step(state, sharding.shard_batch(batch, mesh))
-    losses.append(float(loss))
-  return jax.device_get(state), losses
+class Program:
+  """The training step of a recipe on some devices, compiled at its first use, and its first state."""
+
+  def __init__(self, devices, config):
+    self.config, self.mesh = config, sharding.make_mesh(jax.devices()[:devices])
+    self.tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
+    self.graphdef, state = create_state(config, 10, 1, self.tx, self.mesh)
+    self.step = make_train_step(self.graphdef, self.tx, config, self.mesh)
+    if config.dtype == 'float64':
+      state = jax.tree.map(lambda a: a.astype(config.dtype) if a.dtype == jnp.float32 else a, state)
+    self.first = jax.device_get(state)
+
+  def run(self, steps=3, first=None, batches=batch):
+    """Returns the state after some steps, and the metrics of each, on the host."""
+    state, metrics = sharding.replicate(self.first if first is None else first, self.mesh), []
+    for number in range(steps):
+      state, found = self.step(state, sharding.shard_batch(batches(number), self.mesh))
+      metrics.append(jax.device_get(found))
+    return jax.device_get(state), metrics
+
+
+@functools.cache
+def program(devices, **changes):
+  return Program(devices, small_config(**changes))
+
+
+def losses(metrics, name='loss'):
+  return [float(one.losses[name] / one.count) for one in metrics]
 
 
 def assert_close(state, other, tolerance):
@@ -44,100 +73,157 @@ def assert_close(state, other, tolerance):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.fixture
-def float64():
-  """Sums in another order differ by so little that no choice (ReLU, max-pool) near a tie should turn."""
+def cross_entropy(logits, labels):
+  """Mean log-probability of the label, and of all classes, by NumPy."""
+  log_p = np.asarray(jax.nn.log_softmax(logits))
+  return -log_p[np.arange(len(labels)), labels].mean(), -log_p.mean()
+
+
+def test_several_devices_train_as_one():
+  """In float64: sums in another order then change no choice near a tie (ReLU, max-pool).
+
+  Micro-batches hold the same examples on any number of devices; otherwise their batch statistics would differ.
+  """
+  config = small_config(dtype='float64', micro_batches=2, **FULL)
   with jax.enable_x64(True):
-    yield {'dtype': 'float64'}
-
-
-def test_n_devices_train_as_one(mesh_of, float64):
-  """Micro-batches included: they hold the same examples, which batch statistics would tell, on any number."""
-  config = small_config(micro_batches=2, **FULL, **float64)
-  one, losses = run(config, mesh_of(1))
-  many, other = run(config, mesh_of(4))
-  np.testing.assert_allclose(losses, other, rtol=1e-6)
+    one, metrics = Program(1, config).run()
+    many, other = Program(4, config).run()
+  np.testing.assert_allclose(losses(metrics), losses(other), rtol=1e-6)
   assert_close(one.params, many.params, 1e-6)
   assert_close(one.batch_stats, many.batch_stats, 1e-6)
-  np.testing.assert_array_equal(one.metrics['count'], many.metrics['count'])
+  assert [m.count for m in metrics] == [m.count for m in other] == [16, 16, 16]
+  assert [m.correct for m in metrics] == [m.correct for m in other]
 
 
 @pytest.mark.parametrize('devices', [1, 2])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(devices, mesh_of):
-  changes = {'model.auxiliary': 'adaptive_pool'}
-  whole, losses = run(small_config(**changes), mesh_of(1))
-  parts, other = run(small_config(micro_batches=4, **changes), mesh_of(devices))
-  np.testing.assert_allclose(losses, other, rtol=1e-5)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(devices):
+  whole, metrics = program(2, **AUXILIARY).run()
+  parts, other = program(devices, micro_batches=4, **AUXILIARY).run()
+  np.testing.assert_allclose(losses(metrics), losses(other), rtol=1e-5)
   assert_close(whole.params, parts.params, 1e-6)
-  assert_close(whole.metrics, parts.metrics, 1e-4)
+  assert_close(metrics, other, 1e-4)
 
 
-def test_the_formulation_for_accelerators_trains_the_same(mesh_of, monkeypatch):
-  fast, losses = run(small_config(), mesh_of(2))
+def test_the_layers_for_accelerators_train_the_same_network(monkeypatch):
+  fast, metrics = program(4).run()
   monkeypatch.setattr(layers, '_cpu', lambda: False)
-  plain, other = run(small_config(), mesh_of(2))
-  np.testing.assert_allclose(losses, other, rtol=1e-5)
+  plain, other = Program(4, small_config()).run()
+  np.testing.assert_allclose(losses(metrics), losses(other), rtol=1e-5)
   assert_close(fast.params, plain.params, 1e-6)
 
 
-def test_step_equals_pmap(mesh_of):
-  """The same step in pmap's idiom, written apart: local gradients, then their mean."""
-  config = small_config()
-  mesh = mesh_of(4)
-  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
-  graphdef, state = create_state(config, 10, 1, tx, mesh)
-  params, opt_state = jax.device_get((state.params, state.opt_state))
+def test_the_step_equals_pmap():
+  """The same step as it was written for pmap, independently: local gradients, then their mean."""
+  ours = program(4)
+  params, opt_state = ours.first.params, ours.first.opt_state
 
   @functools.partial(jax.pmap, axis_name='data', devices=jax.devices()[:4], in_axes=(None, None, 0), out_axes=None)
   def pmap_step(params, opt_state, batch):
     def loss(params):
-      logits = nnx.merge(graphdef, params, {})(augment.prepare(batch['image'], config.image_size), train=True)
+      logits = nnx.merge(ours.graphdef, params, {})(augment.prepare(batch['image'], 17), train=True)
       return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
 
     grads = lax.pmean(jax.grad(loss)(params), 'data')
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, opt_state = ours.tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  for batch in batches(3):
-    shards = {name: a.reshape(4, 4, *a.shape[1:]) for name, a in batch.items()}
+  for number in range(3):
+    shards = {name: a.reshape(4, 4, *a.shape[1:]) for name, a in batch(number).items()}
     params, opt_state = pmap_step(params, opt_state, shards)
-  ours, _ = run(config, mesh)
-  assert_close(ours.params, params, 1e-6)
+  state, _ = ours.run()
+  assert_close(state.params, params, 1e-6)
+  assert_close(state.opt_state, opt_state, 1e-6)
 
 
-def test_metrics_are_sums_over_the_global_batch(mesh_of):
-  state, losses = run(small_config(), mesh_of(4))
+def test_metrics_are_sums_over_the_global_batch():
+  """Against the logits of the network before each step, by hand."""
+  ours = program(4)
+  state, metrics = ours.run()
   assert int(state.step) == 3
-  assert int(state.metrics['count']) == 48
-  assert float(state.metrics['loss']) == pytest.approx(16 * sum(losses), rel=1e-5)
-  assert 0 <= int(state.metrics['correct']) <= 48
-  assert int(state.metrics['bad_step']) == -1
+  network = jax.jit(lambda params, image: nnx.merge(ours.graphdef, params, {})(augment.prepare(image, 17)))
+  for number, found in enumerate(metrics):
+    before, _ = ours.run(steps=number)
+    logits = network(before.params, batch(number)['image'])
+    loss, _ = cross_entropy(logits, batch(number)['label'])
+    assert float(found.losses['loss']) == pytest.approx(16 * loss, rel=1e-5)
+    assert int(found.correct) == (logits.argmax(-1) == batch(number)['label']).sum()
+    assert int(found.count) == 16
+    assert list(found.losses) == ['loss']
 
 
-def test_label_smoothing_enters_the_loss(mesh_of):
-  _, plain = run(small_config(learning_rate=0.0), mesh_of(1), steps=1)
-  _, smooth = run(small_config(learning_rate=0.0, label_smoothing=0.5), mesh_of(1), steps=1)
-  tx = optax.identity()
-  graphdef, state = create_state(small_config(), 10, 1, tx, mesh_of(1))
-  batch = batches(1)[0]
-  logits = nnx.merge(graphdef, state.params, {})(augment.prepare(jnp.asarray(batch['image']), 17))
-  log_p = np.asarray(jax.nn.log_softmax(logits))
-  right = log_p[np.arange(16), batch['label']]
-  assert plain[0] == pytest.approx(-right.mean(), rel=1e-4)
-  assert smooth[0] == pytest.approx(-(0.5 * right + 0.5 * log_p.mean(-1)).mean(), rel=1e-4)
+def test_label_smoothing_enters_the_loss():
+  _, smooth = program(1, label_smoothing=0.5).run(steps=1)
+  ours = program(4)
+  logits = jax.jit(lambda image: nnx.merge(ours.graphdef, ours.first.params, {})(augment.prepare(image, 17)))(
+    batch(0)['image']
+  )
+  label, every_class = cross_entropy(logits, batch(0)['label'])
+  _, plain = ours.run(steps=1)
+  assert losses(plain) == pytest.approx([label], rel=1e-4)
+  assert losses(smooth) == pytest.approx([0.5 * label + 0.5 * every_class], rel=1e-4)
 
 
-def test_the_first_step_that_is_not_finite_is_kept(mesh_of):
-  state, losses = run(small_config(learning_rate=1e30, schedule='constant'), mesh_of(2))
-  bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
-  assert bad
-  assert int(state.metrics['bad_step']) == bad[0]
+def test_a_step_whose_loss_is_not_finite_says_so():
+  ours = program(4)
+  huge = ours.first.replace(params=jax.tree.map(lambda a: 1e30 * a, ours.first.params))
+  _, (first, *_) = ours.run()
+  _, (bad,) = ours.run(steps=1, first=huge)
+  assert first.is_finite()
+  assert not np.isfinite(bad.losses['loss'])
+  assert not bad.is_finite()
 
 
-def test_loss_falls_on_real_digits(mesh_of):
-  config = small_config(**{'model.norm': 'batch', 'learning_rate': 0.05})
-  _, losses = run(config, mesh_of(1), steps=60)
-  assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+class Saved:
+  """In the place of checkpoints."""
+
+  def newest(self):
+    return 'Last good checkpoint: there'
+
+
+def plan_of(config, steps_per_epoch):
+  """The part of a plan that `add_up` reads."""
+  schedule = optimizers.learning_rate_schedule(config, steps_per_epoch)
+  return loop.Plan(config, None, None, None, None, steps_per_epoch, 100, schedule, None)
+
+
+def of_step(number, loss=None):
+  return Metrics({'loss': np.float32(number if loss is None else loss)}, np.int32(number % 3), np.int32(16))
+
+
+def test_the_first_step_whose_loss_is_not_finite_is_named():
+  """With the learning rate of that step, not of the log point."""
+  plan = plan_of(small_config(learning_rate=0.5, decay_epochs=1), steps_per_epoch=10)
+  recent = [of_step(number) for number in (9, 10)] + [of_step(11, np.nan), of_step(12, np.inf), of_step(13)]
+  with pytest.raises(UserError) as error:
+    loop.add_up(plan, recent, 13, Metrics.zero(), Saved())
+  assert str(error.value) == (
+    'step 11: the loss is not finite, at a learning rate of 0.48. Lower --config.learning_rate, or set '
+    '--config.clip_norm=1, in a new --workdir. Last good checkpoint: there'
+  )
+  recent[1] = of_step(10, -np.inf)
+  with pytest.raises(UserError, match='^step 10: the loss is not finite, at a learning rate of 0.5. '):
+    loop.add_up(plan, recent, 13, Metrics.zero(), Saved())
+  auxiliary = Metrics({'loss': np.float32(1), 'aux_4a': np.float32(np.nan)}, np.int32(1), np.int32(16))
+  with pytest.raises(UserError, match='^step 13: '):
+    loop.add_up(plan, [auxiliary], 13, Metrics.zero(), Saved())
+
+
+def test_metrics_are_added_since_the_log_point_and_since_the_epoch_began():
+  plan = plan_of(small_config(), steps_per_epoch=10)
+  steps = [of_step(number) for number in range(1, 25)]
+  epoch = Metrics.zero()
+  for first, last, began in ((1, 4, 1), (5, 10, 1), (11, 14, 11), (15, 23, 21)):
+    interval, epoch = loop.add_up(plan, steps[first - 1 : last], last, epoch, Saved())
+    for found, numbers in ((interval, range(first, last + 1)), (epoch, range(began, last + 1))):
+      assert found.losses == {'loss': float(sum(numbers))}
+      assert found.correct == sum(number % 3 for number in numbers)
+      assert found.count == 16 * len(numbers)
+
+
+def test_the_loss_falls_on_real_digits():
+  _, metrics = program(2, **BATCH_NORM).run(steps=60)
+  found = losses(metrics)
+  assert np.mean(found[-10:]) < 0.7 * np.mean(found[:10])
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(mesh_of):
@@ -147,84 +233,75 @@ def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(mesh_of):
     sharding.check_divides(24, mesh_of(8), 2)
 
 
-def test_batch_statistics_run_as_pytorchs_but_with_the_biased_variance(mesh_of):
-  """One step: running = 0.9 * initial + 0.1 * that of the whole batch.
+def test_running_statistics_move_as_in_pytorch_but_with_the_biased_variance():
+  """After one step they are 0.9 * initial + 0.1 * those of the whole batch, on any number of devices.
 
-  PyTorch takes the unbiased variance, N / (N - 1) times this one over N values; the difference falls with N.
+  PyTorch takes the unbiased variance, N / (N - 1) times the variance here over N values. The difference falls with N.
   """
-  config = small_config(**{'model.norm': 'batch'})
-  tx = optax.identity()
-  graphdef, state = create_state(config, 10, 1, tx, mesh_of(1))
-  image = augment.prepare(jnp.asarray(batches(1)[0]['image']), 17)
-  kernel = state.params['conv1']['kernel']
+  ours = program(2, **BATCH_NORM)
+  image = augment.prepare(jnp.asarray(batch(0)['image']), 17)
+  kernel = ours.first.params['conv1']['kernel']
   maps = lax.conv_general_dilated(image, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  after, _ = run(config, mesh_of(4), steps=1)
+  after, _ = ours.run(steps=1)
   found = after.batch_stats['conv1']['norm']
   np.testing.assert_allclose(found['mean'], 0.1 * maps.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(found['var'], 0.9 + 0.1 * maps.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_auxiliary_classifiers_enter_the_loss_with_three_tenths(mesh_of):
-  config = small_config(**{'learning_rate': 0.0, 'model.auxiliary': 'adaptive_pool'})
-  state, losses = run(config, mesh_of(2), steps=1)
-  graphdef, _ = create_state(config, 10, 1, optax.identity(), mesh_of(1))
-  batch = batches(1)[0]
-  keys = random_keys.example_keys(0, jnp.int32(0), jnp.arange(16))
-  keys = random_keys.stream(keys, random_keys.DROPOUT)
-  image = augment.prepare(jnp.asarray(batch['image']), 17)
-  out = nnx.merge(graphdef, state.params, {}).end_points(image, train=True, keys=keys)
-  parts = {}
-  for name in ('logits', 'aux_4a', 'aux_4d'):
-    log_p = np.asarray(jax.nn.log_softmax(out[name]))
-    parts[name] = -log_p[np.arange(16), batch['label']].mean()
+def test_auxiliary_classifiers_enter_the_loss_with_three_tenths():
+  ours = program(2, **AUXILIARY)
+  _, (metrics,) = ours.run(steps=1)
+
+  @jax.jit
+  def end_points(params, image):
+    keys = random_keys.example_keys(0, jnp.int32(0), jnp.arange(16))
+    keys = random_keys.stream(keys, random_keys.DROPOUT)
+    return nnx.merge(ours.graphdef, params, {}).end_points(augment.prepare(image, 17), train=True, keys=keys)
+
+  out = end_points(ours.first.params, batch(0)['image'])
+  parts = {name: cross_entropy(out[name], batch(0)['label'])[0] for name in ('logits', 'aux_4a', 'aux_4d')}
   parts['total'] = parts['logits'] + 0.3 * (parts['aux_4a'] + parts['aux_4d'])
-  assert losses[0] == pytest.approx(parts['logits'], rel=1e-5)
   for name, metric in (('logits', 'loss'), ('total', 'total'), ('aux_4a', 'aux_4a'), ('aux_4d', 'aux_4d')):
-    assert float(state.metrics[metric]) / 16 == pytest.approx(parts[name], rel=1e-5)
+    assert losses([metrics], metric) == pytest.approx([parts[name]], rel=1e-5)
+  assert sorted(metrics.losses) == ['aux_4a', 'aux_4d', 'loss', 'total']
 
 
-def test_averaged_weights_and_statistics(mesh_of):
+def test_averaged_weights_and_statistics():
   """The average after three steps, from the weights after each of them."""
-  config = small_config(**{'average_decay': 0.15, 'model.norm': 'batch', 'learning_rate': 0.1})
-  _, first = create_state(config, 10, 1, optax.identity(), mesh_of(1))
-  first = jax.device_get(first)
-  expected = {'params': first.params, 'batch_stats': first.batch_stats}
+  ours = program(2, **BATCH_NORM)
+  expected = {'params': ours.first.params, 'batch_stats': ours.first.batch_stats}
   for steps in (1, 2, 3):
-    state, _ = run(config, mesh_of(2), steps=steps)
+    state, _ = ours.run(steps=steps)
     decay = min(0.15, steps / (9 + steps))  # 0.1, then 0.15
     now = {'params': state.params, 'batch_stats': state.batch_stats}
     expected = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, expected, now)
   assert_close(state.averaged, expected, 1e-6)
-  assert for_prediction(state) == (state.averaged['params'], state.averaged['batch_stats'])
+  averaged, raw = networks(state)
+  assert averaged == (state.averaged['params'], state.averaged['batch_stats'])
+  assert raw == (state.params, state.batch_stats)
   assert np.abs(state.averaged['params']['logits']['kernel'] - state.params['logits']['kernel']).max() > 1e-5
 
 
-def test_the_seed_is_an_argument_of_the_step(mesh_of):
-  """Members of an ensemble run one program, with other random choices."""
-  config = small_config(**{'augment.shift': 3})
-  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
-  graphdef, state = create_state(config, 10, 1, tx, mesh_of(1))
-  batch = sharding.shard_batch(batches(1)[0], mesh_of(1))
-  step = loop.make_train_step(graphdef, tx, config, mesh_of(1))
-  losses = []
-  for seed in (0, 1):
-    own = sharding.replicate(jax.tree.map(jnp.copy, state.replace(seed=jnp.int32(seed))), mesh_of(1))
-    losses.append(float(step(own, batch)[1]))
-  assert losses[0] != losses[1]
-  assert step._cache_size() == 1
+def test_the_seed_is_an_argument_of_the_step():
+  """All members of an ensemble run one program, with different random choices."""
+  ours = program(2, **{'augment.min_area': 0.5})
+  found = []
+  for seed in (0, 1, 0):
+    _, metrics = ours.run(steps=1, first=ours.first.replace(seed=np.int32(seed)))
+    found += losses(metrics)
+  assert found[0] == found[2] != found[1]
+  assert ours.step._cache_size() == 1
 
 
-def test_images_of_many_sizes_train_as_images_of_their_size(mesh_of):
-  """Digits in the upper left of a canvas whose rest must not be seen, beside the digits by themselves."""
-  config = small_config(**{'augment.min_area': 0.5})
-  tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
-  plain = batches(1)[0]
-  canvas = np.full((16, 12, 12, 1), 255, np.uint8)
-  canvas[:, :8, :8] = plain['image']
-  laid = {'image': canvas, 'label': plain['label'], 'size': np.full((16, 2), 8, np.int32)}
-  mesh, losses = mesh_of(2), []
-  for batch in (plain, laid):
-    graphdef, state = create_state(config, 10, 1, tx, mesh)
-    _, loss = loop.make_train_step(graphdef, tx, config, mesh)(state, sharding.shard_batch(batch, mesh))
-    losses.append(float(loss))
-  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+def test_images_of_many_sizes_train_as_images_of_their_size():
+  """Digits in the upper left of a canvas whose rest must not be seen, and the digits by themselves."""
+  ours = program(2, **{'augment.min_area': 0.5})
+
+  def laid(number):
+    canvas = np.full((16, 12, 12, 1), 255, np.uint8)
+    canvas[:, :8, :8] = batch(number)['image']
+    return {**batch(number), 'image': canvas, 'size': np.full((16, 2), 8, np.int32)}
+
+  _, plain = ours.run(steps=1)
+  _, on_canvas = Program(2, ours.config).run(steps=1, batches=laid)
+  assert losses(plain) == pytest.approx(losses(on_canvas), rel=1e-5)
