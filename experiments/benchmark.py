@@ -4,10 +4,9 @@
   python -m experiments.benchmark --device=gpu --sizes=224 --batches=256 --dtypes=bfloat16 --modes=training
   python -m experiments.benchmark --modes=training --contenders=ours,forms      # what each form of our layers is worth
   python -m experiments.benchmark --modes=training --contenders=ours,settings   # JAX devices and memory pages
-  FASHION_MNIST_DIR=DIR python -m experiments.benchmark --modes=epochs --sizes=32
 
-Modes: training (forward, backward, momentum SGD), inference (log-probabilities), epochs (whole epochs of Fashion-MNIST
-with the framework's own input pipeline). In the first two the uint8 images are on the device.
+Modes: training (forward, backward, momentum SGD) and inference (log-probabilities). The uint8 images are on the device.
+main.py prints the speed of whole epochs with the input pipeline.
 
 Each contender has a process of its own, which is idle while another one is timed. They take turns in alternating order,
 and a ratio compares two blocks of the same turn. A contender that cannot run (no PyTorch, no compiler, too little
@@ -32,7 +31,7 @@ from experiments.tables import CPU_BATCHES, OURS, Case, number
 from experiments.worker import Worker, WorkerError
 from googlenet_jax.host import huge_pages
 
-MODES, DTYPES = ('training', 'inference', 'epochs'), ('float32', 'bfloat16')
+MODES, DTYPES = ['training', 'inference'], ['float32', 'bfloat16']
 GPU_BATCHES = (256, 1024)
 PRODUCT = {'cpu': 2048, 'gpu': 8192}  # side of the matrices
 MAX_STEPS = 500  # in a block
@@ -90,7 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add('--device', choices=('auto', 'cpu', 'gpu'), default='auto')
-  add('--modes', type=names, default=['training', 'inference'], help=','.join(MODES))
+  add('--modes', type=names, default=MODES, help='default: both')
   add('--sizes', type=numbers, default=[32, 96, 224], help='image sizes in pixels')
   add('--batches', type=numbers, help='default on a CPU: 256, 64, 16 for sizes 32, 96, 224; on a GPU: 256,1024')
   add('--dtypes', type=names, help='float32, bfloat16; default on a GPU: both')
@@ -98,18 +97,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add('--config', default=DEFAULT_RECIPE, help='recipe for ours; PyTorch has the default one only')
   add('--repeats', type=int, default=9, help='blocks for each contender')
   add('--block_seconds', type=float, default=2.0, help='approximate length of a block')
-  add('--epoch_repeats', type=int, default=1, help='epochs for each contender')
   add('--name', help='of the results; default: benchmark_cpu or benchmark_gpu, then the modes and contenders given')
   add('--output', type=pathlib.Path, default=tables.RESULTS, help='folder of the results')
   options = parser.parse_args(arguments)
-  for value in (options.repeats, options.epoch_repeats, *options.sizes, *(options.batches or ())):
+  for value in (options.repeats, *options.sizes, *(options.batches or ())):
     if value < 1:
       parser.error(f'{value} must be at least 1')
-  for given, known in ((options.modes, MODES), (options.dtypes or (), DTYPES)):
-    if unknown := [name for name in given if name not in known]:
-      parser.error(f'{unknown[0]!r} is none of: {", ".join(known)}')
-  if options.config != DEFAULT_RECIPE and not options.contenders:
-    options.contenders = [OURS]
+  for given, known in ((options.modes, MODES), (options.dtypes or [], DTYPES)):
+    for name in set(given) - set(known):
+      parser.error(f'{name!r} is none of: {", ".join(known)}')
+  if options.config != DEFAULT_RECIPE:
+    options.contenders = options.contenders or [OURS]
+    if any(not name.startswith((OURS, 'forms', 'settings')) for name in options.contenders):
+      parser.error(f'--config={options.config}: PyTorch has the network of {DEFAULT_RECIPE} only')
   return options
 
 
@@ -154,30 +154,25 @@ class Contest:
       self.errors[name] = error
       self.workers.pop(name).close()
 
-  def run(self, repeats: int, seconds: float, steps: int | None) -> dict[str, list[float]]:
-    """Returns the seconds of a step for each contender and turn; a block is `steps`, or about `seconds` long."""
+  def run(self, repeats: int, seconds: float) -> dict[str, list[float]]:
+    """Returns the seconds of a step for each contender and turn; a block takes about `seconds`."""
     blocks = {name: [] for name in self.workers}
-    lengths = dict.fromkeys(blocks, steps)
-    if not steps:
-      trials = {name: self.ask(name, 'run', steps=2) or seconds for name in blocks}
-      lengths = {name: max(1, min(MAX_STEPS, round(seconds / trial))) for name, trial in trials.items()}
+    trials = {name: self.ask(name, 'run', steps=2) or seconds for name in blocks}
+    lengths = {name: max(1, min(MAX_STEPS, round(seconds / trial))) for name, trial in trials.items()}
     for turn in range(repeats):
       for name in list(blocks)[:: 1 if turn % 2 == 0 else -1]:
         blocks[name].append(self.ask(name, 'run', steps=lengths[name]))
     return {name: found for name, found in blocks.items() if name in self.workers}
 
 
-def contest(
-  case: Case, entries: dict[str, Contender], machine: dict[str, Any], options: argparse.Namespace
-) -> dict[str, Any]:
+def contest(case: Case, entries: dict[str, Contender], machine: dict[str, Any], options: Any) -> dict[str, Any]:
   """Times some contenders in one case.
 
   Returns:
     By contender: `seconds` of a step in each turn; `made`, with what the contender runs on and its start in seconds;
     `memory`, peak bytes of the process and on the GPU; `products`, FLOP/s of a large matrix product; `errors`. For all:
-    `multiply_adds` of a step; `steps_per_epoch`, None except for epochs.
+    `multiply_adds` of a step.
   """
-  epoch = 60000 // case.batch_size if case.mode == 'epochs' else None
   running = Contest(case, entries, machine, options.config)
   size, products = PRODUCT[machine['platform']], {}
 
@@ -188,7 +183,7 @@ def contest(
 
   try:
     measure_products()
-    seconds = running.run(options.epoch_repeats if epoch else options.repeats, options.block_seconds, epoch)
+    seconds = running.run(options.repeats, options.block_seconds)
     measure_products()
     memory = {name: running.ask(name, 'memory') for name in list(running.workers)}
   finally:
@@ -201,13 +196,10 @@ def contest(
     'products': products,
     'errors': running.errors,
     'multiply_adds': next((made['multiply_adds'] for made in running.made.values() if made['multiply_adds']), None),
-    'steps_per_epoch': epoch,
   }
 
 
-def measure(
-  case: Case, entries: dict[str, Contender], machine: dict[str, Any], options: argparse.Namespace
-) -> dict[str, Any]:
+def measure(case: Case, entries: dict[str, Contender], machine: dict[str, Any], options: Any) -> dict[str, Any]:
   """Times one case: the contenders in turns or, where memory is too small for all, one after another."""
   result = contest(case, entries, machine, options)
   result['alone'] = any(error.memory for error in result['errors'].values())
@@ -231,13 +223,11 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
     notes += [f'- {case}: {name} is missing: {error}' for name, error in result['errors'].items()]
     if result['alone']:
       notes.append(f'- {case}: timed one after another, because memory is too small for all at once')
-  versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
   size = PRODUCT[machine['platform']]
   text = [
-    tables.written_by(),
-    f'{versions}; {machine["device"]}, {tables.cores()} CPU cores. Recipe of ours: {options.config}.',
-    f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s (epochs: {options.epoch_repeats});',
-    'contenders in turns; a ratio is the median over turns.',
+    tables.written_by(**machine['versions']),
+    f'{machine["device"]}, {tables.cores()} CPU cores. Recipe of ours: {options.config}.',
+    f'Medians of {options.repeats} blocks of about {options.block_seconds:g} s; a ratio is the median over turns.',
     'GFLOP/s counts convolutions, the backward pass as two forward passes. Beside it stands the share of what a',
     f'{size}x{size} matrix product of that dtype reached in this run, in the faster framework.',
     '',
@@ -254,7 +244,7 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
 
 def default_name(platform: str, options: argparse.Namespace) -> str:
   """Names the modes and contenders if they are not the default, so a part does not overwrite the whole."""
-  modes = [] if options.modes == ['training', 'inference'] else options.modes
+  modes = [] if options.modes == MODES else options.modes
   words = ' '.join(['benchmark', platform, *modes, *(options.contenders or [])])
   return '_'.join(re.findall('[a-z0-9]+', words.lower()))
 

@@ -6,8 +6,8 @@ Writes to experiments/results/compare_pytorch/: `table.md` with losses, accuracy
 both loss curves. Weights, images and options are the same, so a difference between the curves is rounding.
 
 Both sides get the same uint8 batches and scale them to [0, 1] on the device. Images are enlarged by a whole factor and
-padded with zeros, because the two frameworks resize differently. `--validation` evaluates on held-out training images.
-Speed is not measured here: `python -m experiments.benchmark` does that, with the same steps.
+padded with zeros, because the two frameworks resize differently. Speed is not measured here:
+`python -m experiments.benchmark` does that, with the same steps.
 
 Both start from weights that PyTorch has trained for `--warm_up` steps. From random weights the loss first stays near
 2.30, and rounding decides when it leaves: even our step on one device and on two part there (results/README.md).
@@ -22,14 +22,13 @@ import tempfile
 
 import numpy as np
 
-from experiments import tables, worker
+from experiments import benchmark, tables, worker
 from experiments.worker import Worker, WorkerError
 from googlenet_jax.data import pipeline
 from googlenet_jax.host import huge_pages
 from googlenet_jax.host.errors import UserError
 
 SIDES = {'jax': 'JAX', 'pytorch': 'PyTorch'}
-VALIDATION_EXAMPLES = 5000
 SMOOTHING = 25  # steps in the running mean of the picture
 BLOCK = 100  # steps between two printed lines, and in the final mean
 
@@ -45,7 +44,6 @@ def parse_arguments() -> argparse.Namespace:
   add('--warm_up', type=int, default=1000, help='steps that PyTorch trains before; 0 for random weights')
   add('--learning_rate', type=float, default=0.02)
   add('--seed', type=int, default=0)
-  add('--validation', action='store_true', help='held-out training images instead of the test images')
   add('--output', type=pathlib.Path, default=tables.RESULTS / 'compare_pytorch', help='folder of the results')
   options = parser.parse_args()
   for name, least in (('image_size', 28), ('batch_size', 1), ('steps', BLOCK), ('warm_up', 0)):
@@ -57,9 +55,6 @@ def parse_arguments() -> argparse.Namespace:
 def write_data(options: argparse.Namespace, folder: pathlib.Path) -> None:
   """Writes the images and their order to the folder that both sides read."""
   train, test = (worker.fashion_mnist(split) for split in ('train', 'test'))
-  if options.validation:
-    test = tuple(array[-VALIDATION_EXAMPLES:] for array in train)
-    train = tuple(array[:-VALIDATION_EXAMPLES] for array in train)
   order = pipeline.train_order(len(train[0]), options.batch_size, options.seed)
   np.save(folder / 'order.npy', np.stack([order[step] for step in range(options.warm_up + options.steps)]))
   for name, (images, labels) in (('train', train), ('test', test)):
@@ -86,11 +81,10 @@ def compare(options: argparse.Namespace, folder: pathlib.Path) -> dict:
       losses = process.ask('train', folder=str(folder), first=0, steps=first)
       print(f'warmed up for {first} steps: loss {statistics.mean(losses[-BLOCK:]):.4f}', flush=True)
     process.ask('save', path=str(weights))
-  found = {name: {side: [] for side in SIDES} for name in ('losses', 'predictions', 'versions')}
+  found = {'losses': {side: [] for side in SIDES}, 'predictions': {}}
   with contextlib.ExitStack() as stack:
     processes = {side: stack.enter_context(start(options, side, weights)) for side in SIDES}
-    for side, process in processes.items():
-      found['versions'][side] = process.ask('describe')['versions']
+    found['versions'] = {name: v for p in processes.values() for name, v in p.ask('describe')['versions'].items()}
     for step in range(0, options.steps, BLOCK):
       steps = min(BLOCK, options.steps - step)
       for side, process in processes.items():
@@ -102,18 +96,18 @@ def compare(options: argparse.Namespace, folder: pathlib.Path) -> dict:
   return found
 
 
-def tables_of(found: dict, labels: np.ndarray, split: str) -> str:
+def tables_of(found: dict, labels: np.ndarray) -> str:
   """Both sides, and the differences between them, as two tables."""
   losses, said = ({side: np.array(found[key][side]) for side in SIDES} for key in ('losses', 'predictions'))
   last = [f'{losses[side][-BLOCK:].mean():.4f}' for side in SIDES]
   accuracy = [f'{(said[side] == labels).mean():.4f}' for side in SIDES]
-  by_side = [[f'training loss, mean of the last {BLOCK} steps', *last], [f'{split} accuracy', *accuracy]]
-  differences = {
-    'loss of the first 10 steps: greatest relative difference': (abs(losses['jax'] / losses['pytorch'] - 1))[:10].max(),
-    f'{split} images given the same class after training': (said['jax'] == said['pytorch']).mean(),
-  }
-  lines = [[name, f'{value:{".2g" if value < 0.1 else ".4g"}}'] for name, value in differences.items()]
-  return tables.table(['', *SIDES.values()], by_side) + '\n' + tables.table(['JAX beside PyTorch', ''], lines)
+  by_side = [[f'training loss, mean of the last {BLOCK} steps', *last], ['test accuracy', *accuracy]]
+  apart = abs(losses['jax'] / losses['pytorch'] - 1)[:10].max()
+  same = (said['jax'] == said['pytorch']).mean()
+  return (
+    f'{tables.table(["", *SIDES.values()], by_side)}\nOver the first 10 steps the losses differ by at most {apart:.1e} '
+    f'(relative).\nAfter training both networks give {same:.1%} of the test images the same class.\n'
+  )
 
 
 def draw(losses: dict[str, list[float]], path: pathlib.Path) -> None:
@@ -149,15 +143,16 @@ def main() -> None:
   with tempfile.TemporaryDirectory(prefix='compare_pytorch_') as folder:
     folder = pathlib.Path(folder)
     try:
+      machine = benchmark.describe(options.device)
+      options.device = machine['platform']
       write_data(options, folder)
       found = compare(options, folder)
     except (UserError, WorkerError, OSError) as error:
       sys.exit(f'error: {error}')
     labels = np.load(folder / 'test_labels.npy')
-    both = tables_of(found, labels, 'held-out' if options.validation else 'test')
-  versions = ', '.join(f'{name} {v}' for side in SIDES for name, v in found['versions'][side].items())
+    both = tables_of(found, labels)
   head = (
-    f'{tables.written_by()}\n{versions}; {tables.cores()} cores of {tables.cpu_model()}, float32.\n'
+    f'{tables.written_by(**found["versions"])}\n{machine["device"]}, {tables.cores()} CPU cores, float32.\n'
     f'Fashion-MNIST at {options.image_size} pixels, batch {options.batch_size}, {options.steps} steps of SGD with '
     f'learning rate {options.learning_rate:g}\nand momentum 0.9, seed {options.seed}, from weights that PyTorch has '
     f'trained for {options.warm_up} steps.\n\n'

@@ -5,7 +5,6 @@ benchmark.py and compare_pytorch.py start it as a worker; profile_step.py uses i
 
 import collections
 import itertools
-import math
 import pathlib
 import sys
 from typing import Any
@@ -15,12 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import lax
 
 from experiments import worker
-from googlenet_jax import classifier
-from googlenet_jax import recipe as recipes
-from googlenet_jax.data import pipeline, splits
+from googlenet_jax import classifier, recipe
 from googlenet_jax.host import cache, cpu_cores, sharding
 from googlenet_jax.model import cpu_layers, googlenet, layers, torch_weights
 from googlenet_jax.training import optimizers
@@ -39,18 +35,12 @@ NO_PATCHES = (cpu_layers, 'PATCHES_UP_TO', {})
 NO_PRODUCTS = (cpu_layers, 'pointwise', _xla_pointwise)
 NO_MAX_POOL = (cpu_layers, 'max_pool', layers.xla_max_pool)
 FORMS_OF_A_CPU = (layers, '_cpu', lambda: True)
-FUSED = [
-  (cpu_layers, 'unfused', lambda function: function),
-  (cpu_layers, '_transpose', lambda rows: lax.transpose(rows, (1, 0))),
-]
 # Other forms of our layers, to see what each is worth: replacements (module, name, value) and options for XLA.
 CPU_FORMS = {
   "XLA's layers": ([(layers, '_cpu', lambda: False)], None),
   'no patches': ([NO_PATCHES], None),
-  'patches everywhere': ([(cpu_layers, 'PATCHES_UP_TO', {k: (math.inf,) * 3 for k in (3, 5)})], None),
   'no 1x1 products': ([NO_PRODUCTS], None),
   "XLA's max-pool": ([NO_MAX_POOL], None),
-  'fused max-pool': (FUSED, None),
   'convolutions by Eigen': ([], EIGEN),
 }
 GPU_FORMS = {
@@ -58,13 +48,6 @@ GPU_FORMS = {
   "the CPU's 1x1 products": ([FORMS_OF_A_CPU, NO_PATCHES, NO_MAX_POOL], None),
 }
 FORMS = CPU_FORMS | GPU_FORMS
-
-
-def recipe(image_size: int, batch_size: int, dtype: str = 'float32', config: str = 'configs/default.py') -> Any:
-  """A recipe at another size; configs/default.py is d2l's network and optimizer."""
-  found = recipes.read(str(worker.ROOT / config))
-  found.image_size, found.batch_size, found.dtype = image_size, batch_size, dtype
-  return found
 
 
 class JaxSide(worker.Side):
@@ -97,7 +80,7 @@ class JaxSide(worker.Side):
     """Builds and compiles.
 
     Args:
-      mode: 'training', 'inference', or 'epochs' for training with the input pipeline.
+      mode: 'training' or 'inference'.
       image_size: pixels that the network sees.
       batch_size: images in a step.
       dtype: 'float32' or 'bfloat16'.
@@ -113,24 +96,20 @@ class JaxSide(worker.Side):
     replacements, options = FORMS[form] if form else ([], None)
     for module, name, value in replacements:
       setattr(module, name, value)
-    self.image_size, self.config = image_size, recipe(image_size, batch_size, dtype, config)
+    self.image_size, self.config = image_size, recipe.read(str(worker.ROOT / config))
+    self.config.image_size, self.config.batch_size, self.config.dtype = image_size, batch_size, dtype
     if learning_rate:
       self.config.learning_rate, self.config.schedule = learning_rate, 'constant'
     cache.use_compilation_cache()  # this and the next as main.py does
     cpu_cores.use_cpu_cores(self.config)
     self.mesh = sharding.make_mesh(None if jax.default_backend() == 'cpu' else jax.devices()[:1])
     self._pending, self._ahead = collections.deque(), sharding.steps_ahead()
-    self._compile(mode, self._noise(batch_size, input_size), weights, options)
-    if mode == 'epochs':
-      split = splits.Split(*worker.training_images())
-      self.batches = pipeline.train_batches(split, batch_size, 0, 0, self.mesh)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (batch_size, input_size, input_size, 1), np.uint8)
+    self._compile(mode, self.put(noise, rng.integers(0, 10, batch_size)), weights, options)
     passes = 1 if mode == 'inference' else 3  # the backward pass costs two forward passes
     multiply_adds = passes * batch_size * googlenet.count_multiply_adds(self.network, image_size)
     return {'multiply_adds': multiply_adds, 'runs_on': f'{self.mesh.size} device{"s" * (self.mesh.size > 1)}'}
-
-  def _noise(self, batch_size: int, size: int) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    return self.put(rng.integers(0, 256, (batch_size, size, size, 1), np.uint8), rng.integers(0, 10, batch_size))
 
   def _compile(self, mode, batch, weights, options) -> None:
     self.batches = itertools.repeat(batch)

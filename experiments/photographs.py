@@ -101,13 +101,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--image_size', type=int, default=80, help='pixels; at least 65, for the auxiliary classifiers')
   parser.add_argument('--epochs', type=int, default=8)
-  parser.add_argument('--members', type=int, default=2)
-  parser.add_argument(
-    '--output', type=pathlib.Path, default=tables.RESULTS / 'photographs', help='folder of the results'
-  )
+  parser.add_argument('--output', type=pathlib.Path, default=tables.RESULTS / 'photographs', help='folder')
   options = parser.parse_args()
-  if options.members < 2:
-    parser.error('--members must be at least 2: the second one is interrupted')
   workdir = pathlib.Path('runs', 'photographs')  # relative, because printed paths are published
   prepare(ROOT / workdir / 'tfds')
   for member in (ROOT / workdir).glob('member_*'):  # from an earlier call
@@ -120,7 +115,7 @@ def main() -> None:
     '--config.data.canvas=256',
     f'--config.image_size={options.image_size}',
     f'--config.epochs={options.epochs}',
-    f'--config.ensemble.members={options.members}',
+    '--config.ensemble.members=2',
     '--config.batch_size=32',
     '--config.learning_rate=0.02',
     '--config.average_decay=0.9',

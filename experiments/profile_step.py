@@ -31,9 +31,6 @@ STACK_TABLES = ('FileNames', 'FunctionNames', 'FileLocations', 'StackFrames')
 CUDNN = {'convBackwardFilter': 'kernel gradient', 'convBackwardInput': 'input gradient'}
 
 
-# A compiled program's text --------------------------------------------------------------------------------------------
-
-
 class Instruction(NamedTuple):
   """One instruction of a compiled program."""
 
@@ -47,6 +44,9 @@ class Instruction(NamedTuple):
   def direction(self) -> str:
     """'backward' or 'forward'."""
     return 'backward' if 'transpose(' in self.op_name else 'forward'
+
+
+OTHER = Instruction('', '', '', (), '')  # a kernel that belongs to no instruction
 
 
 def parse(text: str, package: str = 'googlenet_jax') -> dict[str, Instruction]:
@@ -139,9 +139,6 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
   return 'other'
 
 
-# The profiles ---------------------------------------------------------------------------------------------------------
-
-
 def profile_jax(options: argparse.Namespace, image_size: int, batch_size: int) -> dict[str, Any]:
   """Profiles our step.
 
@@ -168,11 +165,9 @@ def profile_jax(options: argparse.Namespace, image_size: int, batch_size: int) -
   kernel_sizes = {p.size for p in jax.tree.leaves(side.state.params) if p.ndim == 4}
   rows = []
   for name, value in milliseconds.items():
-    if at := instructions.get(name):
-      origin = f'{at.functions[0]}, {at.direction}' if at.functions else at.op_name or '(unknown)'
-      rows.append((name, value, kind(at, kernel_sizes), origin, at.shape[:40]))
-    else:
-      rows.append((name, value, 'other kernels', '', ''))
+    at = instructions.get(name, OTHER)
+    origin = f'{at.functions[0]}, {at.direction}' if at.functions else at.op_name
+    rows.append((name, value, kind(at, kernel_sizes), origin, at.shape[:40]))
   return {'wall': wall, 'rows': rows}
 
 
@@ -199,10 +194,10 @@ def profile_torch(options: argparse.Namespace, image_size: int, batch_size: int)
   side.make('training', image_size, batch_size, options.dtype)
   wall = 1e3 * side.run(options.steps, before=WARM_UP)
   kinds = torch.profiler.ProfilerActivity
-  activities, own = (
-    ([kinds.CUDA], 'self_device_time_total') if side.device == 'cuda' else ([kinds.CPU], 'self_cpu_time_total')
-  )
-  with torch.profiler.profile(activities=activities) as profile:
+  activity, own = (kinds.CPU, 'self_cpu_time_total')
+  if side.device == 'cuda':
+    activity, own = kinds.CUDA, 'self_device_time_total'
+  with torch.profiler.profile(activities=[activity]) as profile:
     side.run(options.steps, before=0)
   rows = [(e.key, getattr(e, own) / 1e3 / options.steps, e.count / options.steps) for e in profile.key_averages()]
   return {'version': torch.__version__, 'wall': wall, 'rows': rows}
@@ -214,25 +209,22 @@ def in_a_process(function, environment: dict[str, str], *arguments) -> dict[str,
     return pool.apply(function, arguments)
 
 
-def shares(title: str, totals: collections.Counter, wall: float) -> str:
+def shares(totals: collections.Counter, wall: float) -> str:
   """A table of milliseconds and shares of the step; everything below 0.5 % is one line."""
   large = {name: value for name, value in totals.most_common() if value >= wall / 200}
-  small = sum(totals.values()) - sum(large.values())
-  rest = wall - sum(totals.values())
-  large |= {'each below 0.5 %': small, 'between instructions, and what the profiler changes': rest}
-  return table([title, 'ms a step', 'share'], [[n, number(v), f'{v / wall:.1%}'] for n, v in large.items()])
+  large['each below 0.5 %'] = sum(totals.values()) - sum(large.values())
+  large['between instructions, and what the profiler changes'] = wall - sum(totals.values())
+  return table(['kind', 'ms a step', 'share'], [[n, number(v), f'{v / wall:.1%}'] for n, v in large.items()])
 
 
 def jax_section(found: dict[str, Any]) -> str:
-  """Our step by kind and by origin, and the dearest instructions."""
-  kinds, origins = collections.Counter(), collections.Counter()
-  for _, value, kind_, origin, _ in found['rows']:
+  """Our step by kind, and the dearest instructions."""
+  kinds = collections.Counter()
+  for _, value, kind_, *_ in found['rows']:
     kinds[kind_] += value
-    origins[origin] += value
   dearest = sorted(found['rows'], key=lambda row: -row[1])[:DEAREST]
   lines = [[f'`{n}`', number(v), f'`{shape}`', k, o.replace('|', '/')] for n, v, k, o, shape in dearest]
-  head = ['dearest instructions', 'ms', 'result', 'kind', 'origin']
-  parts = [shares('by kind', kinds, found['wall']), shares('by origin', origins, found['wall']), table(head, lines)]
+  parts = [shares(kinds, found['wall']), table(['dearest instructions', 'ms', 'result', 'kind', 'origin'], lines)]
   return '\n'.join([f'Ours: {number(found["wall"])} ms a step.\n', *parts])
 
 
@@ -280,18 +272,15 @@ def main() -> None:
       sections.append(torch_section(theirs))
     except (ImportError, RuntimeError) as error:
       sections.append(f'PyTorch cannot be profiled here: {error}\n')
-    print(*sections[-3:], sep='\n', flush=True)
+  where = 'one core of ' * (options.device == 'cpu') + machine['device']
   head = [
-    tables.written_by(),
-    ', '.join([*map(' '.join, versions.items()), options.dtype, f'recipe {options.config}']) + '; '
-    + 'one core of ' * (options.device == 'cpu') + machine['device'] + '.',
+    tables.written_by(**versions),
+    f'{where}, {options.dtype}, {options.config}.',
     f'Means of {options.steps} steps after {WARM_UP}. Shares are of the step without a profiler. On several cores a',
-    'step is faster, and what is not spread over them has a larger share. Kind and origin of a fusion are those of its',
-    'last operation.\n',
-  ]  # fmt: skip
+    'step is faster, and what is not spread over them has a larger share. A fusion counts as its last operation.\n',
+  ]
   name = '_'.join([f'profile_{options.device}', *map(str, options.sizes or [])])
-  options.output.mkdir(parents=True, exist_ok=True)
-  (options.output / f'{name}.md').write_text('\n'.join([*head, *sections]).rstrip() + '\n')
+  tables.publish('\n'.join([*head, *sections]), options.output / f'{name}.md')
 
 
 if __name__ == '__main__':

@@ -13,14 +13,14 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.worker import ROOT
 
 OURS = 'ours'
 CPU_BATCHES = {32: 256, 96: 64, 224: 16}  # by image size in pixels
+QUARTILES = (0.25, 0.5, 0.75)
 RESULTS = ROOT / 'experiments' / 'results'
-
-
-# Where a result comes from --------------------------------------------------------------------------------------------
 
 
 def cores() -> int:
@@ -52,15 +52,12 @@ def commit() -> str:
     return ''
 
 
-def written_by(*packages: str) -> str:
-  """One line: the running command, the commit, and the versions of Python and of some packages."""
+def written_by(*packages: str, **versions: str) -> str:
+  """One line: the running command, the commit, and the versions of Python, of `packages` installed here and others."""
   command = shlex.join(['python', '-m', f'experiments.{pathlib.Path(sys.argv[0]).stem}', *sys.argv[1:]])
-  versions = ''.join(f', {name} {importlib.metadata.version(name)}' for name in packages)
+  versions = {'Python': platform.python_version()} | {p: importlib.metadata.version(p) for p in packages} | versions
   at = f' at commit {commit()}' if commit() else ''
-  return f'Written by `{command}`{at}; Python {platform.python_version()}{versions}.'
-
-
-# Markdown -------------------------------------------------------------------------------------------------------------
+  return f'Written by `{command}`{at}; {", ".join(map(" ".join, versions.items()))}.'
 
 
 def number(value: float | None) -> str:
@@ -80,11 +77,8 @@ def publish(text: str, path: pathlib.Path) -> None:
   path.write_text(text.rstrip() + '\n')
 
 
-# Speed ----------------------------------------------------------------------------------------------------------------
-
-
 class Case(NamedTuple):
-  """What is timed: `mode` is 'training', 'inference' or 'epochs'."""
+  """What is timed: `mode` is 'training' or 'inference'."""
 
   mode: str
   image_size: int
@@ -93,13 +87,6 @@ class Case(NamedTuple):
 
   def __str__(self) -> str:
     return f'{self.mode}, {self.image_size} px, batch {self.batch_size}, {self.dtype}'
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-  """First quartile, median and third quartile; a single value three times."""
-  if len(values) == 1:
-    return (values[0],) * 3
-  return tuple(statistics.quantiles(values, n=4, method='inclusive'))
 
 
 def rows(case: Case, result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,8 +104,8 @@ def rows(case: Case, result: dict[str, Any]) -> list[dict[str, Any]]:
   ours = result['seconds'].get(OURS)
   product = max(map(statistics.median, result['products'].values()), default=None)  # in the faster framework
   for name, seconds in result['seconds'].items():
-    low, middle, high = quartiles([case.batch_size / s for s in seconds])
-    ratios = quartiles([s / o for s, o in zip(seconds, ours, strict=True)]) if ours else (None,) * 3
+    low, middle, high = np.quantile([case.batch_size / s for s in seconds], QUARTILES)
+    ratios = np.quantile(np.divide(seconds, ours), QUARTILES) if ours else (None,) * 3
     rate = 2 * result['multiply_adds'] / case.batch_size * middle if result['multiply_adds'] else None
     made, (host, gpu) = result['made'][name], result['memory'][name]
     out.append(
@@ -134,7 +121,6 @@ def rows(case: Case, result: dict[str, Any]) -> list[dict[str, Any]]:
         'ratio_third_quartile': ratios[2],
         'gflops': rate and rate / 1e9,
         'share_of_product': rate / product if rate and product else None,
-        'epoch_seconds': result['steps_per_epoch'] and result['steps_per_epoch'] * statistics.median(seconds),
         'start_seconds': made['start'],
         'memory_mib': host and host / 2**20,
         'gpu_memory_mib': gpu and gpu / 2**20,
@@ -165,13 +151,8 @@ def comparison(by_case: dict[Case, list[dict[str, Any]]]) -> str:
 
 def details(by_case: dict[Case, list[dict[str, Any]]]) -> str:
   """One line for each contender and case; columns without any number are left out."""
-  keys = {'gflops': 'GFLOP/s', 'share_of_product': 'of a matrix product'}
-  keys |= {
-    'epoch_seconds': 's an epoch',
-    'start_seconds': 'start, s',
-    'memory_mib': 'peak MiB',
-    'gpu_memory_mib': 'peak MiB on the GPU',
-  }
+  keys = {'gflops': 'GFLOP/s', 'share_of_product': 'of a matrix product', 'start_seconds': 'start, s'}
+  keys |= {'memory_mib': 'peak MiB', 'gpu_memory_mib': 'peak MiB on the GPU'}
   head = ['', 'pixels', 'batch', 'dtype', 'contender', 'runs on', 'images/s', 'quartiles', 'ours / it', 'quartiles']
   lines = []
   for case, case_rows in by_case.items():

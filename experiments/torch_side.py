@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils import data
 
 from experiments import pytorch_twin, worker
 
@@ -60,10 +59,10 @@ class TorchSide(worker.Side):
     weights: str | None = None,
     seed: int = 0,
   ) -> dict[str, Any]:
-    """Builds; the first step compiles.
+    """Builds; the first step compiles. See `JaxSide.make`.
 
     Args:
-      mode: 'training', 'inference', or 'epochs' for training with a DataLoader.
+      mode: 'training' or 'inference'.
       image_size: pixels that the network sees.
       batch_size: images in a step.
       dtype: 'float32' or 'bfloat16'.
@@ -72,9 +71,6 @@ class TorchSide(worker.Side):
       input_size: side of the images in a batch, in pixels.
       weights: safetensors file to start from.
       seed: of the initial weights.
-
-    Returns:
-      `multiply_adds`, None because JAX counts them, and `runs_on`, the number of threads.
     """
     torch.manual_seed(seed)
     self.image_size, self._inference = image_size, mode == 'inference'
@@ -87,24 +83,9 @@ class TorchSide(worker.Side):
     self._optimizer = torch.optim.SGD(self.module.parameters(), lr=learning_rate, momentum=0.9, fused=True)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (batch_size, input_size, input_size, 1), np.uint8)
-    batches = itertools.repeat(self.put(noise, rng.integers(0, 10, batch_size)))
-    self.batches = self._loader(batch_size) if mode == 'epochs' else batches
+    self.batches = itertools.repeat(self.put(noise, rng.integers(0, 10, batch_size)))
     runs_on = '1 device' if self.device == 'cuda' else f'{torch.get_num_threads()} threads'
     return {'multiply_adds': None, 'runs_on': runs_on}
-
-  def _loader(self, batch_size: int):
-    """Endless epochs of Fashion-MNIST; a DataLoader takes each batch out of memory by one index operation.
-
-    This is PyTorch's documented way. One example at a time, with or without workers, is slower for images in memory.
-    """
-    images, labels = worker.training_images()
-    images, labels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2), torch.from_numpy(labels).long()
-    dataset = data.TensorDataset(images, labels)
-    indices = data.BatchSampler(data.RandomSampler(dataset), batch_size, drop_last=True)
-    epoch = data.DataLoader(dataset, sampler=indices, batch_size=None, pin_memory=self.device == 'cuda')
-    while True:
-      for image, label in epoch:
-        yield image.to(self.device, non_blocking=True), label.to(self.device, non_blocking=True)
 
   def step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """One step: the loss of training, or log-probabilities."""

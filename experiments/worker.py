@@ -35,7 +35,7 @@ class WorkerError(Exception):
     return any(sign in str(self).lower() for sign in OUT_OF_MEMORY)
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager):
   """The parent's end of the pipe."""
 
   def __init__(self, module: str, *arguments: str, environment: dict[str, str] | None = None):
@@ -72,9 +72,6 @@ class Worker:
     if 'error' in answer:
       raise WorkerError(answer['error'])
     return answer['result']
-
-  def __enter__(self) -> 'Worker':
-    return self
 
   def __exit__(self, *_) -> None:
     self.close()

@@ -25,7 +25,6 @@ RESULT = {
   'products': {'ours': [700e9, 900e9], 'eager': [600e9]},
   'made': {name: {'runs_on': '2 threads', 'start': 3.0} for name in NAMES},
   'memory': {name: (2**30, None) for name in NAMES},
-  'steps_per_epoch': None,
   'errors': {},
   'alone': False,
 }
@@ -42,7 +41,6 @@ def test_rows_are_medians_and_ratios_compare_one_turn():
   assert eager['first_quartile'] == 75
   assert eager['ratio'] == 4  # the median of 2, 4, 4; the ratio of the medians would be 2
   assert compiled['contender'] == 'compiled'
-  assert compiled['epoch_seconds'] is None
   assert ours['gflops'] == pytest.approx(400)
   assert ours['share_of_product'] == pytest.approx(0.5)  # of the faster framework's median
   assert ours['runs_on'] == '2 threads'
@@ -58,7 +56,6 @@ def test_tables_leave_out_empty_columns_and_mark_what_is_missing():
   assert 'runs on' in details
   assert 'GFLOP/s' in details
   assert 'GPU' not in details
-  assert 's an epoch' not in details
   assert len(tables.as_csv(by_case).splitlines()) == 2
   assert tables.comparison({CASE: tables.rows(CASE, {**RESULT, 'seconds': {'ours': [0.5]}})}) == ''
 
