@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and one compilation cache for every test; flags parsed, as grain expects."""
 
+import gc
 import os
 import tempfile
 
@@ -22,6 +23,9 @@ import sys
 import jax
 import pytest
 from absl import flags
+
+# Tracing makes and drops many objects. Looking for garbage among them takes a third of the time.
+gc.set_threshold(100_000, 20, 100)
 
 if not flags.FLAGS.is_parsed():
   flags.FLAGS(sys.argv[:1])
