@@ -11,7 +11,7 @@ def split(count):
   return Split(images, np.arange(count, dtype=np.int32))
 
 
-def test_an_epoch_is_a_permutation_and_the_next_one_another():
+def test_every_epoch_is_another_permutation():
   order = pipeline.train_order(40, 8, seed=0)
   epochs = [np.concatenate([order[step] for step in range(start, start + 5)]) for start in (0, 5)]
   for epoch in epochs:
@@ -19,7 +19,7 @@ def test_an_epoch_is_a_permutation_and_the_next_one_another():
   assert (epochs[0] != epochs[1]).any()
 
 
-def test_the_rest_that_fills_no_batch_changes_from_epoch_to_epoch():
+def test_every_epoch_leaves_out_other_examples():
   order = pipeline.train_order(10, 4, seed=0)
   left_out = [set(range(10)) - set(np.concatenate([order[2 * e], order[2 * e + 1]]).tolist()) for e in range(6)]
   assert {len(rest) for rest in left_out} == {2}
@@ -32,7 +32,7 @@ def test_order_is_reproducible_and_depends_on_the_seed():
   assert (first != other).any()
 
 
-def test_shares_of_processes_are_disjoint_and_make_up_the_global_batch():
+def test_the_shares_of_processes_are_disjoint_and_form_the_global_batch():
   whole = pipeline.train_order(40, 8, seed=3)
   shares = [pipeline.train_order(40, 8, 3, process, 4) for process in range(4)]
   for step in (0, 4, 11):

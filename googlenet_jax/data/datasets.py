@@ -31,6 +31,7 @@ MAX_BYTES_KEPT = 1 << 30  # splits up to this size are cached decoded
 VALIDATION_SEED = 0  # chooses the held-out images: the same for every run, to compare runs
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
 DIGITS_TEST_EXAMPLES = 360
+CONNECT_SECONDS = 4.0  # to find out that there is no network
 
 # Image and label files of the sets that are read from their original files.
 IDX_FILES = {
@@ -240,13 +241,13 @@ def _check_source(builder, source_dir: pathlib.Path) -> None:
       )
 
 
-def _check_network(builder, seconds: float = 4.0) -> None:
+def _check_network(builder) -> None:
   """Raises UserError within seconds if there is no network; TFDS would retry for minutes."""
   urls = [builder.URL] if builder.name in IDX_SETS else list(builder.url_infos or ())
   for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
     # With a proxy only the proxy must be reachable.
     target = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, f'{scheme}://{host}'))
-    error = _connect(target.hostname, target.port or (443 if target.scheme == 'https' else 80), seconds)
+    error = _connect(target.hostname, target.port or (443 if target.scheme == 'https' else 80), CONNECT_SECONDS)
     if error is not None:
       raise UserError(
         f'{builder.name} is not prepared in {builder.data_path} and {target.hostname} cannot be reached ({error}). '

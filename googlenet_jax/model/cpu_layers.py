@@ -5,8 +5,8 @@
 - The gradient of max-pooling gathers by the indices of the maxima. XLA's select-and-scatter is single-threaded.
 - Max-pooling and its gradient are compiled as separate calls (`unfused`).
 
-`python -m experiments.layer_speed` times layers both ways. Maps are `[B, H, W, C]`; a map and its kernel have the same
-dtype. Gradients work in reverse mode only (`custom_vjp`): `jax.jvp` and `jax.hessian` raise.
+Maps are `[B, H, W, C]`; a map and its kernel have the same dtype. Gradients work in reverse mode only (`custom_vjp`):
+`jax.jvp` and `jax.hessian` raise.
 """
 
 import functools
