@@ -7,6 +7,8 @@ its own. `--config.KEY=VALUE` changes single keys. A new key needs one line in K
 import dataclasses
 import difflib
 import json
+import math
+import operator
 import pathlib
 import runpy
 import traceback
@@ -89,6 +91,7 @@ KEYS = {
   'checkpoint_every_steps': Key(0, 'steps between checkpoints inside an epoch; 0: at its end only', FREE, least=0),
 }
 LENGTH = ('epochs', 'max_steps')  # how long a run is
+KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
 
 
 def default() -> ml_collections.ConfigDict:
@@ -140,20 +143,21 @@ def read(name: str) -> ml_collections.ConfigDict:
     UserError: there is no such file, or it raises; the text has the line of the recipe.
   """
   path, *argument = name.split(':', 1)
+  file = pathlib.Path(path).expanduser().absolute()
+  if not file.is_file():
+    what = 'it is a folder' if file.is_dir() else 'there is no such file'
+    raise UserError(f'--config={name}: {what}. {_recipes(path)}')
   try:
-    config = runpy.run_path(str(pathlib.Path(path).expanduser()))['get_config'](*argument)
-  except FileNotFoundError as error:
-    if error.filename and pathlib.Path(error.filename) != pathlib.Path(path).expanduser():
-      raise UserError(f'--config={name} cannot be read: {error}') from error
-    raise UserError(f'--config={name}: there is no such file. {_recipes(path)}') from error
-  except OSError as error:
-    raise UserError(f'--config={name} cannot be read: {error.strerror}. {_recipes(path)}') from error
+    config = runpy.run_path(str(file))['get_config'](*argument)
   except Exception as error:  # the recipe is Python and may raise anything
     if isinstance(error, KeyError) and error.args == ('get_config',):
       raise UserError(f'--config={name}: the file has no function get_config') from error
-    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(pathlib.Path(path).name)]
-    where = f' ({own[-1].filename}, line {own[-1].lineno})' if own else ''
-    text = ' '.join(str(error.args[0] if error.args else error).split())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+      lines.append(error.lineno)
+    where = f' ({file}, line {lines[-1]})' if lines else ''
+    text = error.args[0] if error.args and not isinstance(error, OSError) else error
+    text = ' '.join(str(text).split())
     raise UserError(f'--config={name} cannot be read: {type(error).__name__}: {text}{where}') from error
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(
@@ -193,8 +197,7 @@ def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
   try:
     value = {'true': True, 'false': False}[text.lower()] if kind is bool else kind(text)
   except (ValueError, KeyError) as error:
-    expected = {bool: 'True or False', int: 'a whole number', float: 'a number'}[kind]
-    raise UserError(f'--config.{name}={text}: it must be {expected}') from error
+    raise UserError(f'--config.{name}={text}: it must be {KINDS[kind]}') from error
   config.update_from_flattened_dict({name: value})
 
 
@@ -225,21 +228,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _problems(key: Key, value: Any) -> Iterator[str]:
+  kind = type(key.default)
+  if type(value) is not kind and (kind, type(value)) != (float, int):
+    yield f'must be {KINDS[kind]}'
+  if isinstance(value, float) and not math.isfinite(value):
+    yield 'must be finite'
   if key.choices and value not in key.choices:
     yield f'is unknown: choose from {", ".join(key.choices)}'
-  if isinstance(key.default, int | float) and not isinstance(value, int | float):
-    yield 'must be a number'
-  if isinstance(key.default, str) and not isinstance(value, str):
-    yield 'must be text'
   bounds = {'at least': key.least, 'above': key.above, 'at most': key.most, 'below': key.below}
   bounds = {word: bound for word, bound in bounds.items() if bound is not None}
-  inside = {
-    'at least': lambda bound: value >= bound,  # written so that NaN is refused as well
-    'above': lambda bound: value > bound,
-    'at most': lambda bound: value <= bound,
-    'below': lambda bound: value < bound,
-  }
-  if bounds and (value == float('inf') or not all(inside[word](bound) for word, bound in bounds.items())):
+  inside = {'at least': operator.ge, 'above': operator.gt, 'at most': operator.le, 'below': operator.lt}
+  if not all(inside[word](value, bound) for word, bound in bounds.items()):
     yield f'is out of range: it must be {" and ".join(f"{word} {bound}" for word, bound in bounds.items())}'
 
 
