@@ -1,6 +1,8 @@
-"""Whole runs: what they write, how they stop, how they go on."""
+"""Whole runs: what they write, how they stop, how they continue."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -15,25 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import read_log, small_config, small_table, take_two_devices
+from helpers import make_whole_runs_cheap, read_log, small_config, small_digits
 
-from googlenet_jax import recipe
+import googlenet_jax
 from googlenet_jax.data import augment, datasets, pipeline, random_keys
-from googlenet_jax.evaluation import plots, table
+from googlenet_jax.evaluation import galleries, table
 from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.model import googlenet
-from googlenet_jax.training import loop, optimizers
-from googlenet_jax.training.report import Report
+from googlenet_jax.training import ensemble, loop, optimizers
+from googlenet_jax.training.log import MetricsLog
+from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything that could make two runs differ is on.
 CONFIG = {
-  'batch_size': 128,  # 11 steps an epoch
+  'batch_size': 64,  # 11 steps an epoch
   'epochs': 2,
-  'learning_rate': 0.02,
+  'learning_rate': 0.2,
+  'schedule': 'cosine',
   'model.norm': 'batch',
   'model.dropout': 0.3,
   'augment.shift': 2,
@@ -44,8 +47,58 @@ CONFIG = {
   'augment.erasing': 0.3,
   'average_decay': 0.9,
   'model.auxiliary': 'adaptive_pool',
+  'ensemble.member': 1,  # its seed is not 0
   'log_every_steps': 4,
 }
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cheap():
+  with pytest.MonkeyPatch.context() as patch:
+    make_whole_runs_cheap(patch)
+    yield
+
+
+@dataclasses.dataclass
+class Whole:
+  workdir: pathlib.Path
+  printed: str
+  drawn: list  # arguments of galleries.augmentations
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run from beginning to end."""
+  workdir, drawn, draw = tmp_path_factory.mktemp('whole'), [], galleries.augmentations
+  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+    patch.setattr(galleries, 'augmentations', lambda *arguments: (drawn.append(arguments), draw(*arguments)))
+    loop.train(small_config(**CONFIG), workdir, StopRequest())
+  return Whole(workdir, printed.getvalue(), drawn)
+
+
+@pytest.fixture(scope='module')
+def stopped(whole, tmp_path_factory):
+  """The same run, which a signal stopped in its sixth step; and what it printed."""
+  workdir, advance = tmp_path_factory.mktemp('stopped'), console.Progress.advance
+
+  def advance_and_kill(self):
+    advance(self)
+    advance_and_kill.steps += 1
+    if advance_and_kill.steps == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  advance_and_kill.steps = 0
+  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+    patch.setattr(console.Progress, 'advance', advance_and_kill)
+    with pytest.raises(SystemExit) as ended:
+      ensemble.train(small_config(**CONFIG), workdir)
+  assert ended.value.code == 128 + signal.SIGTERM
+  return workdir, printed.getvalue()
+
+
+def copy(workdir, to):
+  shutil.copytree(workdir, to, dirs_exist_ok=True)
+  return to
 
 
 def last_state(workdir):
@@ -56,22 +109,6 @@ def last_state(workdir):
   state = dict(saved._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
   saved.close()
   return step, state
-
-
-@pytest.fixture(scope='module', autouse=True)
-def two_devices():
-  with pytest.MonkeyPatch.context() as patch:
-    take_two_devices(patch)
-    yield
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
-    workdir = tmp_path_factory.mktemp('whole')
-    loop.train(small_config(**CONFIG), workdir)
-  return workdir
 
 
 def assert_same_run(workdir, reference):
@@ -90,30 +127,51 @@ def assert_same_run(workdir, reference):
     assert summaries[0][key] == summaries[1][key]
 
 
-@pytest.mark.usefixtures('small_network')
-def test_a_signal_saves_and_the_same_command_goes_on_bit_for_bit(uninterrupted, tmp_path, monkeypatch, capsys):
-  count = console.Progress.step
+# Stopping and continuing ---------------------------------------------------------------------------------------------
 
-  def step(self):
-    count(self)
-    step.taken += 1
-    if step.taken == 6:
-      os.kill(os.getpid(), signal.SIGTERM)
 
-  step.taken = 0
-  with monkeypatch.context() as patch:
-    patch.setattr(console.Progress, 'step', step)
-    with pytest.raises(SystemExit) as stopped:
-      loop.train(small_config(**CONFIG), tmp_path)
-  assert stopped.value.code == 128 + signal.SIGTERM
-  assert 'stopped at step 6 of 22, saved\nThe same command continues: python ' in capsys.readouterr().out
-  loop.train(small_config(**CONFIG), tmp_path)
+def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(whole, stopped, tmp_path, capsys):
+  workdir, printed = stopped
+  assert 'stopped at step 6 of 22, saved\nThe same command continues: python ' in printed
+  loop.train(small_config(**CONFIG), copy(workdir, tmp_path), StopRequest())
   assert 'continuing after step 6 of 22' in capsys.readouterr().out
-  assert_same_run(tmp_path, uninterrupted)
+  assert_same_run(tmp_path, whole.workdir)
+
+
+def test_a_stop_in_the_first_epoch_saves_at_once_and_says_so_where_it_is_loaded(stopped, tmp_path, capsys):
+  workdir, printed = stopped
+  assert 'compiling the evaluation' not in printed
+  assert not (workdir / 'curves.png').exists()
+  classifier = googlenet_jax.load(workdir)
+  assert classifier.steps == [6]
+  assert f'note: step 6 in {workdir} was saved before the batch statistics' in capsys.readouterr().out
+  # Of two checkpoints the one that predicts well is taken, although it is older.
+  copied, stop = copy(workdir, tmp_path), StopRequest()
+  loop.train(small_config(**CONFIG, max_steps=7), copied, stop)
+  stop.signal = signal.SIGTERM
+  loop.train(small_config(**CONFIG), copied, stop)
+  saved = checkpoints.Checkpoints(copied, read_only=True)
+  assert {step: saved.is_fresh(step) for step in saved.steps()} == {8: False, 7: True}
+  capsys.readouterr()
+  assert googlenet_jax.load(copied).steps == [7]
+  assert 'note' not in capsys.readouterr().out
+
+
+def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(whole, tmp_path, monkeypatch, capsys):
+  stop, write = StopRequest(), MetricsLog.write
+
+  def write_and_stop(self, record):
+    write(self, record)
+    stop.signal = signal.SIGTERM  # at the first log point, step 4, after the loop has looked
+
+  monkeypatch.setattr(MetricsLog, 'write', write_and_stop)
+  loop.train(small_config(**CONFIG), tmp_path, stop)
+  assert checkpoints.Checkpoints(tmp_path).steps() == [5]  # in the fourth nothing was saved
+  assert 'stopped at step 5 of 22, saved' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_requests_within_the_block_and_what_they_were_behind_it(number):
+def test_signals_are_requests_inside_the_block_and_as_before_after_it(number):
   before = signal.getsignal(number)
   with StopRequest() as stop:
     assert stop.signal is None
@@ -133,62 +191,32 @@ with StopRequest():
 """
   process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, timeout=50)
   assert process.returncode == 128 + signal.SIGTERM
-  assert b'once more ends at once' in process.stderr
+  assert b'a second signal ends at once' in process.stderr
 
 
-@pytest.mark.usefixtures('small_network', 'uninterrupted')  # the latter has compiled the same step
-def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(tmp_path, monkeypatch):
-  class Late:
-    """A request that comes when the loop has looked five times: once in each step, or oftener in the fourth."""
-
-    def __enter__(self):
-      self.looks = 0
-      return self
-
-    def __exit__(self, *_):
-      pass
-
-    @property
-    def signal(self):
-      self.looks += 1
-      return signal.SIGTERM if self.looks > 5 else None
-
-    def exit(self):
-      raise SystemExit(128 + signal.SIGTERM)
-
-  monkeypatch.setattr(loop, 'StopRequest', Late)
-  with pytest.raises(SystemExit) as stopped:
-    loop.train(small_config(**CONFIG), tmp_path)
-  assert stopped.value.code == 128 + signal.SIGTERM
-  assert checkpoints.Checkpoints(tmp_path).steps() == [6]  # in the fourth, a log point, nothing was saved
-
-
-# TensorStore's threads grumble when they meet half a file.
+# TensorStore's threads complain when they meet half a file.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.usefixtures('small_network')
-def test_a_killed_run_goes_on_bit_for_bit_and_replaces_a_damaged_checkpoint(
-  uninterrupted, tmp_path, monkeypatch, capsys
-):
+def test_a_killed_run_continues_bit_for_bit_and_replaces_a_damaged_checkpoint(whole, tmp_path, monkeypatch, capsys):
   code = """
 import os, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
-from helpers import small_config, small_table, take_two_devices
+from helpers import make_whole_runs_cheap, small_config
 from test_end_to_end import CONFIG
 import pathlib, pytest
-from googlenet_jax.model import googlenet
 from googlenet_jax.host import console
-from googlenet_jax.training import loop
-googlenet.TABLE = small_table()
-take_two_devices(pytest.MonkeyPatch())
-count = console.Progress.step
-taken = 0
-def step(self):
-  global taken
-  taken += 1
-  if taken == 17:
+from googlenet_jax.host.signals import StopRequest
+from googlenet_jax.training import loop, summary
+make_whole_runs_cheap(pytest.MonkeyPatch())
+summary.draw_samples = summary.draw_curves = lambda *_: None  # takes time and shows nothing here
+advance = console.Progress.advance
+steps = 0
+def advance_and_kill(self):
+  global steps
+  steps += 1
+  if steps == 17:
     os.kill(os.getpid(), 9)
-console.Progress.step = step
-loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.argv[2]))
+console.Progress.advance = advance_and_kill
+loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.argv[2]), StopRequest())
 """
   done = subprocess.run([sys.executable, '-c', code, str(ROOT), str(tmp_path)], timeout=300, check=False)
   assert done.returncode == -signal.SIGKILL
@@ -206,136 +234,145 @@ loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.ar
     self.restore({item: abstract(tree) for item, tree in saved_items.items()}, step)
     read_back.append(step)
 
-  with monkeypatch.context() as patch:
-    patch.setattr(checkpoints.Checkpoints, 'save', save_and_read)
-    loop.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path)
+  monkeypatch.setattr(checkpoints.Checkpoints, 'save', save_and_read)
+  loop.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path, StopRequest())
   assert read_back == [step for step in (7, 11, 14, 21, 22) if step > before]  # the damaged one written again, whole
   out = capsys.readouterr().out
   assert re.search(f'warning: checkpoint {newest} in .*; deleted, step {before} is whole', out)
   assert f'continuing after step {before} of 22' in out
-  assert_same_run(tmp_path, uninterrupted)
+  assert_same_run(tmp_path, whole.workdir)
 
 
-@pytest.mark.usefixtures('small_network')
-def test_another_recipe_in_the_same_workdir_is_refused(uninterrupted):
-  with pytest.raises(UserError, match='learning_rate: 0.02 there, 0.5 now'):
-    loop.train(small_config(**{**CONFIG, 'learning_rate': 0.5}), uninterrupted)
+def test_another_recipe_in_the_same_workdir_is_refused(whole):
+  with pytest.raises(UserError, match='learning_rate: 0.2 there, 0.5 now'):
+    loop.train(small_config(**{**CONFIG, 'learning_rate': 0.5}), whole.workdir, StopRequest())
 
 
-@pytest.mark.usefixtures('small_network')
-def test_evaluation_of_a_checkpoint(uninterrupted, capsys):
-  config = small_config(**CONFIG)
-  under_way = uninterrupted / 'checkpoints' / '23.orbax-checkpoint-tmp'
-  under_way.mkdir()
-  table.evaluate_checkpoint(config, uninterrupted, None, 'test', [1])
-  under_way.rmdir()  # still there: it may belong to a training that goes on beside the evaluation
-  found = json.loads((uninterrupted / 'evaluation.json').read_text())
-  summary = json.loads((uninterrupted / 'summary.json').read_text())
-  assert found['accuracy'] == summary['test_accuracy']
-  assert found['loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
-  assert (found['step'], found['split'], found['examples']) == (22, 'test', 360)
-  confusion = np.array(found['confusion_matrix'])
-  assert confusion.sum() == 360
-  assert np.trace(confusion) / 360 == found['accuracy']
-  assert found['per_class_accuracy']['3'] == confusion[3, 3] / confusion[3].sum()
-  assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
+def test_a_longer_run_says_when_its_schedule_depends_on_the_length(stopped, tmp_path, monkeypatch, capsys):
+  class BeginsError(Exception):
+    """Everything of interest has been printed; training would only take time."""
 
-  other = small_config(**CONFIG, weight_decay=0.1, clip_norm=1.0, nesterov=True)  # of no concern to evaluation
-  table.evaluate_checkpoint(other, uninterrupted, 11, 'train', [1])
-  assert json.loads((uninterrupted / 'evaluation.json').read_text())['examples'] == 1437
-  with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
-    table.evaluate_checkpoint(config, uninterrupted, 5, 'test')
-  with pytest.raises(UserError, match='holds no images out'):
-    table.evaluate_checkpoint(config, uninterrupted, None, 'validation')
-  with pytest.raises(UserError, match='holds no checkpoints: train first'):
-    table.evaluate_checkpoint(config, uninterrupted / 'nowhere', None, 'test')
+  def begin(*_):
+    raise BeginsError
+
+  monkeypatch.setattr(loop, 'train_steps', begin)
+  workdir = copy(stopped[0], tmp_path)
+  for changes, note in (
+    ({'max_steps': 7}, None),
+    ({'max_steps': 8, 'epochs': 5}, 'note: the cosine schedule is now spread over 5 epochs instead of 2'),
+  ):
+    with pytest.raises(BeginsError):
+      loop.train(small_config(**CONFIG | changes), workdir, StopRequest())
+    out = capsys.readouterr().out
+    assert 'continuing after step 6 of ' in out
+    assert note in out if note else 'note:' not in out
 
 
-@pytest.mark.usefixtures('small_network')
-def test_the_picture_of_a_batch_is_what_the_first_step_sees(tmp_path, monkeypatch):
-  drawn = []
-  monkeypatch.setattr(plots, 'augmentations', lambda *arguments: drawn.append(arguments))
-  config = small_config(**CONFIG | {'max_steps': 1, 'ensemble.member': 1})
-  loop.train(config, tmp_path)
-  ((stored, seen, names, _),) = drawn
-  split, seed, mesh = datasets.load('digits').train, recipe.sampling_seed(config), sharding.make_mesh()
+def test_an_ended_run_given_again_adds_nothing(whole, tmp_path, capsys):
+  copy(whole.workdir, tmp_path)
+  (tmp_path / 'curves.png').unlink()
+  loop.train(small_config(**CONFIG), tmp_path, StopRequest())
+  assert read_log(tmp_path) == read_log(whole.workdir)
+  assert (tmp_path / 'summary.json').read_text() == (whole.workdir / 'summary.json').read_text()
+  assert (tmp_path / 'curves.png').exists()
+  out = capsys.readouterr().out
+  assert 'already ended at step 22; more --config.epochs or --config.max_steps would continue it' in out
+  assert 'compiling' not in out
+  assert 'continuing' not in out
+
+
+# What a run shows ----------------------------------------------------------------------------------------------------
+
+
+def test_batch_statistics_fit_the_weights_from_the_first_epoch_on(whole):
+  losses = {(r['step'], r['split']): r['loss'] for r in read_log(whole.workdir) if r['split'] != 'train'}
+  assert set(losses) == {(11, 'test'), (11, 'test_raw'), (22, 'test'), (22, 'test_raw')}
+  # With the running statistics of the training step: 21 and 28 after the first epoch, 5.8 and 3.7 after the second.
+  assert max(losses.values()) < 2.5
+
+
+def test_the_picture_of_a_batch_is_what_the_first_step_sees(whole):
+  ((stored, seen, names, path, *_),) = whole.drawn
+  config, split, mesh = small_config(**CONFIG), small_digits().train, sharding.make_mesh()
+  seed = random_keys.sampling_seed(config.seed, 1)
+  assert seed
   batch = jax.device_get(next(pipeline.train_batches(split, config.batch_size, seed, 0, mesh)))
   keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(config.batch_size))
   expected = augment.augment(batch['image'], keys, config.image_size, config.augment)
+  assert path == whole.workdir / 'augmentations.png'
+  assert path.exists()
   assert len(stored) == len(names) == len(seen) == 16
   np.testing.assert_array_equal(stored, batch['image'][:16])
   assert names == [str(label) for label in batch['label'][:16]]
   np.testing.assert_allclose(seen, expected[:16], atol=1e-5)
 
 
-@pytest.mark.usefixtures('small_network')
-def test_a_class_without_images_is_null_in_json(tmp_path, monkeypatch, capsys):
-  digits = datasets.load('digits')
+def test_evaluation_of_a_checkpoint_equals_the_summary(whole, tmp_path, capsys):
+  config, workdir = small_config(**CONFIG), copy(whole.workdir, tmp_path)
+  under_way = workdir / 'checkpoints' / '23.orbax-checkpoint-tmp'
+  under_way.mkdir()
+  table.evaluate_run(config, workdir, None, 'test', [1])
+  under_way.rmdir()  # still there: it may belong to a training that works at the same time
+  found = json.loads((workdir / 'evaluation.json').read_text())
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert found['accuracy'] == summary['test_accuracy']
+  assert found['loss'] == pytest.approx(summary['test_loss'], rel=1e-6)
+  assert (found['step'], found['split'], found['examples']) == (22, 'test', 104)
+  confusion = np.array(found['confusion_matrix'])
+  assert confusion.sum() == 104
+  assert np.trace(confusion) / 104 == found['accuracy']
+  assert found['per_class_accuracy']['3'] == confusion[3, 3] / confusion[3].sum()
+  assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
+
+  other = small_config(**CONFIG, weight_decay=0.1, clip_norm=1.0, nesterov=True)  # evaluation does not read them
+  table.evaluate_run(other, workdir, 11, 'train', [1])
+  found = json.loads((workdir / 'evaluation.json').read_text())
+  assert (found['step'], found['examples']) == (11, 720)
+  with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
+    table.evaluate_run(config, workdir, 5, 'test')
+  with pytest.raises(UserError, match='the recipe holds out no images'):
+    table.evaluate_run(config, workdir, None, 'validation')
+  with pytest.raises(UserError, match='no checkpoint in .* has a validation accuracy'):
+    table.evaluate_run(config, workdir, 'best', 'test')
+  with pytest.raises(UserError, match='nowhere is no folder: train first'):
+    table.evaluate_run(config, workdir / 'nowhere', None, 'test')
+
+
+def test_a_class_without_images_is_null_in_json(whole, tmp_path, monkeypatch, capsys):
+  digits, workdir = small_digits(), copy(whole.workdir, tmp_path)
   keep = digits.test.labels != 3
   few = datasets.Split(digits.test.images[keep], digits.test.labels[keep])
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
-  loop.train(small_config(batch_size=128, max_steps=1), tmp_path)
-  table.evaluate_checkpoint(small_config(batch_size=128), tmp_path, None, 'test', [1])
-  text = (tmp_path / 'evaluation.json').read_text()
+  loop.train(small_config(**CONFIG), workdir, StopRequest())  # it has ended, but draws its pictures again
+  table.evaluate_run(small_config(**CONFIG), workdir, None, 'test', [1])
+  text = (workdir / 'evaluation.json').read_text()
   assert 'NaN' not in text
   classes = json.loads(text)['per_class_accuracy']
   assert [name for name, accuracy in classes.items() if accuracy is None] == ['3']
   assert '  3     nan ' in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures('small_network')
-def test_an_ended_run_given_again_adds_nothing(uninterrupted, tmp_path, capsys):
-  shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
-  (tmp_path / 'curves.png').unlink()
-  loop.train(small_config(**CONFIG), tmp_path)
-  assert read_log(tmp_path) == read_log(uninterrupted)
-  assert (tmp_path / 'summary.json').read_text() == (uninterrupted / 'summary.json').read_text()
-  assert (tmp_path / 'curves.png').exists()
-  out = capsys.readouterr().out
-  assert 'already ended at step 22; more --config.epochs or --config.max_steps would go on' in out
-  assert 'compiling' not in out
-  assert 'continuing' not in out
+# Losses that are not finite ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures('small_network')
-def test_another_length_of_a_schedule_that_depends_on_it_is_said(tmp_path, monkeypatch, capsys):
-  config = {'batch_size': 128, 'schedule': 'cosine', 'max_steps': 1}
-  loop.train(small_config(**config, epochs=2), tmp_path)
-  capsys.readouterr()
-  introduce = Report.introduce
-
-  class IntroducedError(Exception):
-    """All that is looked at has been said; compiling would only take time."""
-
-  def introduce_and_stop(self, step):
-    introduce(self, step)
-    self.close()
-    raise IntroducedError
-
-  monkeypatch.setattr(Report, 'introduce', introduce_and_stop)
-  with pytest.raises(IntroducedError):
-    loop.train(small_config(**{**config, 'max_steps': 2}, epochs=2), tmp_path)
-  assert 'note:' not in capsys.readouterr().out
-  with pytest.raises(IntroducedError):
-    loop.train(small_config(**{**config, 'max_steps': 3}, epochs=5), tmp_path)
-  assert 'note: the cosine schedule is now spread over 5 epochs instead of 2' in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures('small_network')
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-  config = small_config(**{**CONFIG, 'learning_rate': 1e30, 'schedule': 'constant', 'model.norm': 'none'})
-  with pytest.raises(UserError, match=r'step \d+: the loss is not finite, at a learning rate of 1e\+30.*no checkpoint'):
-    loop.train(config, tmp_path)
-  assert not (tmp_path / 'summary.json').exists()
-
-
-@pytest.mark.usefixtures('small_network')
-def test_the_rate_named_is_that_of_the_bad_step(tmp_path):
-  # One cycle climbs from 1/25 of its rate; log points are further apart than the first steps.
-  config = small_config(batch_size=128, schedule='one_cycle', learning_rate=1e30, epochs=1, log_every_steps=11)
-  with pytest.raises(UserError) as raised:
-    loop.train(config, tmp_path)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rate_of_its_step(tmp_path):
+  # One cycle climbs from 1/25 of its rate. Log points are further apart than the first steps.
+  config = small_config(batch_size=64, schedule='one_cycle', learning_rate=1e30, epochs=1, log_every_steps=11)
+  with pytest.raises(UserError, match=r'loss is not finite.*There is no checkpoint yet') as raised:
+    loop.train(config, tmp_path, StopRequest())
   step, rate = re.search(r'step (\d+): .* rate of (\S+)\. Lower', str(raised.value)).groups()
   schedule = optimizers.learning_rate_schedule(config, 11)
   assert int(step) < 11
   assert float(rate) == pytest.approx(float(schedule(int(step) - 1)), rel=1e-5)
+  assert not (tmp_path / 'summary.json').exists()
+
+
+@pytest.mark.parametrize('name', ['loss', 'total', 'aux_4a'])
+def test_every_part_of_the_loss_must_be_finite(name, whole):
+  plan = loop.make_plan(small_config(**CONFIG), whole.workdir, sharding.make_mesh(), None)
+  fine = Metrics({'loss': 64.0, 'total': 99.0, 'aux_4a': 66.0}, 5, 64)
+  bad = fine.replace(losses={**fine.losses, name: float('inf')})
+  saved = checkpoints.Checkpoints(whole.workdir, read_only=True)
+  with pytest.raises(UserError, match=rf'step 20: the loss is not finite.*Last good checkpoint: .*/22$') as raised:
+    loop.add_up(plan, [fine, fine, bad, fine], 21, Metrics.zero(), saved)
+  assert f'learning rate of {float(plan.learning_rate_fn(19)):g}' in str(raised.value)
