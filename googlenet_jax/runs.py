@@ -59,23 +59,21 @@ def read(workdir: pathlib.Path) -> Run:
   Raises:
     UserError: there is no run, or the file is damaged or from another version.
   """
-  path = workdir / FILE
+  path, config = workdir / FILE, recipe.default()
   try:
     content = json.loads(path.read_text())
     flat = recipe.flatten(content['recipe'])
-    classes, shape = tuple(content['classes']), tuple(content['image_shape'])
-  except FileNotFoundError as error:
+    if unknown := sorted(set(flat) - set(recipe.KEYS)):
+      made_by = content.get('versions', {}).get('googlenet_jax', 'unknown')
+      raise UserError(f'{path} has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
+    config.update_from_flattened_dict(flat)
+    return Run(config, tuple(content['classes']), tuple(content['image_shape']))
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(_no_run(workdir)) from error
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error.strerror}') from error
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
-  if unknown := sorted(set(flat) - set(recipe.KEYS)):
-    made_by = content.get('versions', {}).get('googlenet_jax', 'unknown')
-    raise UserError(f'{path} has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
-  config = recipe.default()
-  config.update_from_flattened_dict(flat)
-  return Run(config, classes, shape)
 
 
 def _no_run(workdir: pathlib.Path) -> str:
