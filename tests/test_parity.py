@@ -29,6 +29,15 @@ from googlenet_jax.training.state import create_state
 STEPS, BATCH = 10, 4
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+  """PyTorch's threads would wait for the threads of XLA: these arrays are small."""
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope='module')
 def real():
   """Real images and labels: Fashion-MNIST if its files are there, otherwise the digits."""
@@ -102,17 +111,17 @@ def test_logits_equal_the_twins(shape, twin, real):
 
 def first_state(config, twin, dtype, tx, mesh):
   """Our network and its first state, with the twin's weights."""
-  graphdefs = []
+  kept = {}
 
-  @jax.jit  # one program compiles faster than its operations
+  @jax.jit  # one program compiles faster than its operations, and it draws no weights because it returns none
   def make():
-    graphdef, state = create_state(config, 10, 1, tx, mesh)
-    graphdefs.append(graphdef)
-    return state
+    kept['graphdef'], state = create_state(config, 10, 1, tx, mesh)
+    kept['params'] = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), state.params)
+    return state.replace(params=None)
 
   state = jax.tree.map(lambda a: np.asarray(a, dtype if a.dtype == jnp.float32 else a.dtype), make())
-  params = torch_weights.from_torch(numpy_state(twin), state.params, {}).params
-  return graphdefs[0], sharding.replicate(state.replace(params=params), mesh)
+  params = torch_weights.from_torch(numpy_state(twin), kept['params'], {}).params
+  return kept['graphdef'], sharding.replicate(state.replace(params=params), mesh)
 
 
 def train_both(twin, real, dtype, mesh):
