@@ -45,7 +45,7 @@ def test_what_was_saved_comes_back(tmp_path):
 
 def test_runs_that_save_at_the_same_time_lose_nothing(tmp_path):
   def one(run):
-    saved = checkpoints.Checkpoints(tmp_path / str(run), shared=True)
+    saved = checkpoints.Checkpoints(tmp_path / str(run), one_at_a_time=True)
     for step in range(1, 7):
       saved.save(step, items(float(step + run)), {'run': run})
     found, meta = saved.restore({'network': abstract()}, 6)
@@ -58,7 +58,7 @@ def test_runs_that_save_at_the_same_time_lose_nothing(tmp_path):
       np.testing.assert_array_equal(weights, tree(6.0 + run)['weights'])
 
 
-def test_newest_two_and_best_are_kept(tmp_path):
+def test_the_newest_two_and_the_best_are_kept(tmp_path):
   saved = filled(tmp_path, [0.5, 0.9, 0.7, 0.6, 0.1])
   saved.close()
   assert checkpoints.Checkpoints(tmp_path).steps() == [5, 4, 2]
@@ -82,7 +82,7 @@ def test_reading_leaves_a_save_under_way_alone(tmp_path):
   writer = checkpoints.Checkpoints(tmp_path)
   writer.save(2, items(2.0), {})
   writer.close()
-  assert not under_way.exists()  # a run that goes on clears what a killed one left
+  assert not under_way.exists()  # a run that continues clears what a killed one left
 
 
 def change_a_byte(folder):
@@ -106,11 +106,11 @@ def test_a_changed_byte_is_found(tmp_path):
   [
     (False, [3, 2], [1], '; deleted, step 1 is whole'),
     (True, [3, 2], [3, 2, 1], ''),
-    (False, [3, 2, 1], [3, 2, 1], ''),  # nothing to go on from: nothing is touched
+    (False, [3, 2, 1], [3, 2, 1], ''),  # there is nothing to continue from: nothing is touched
   ],
 )
 def test_damaged_checkpoints_make_room_once_an_older_one_is_read(tmp_path, capsys, read_only, damaged, stay, said):
-  first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0), {}, jnp.int32(0))
+  first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0), jnp.int32(0))
   saved = checkpoints.Checkpoints(tmp_path)
   for step, accuracy in enumerate([0.9, 0.5, 0.6], start=1):  # the first is the best, or it would be gone
     saved.save(step, state.items(first.replace(step=jnp.int32(step))), {}, accuracy)
@@ -162,7 +162,7 @@ def test_a_disk_that_does_not_take_it_is_one_line(tmp_path, monkeypatch):
   saved.close()
 
 
-def test_the_reason_is_named_though_it_stands_far_behind(tmp_path, monkeypatch):
+def test_the_reason_is_named_even_from_far_back_in_the_text(tmp_path, monkeypatch):
   saved = filled(tmp_path, [None])
   text = 'RESOURCE_EXHAUSTED: Error writing "a/0.0" ' + 'a long path ' * 20 + '[OS error 28: No space left on device]'
 
@@ -175,18 +175,62 @@ def test_the_reason_is_named_though_it_stands_far_behind(tmp_path, monkeypatch):
   saved.close()
 
 
-def test_a_workdir_is_written_by_one_run_at_a_time(tmp_path):
-  with checkpoints.lock(tmp_path):
-    with pytest.raises(UserError, match=f'another run is writing in {tmp_path}: '), checkpoints.lock(tmp_path):
-      pytest.fail('two runs have the lock')
-    checkpoints.Checkpoints(tmp_path, read_only=True).close()  # evaluation needs none
-  with checkpoints.lock(tmp_path):
-    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+def whole(saved, step=None, **options):
+  """The weights that `restore_whole` reads, as the number they were made of."""
+  found, meta = saved.restore_whole({'network': abstract()}, step, **options)
+  return round(float(found['network']['weights'][0, 0] - tree(0.0)['weights'][0, 0])), meta
 
 
-def test_json_is_replaced_whole(tmp_path):
-  path = tmp_path / 'a.json'
-  checkpoints.write_json(path, {'a': 1})
-  checkpoints.write_json(path, {'a': 2})
-  assert path.read_text() == '{\n  "a": 2\n}\n'
-  assert list(tmp_path.iterdir()) == [path]
+def test_the_newest_the_best_or_any_step_is_read(tmp_path):
+  saved = filled(tmp_path, [0.5, 0.9, 0.7, 0.6])
+  assert saved.steps() == [4, 3, 2]
+  assert whole(saved) == (4, {'note': 4})
+  assert whole(saved, 3) == (3, {'note': 3})
+  assert whole(saved, 'best') == (2, {'note': 2})
+  assert saved.best() == 2
+  with pytest.raises(UserError, match=r'^there is no checkpoint of step 1 in .*/checkpoints: there are \[4, 3, 2\]$'):
+    whole(saved, 1)
+  saved.close()
+
+
+def test_without_validation_there_is_no_best(tmp_path):
+  saved = filled(tmp_path, [None])
+  with pytest.raises(UserError, match=r'^no checkpoint in .* has a validation accuracy: .*Give --step=N, or leave'):
+    whole(saved, 'best')
+  saved.save(2, items(2.0), {}, 0.0)  # the worst accuracy there is, but an accuracy
+  saved.wait()
+  assert whole(saved, 'best')[0] == 2
+  saved.close()
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path)
+  assert saved.restore_whole({'network': abstract()}) is None
+  assert saved.restore_whole({'network': abstract()}, 'best') is None
+  with pytest.raises(UserError, match='there is no checkpoint of step 1 in .*: there are none$'):
+    saved.restore_whole({'network': abstract()}, 1)
+  assert saved.newest() == 'There is no checkpoint yet'
+  saved.close()
+
+
+def test_a_checkpoint_whose_statistics_fit_its_weights_comes_first_where_that_is_asked_for(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path)
+  for step, fresh in ((1, False), (2, True), (3, False)):
+    saved.save(step, items(float(step)), {}, 0.5 + (step == 2), fresh)
+    saved.wait()
+  assert [saved.is_fresh(step) for step in saved.steps()] == [fresh for fresh in (False, True)]
+  assert whole(saved)[0] == 3  # training continues from the newest
+  assert whole(saved, fresh_first=True)[0] == 2
+  assert whole(saved, 3, fresh_first=True)[0] == 3
+  saved.save(4, items(4.0), {})
+  saved.wait()
+  assert whole(saved, fresh_first=True)[0] == 4
+  saved.close()
+
+
+def test_a_step_that_is_saved_is_left_alone(tmp_path):
+  saved = filled(tmp_path, [None])
+  saved.save(1, items(9.0), {'note': 9})
+  saved.wait()
+  assert whole(saved) == (1, {'note': 1})
+  saved.close()
