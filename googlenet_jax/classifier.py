@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax import runs
@@ -40,14 +39,13 @@ class Prediction(NamedTuple):
 
 
 def make_network(config: ConfigDict, num_classes: int, channels: int, rngs: nnx.Rngs) -> GoogLeNet:
-  """Makes the network of a recipe; its batch statistics are averaged over the axis of the mesh."""
+  """Makes the network of a recipe."""
   return GoogLeNet(
     num_classes,
     channels,
     Options(**config.model),
     image_size=config.image_size,
     dtype=jnp.dtype(config.dtype),
-    axis_name=sharding.AXIS,
     rngs=rngs,
   )
 
@@ -61,9 +59,13 @@ def make_predict_step(
     network = nnx.merge(graphdef, *variables)
     return crops.log_probabilities(network, batch, crop_count, config.image_size, config.augment)
 
-  sharded = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(sharding.AXIS)), out_specs=P(sharding.AXIS))
-  # Replicated, so that every process can read all of it.
-  return jax.jit(sharded, out_shardings=NamedSharding(mesh, P()))
+  return _jitted(step, mesh)
+
+
+def _jitted(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Jits `(variables, batch) -> output`; every device has all of the output, so every process can read it."""
+  whole = sharding.whole(mesh)
+  return jax.jit(function, in_shardings=(whole, sharding.cut(mesh)), out_shardings=whole)
 
 
 class Classifier:
@@ -95,7 +97,7 @@ class Classifier:
     self.graphdef, self.params_shape, self.batch_stats_shape = _split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
     self._stage = functools.cache(self._make_stage)
-    self._prepare = self._jitted(self._prepared)
+    self._prepare = _jitted(self._prepared, mesh)
 
   @property
   def recipe(self) -> ConfigDict:
@@ -183,11 +185,7 @@ class Classifier:
     def stage(variables, image):
       return nnx.merge(self.graphdef, *variables).end_points(image)[name].astype(jnp.float32)
 
-    return self._jitted(stage)
-
-  def _jitted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    specs = (P(), P(sharding.AXIS))
-    return jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=P(sharding.AXIS)))
+    return _jitted(stage, self.mesh)
 
   def _in_parts(
     self, step: Callable[..., Any], variables: Any, batch: dict[str, np.ndarray], shape: tuple[int, ...]
@@ -283,7 +281,7 @@ def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str 
   both = {'params': classifier.params_shape, 'batch_stats': classifier.batch_stats_shape}
   wanted = {'step': jax.ShapeDtypeStruct((), jnp.int32), **both}
   wanted['averaged'] = both if classifier.config.average_decay else {}
-  whole = NamedSharding(classifier.mesh, P())
+  whole = sharding.whole(classifier.mesh)
   wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
   saved = checkpoints.Checkpoints(folder, read_only=True)
   found, _ = saved.restore_whole({'network': wanted}, step, fresh_first=True)

@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
-from jax import lax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from googlenet_jax.data import augment, pipeline, random_keys
@@ -32,9 +30,7 @@ def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh)
   """
 
   def statistics(params, batch_stats, seed, step, batch):
-    share = batch['label'].shape[0]
-    positions = lax.axis_index(sharding.AXIS) * share + jnp.arange(share)
-    keys = random_keys.example_keys(seed, step, positions)
+    keys = random_keys.example_keys(seed, step, jnp.arange(batch['label'].shape[0]))
     network = nnx.merge(graphdef, params, batch_stats)
     network.set_attributes(nnx.BatchNorm, momentum=0.0)
     network.end_points(
@@ -42,8 +38,8 @@ def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh)
     )
     return nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
-  specs = (P(), P(), P(), P(), P(sharding.AXIS))
-  return jax.jit(jax.shard_map(statistics, mesh=mesh, in_specs=specs, out_specs=P()))
+  whole = sharding.whole(mesh)
+  return jax.jit(statistics, in_shardings=(whole,) * 4 + (sharding.cut(mesh),), out_shardings=whole)
 
 
 def recompute(

@@ -27,15 +27,24 @@ def check_divides(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     )
 
 
+def whole(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, P())
+
+
+def cut(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch whose first axis is cut over the devices."""
+  return NamedSharding(mesh, P(AXIS))
+
+
 def replicate(tree, mesh: Mesh):
   """Puts a tree of arrays, the same in every process, whole on every device."""
-  return jax.device_put(tree, NamedSharding(mesh, P()))
+  return jax.device_put(tree, whole(mesh))
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Makes global arrays from each process's share of a batch; returns before the transfer has ended."""
-  sharding = NamedSharding(mesh, P(AXIS))
-  return {name: jax.make_array_from_process_local_data(sharding, a) for name, a in batch.items()}
+  return {name: jax.make_array_from_process_local_data(cut(mesh), a) for name, a in batch.items()}
 
 
 def steps_ahead() -> int:
