@@ -78,14 +78,17 @@ def config_of_flags() -> 'ConfigDict':
   from googlenet_jax.host.errors import UserError
 
   workdir = workdir_of_flags()
-  if MODE.value == 'train' and CONFIG.value is None and not (workdir and (workdir / runs.FILE).exists()):
-    raise UserError('--config is missing: for example --config=configs/digits.py')
   if workdir is None:
-    raise UserError('--workdir is missing: give the folder of a run, such as --workdir=runs/digits')
-  if CONFIG.value is None:
-    config = runs.read(runs.members(workdir)[0]).config
-  else:
+    missing = '--config is missing, such as --config=configs/digits.py'
+    if MODE.value != 'train':
+      missing = '--workdir is missing: give the folder of a run, such as --workdir=runs/digits'
+    raise UserError(missing)
+  if CONFIG.value is not None:
     config = recipe.read(CONFIG.value)
+  elif MODE.value == 'train' and not runs.is_run(workdir):
+    raise UserError(f'--config is missing, such as --config=configs/digits.py: {workdir} holds no run to continue')
+  else:
+    config = runs.recipe_of(workdir)
   for name, text in _overrides:
     recipe.override(config, name, text)
   if MODE.value == 'evaluate':
@@ -161,7 +164,7 @@ def unknown_flag(name: str) -> str:
   """Says that a flag does not exist, and what the user may have meant."""
   from googlenet_jax import recipe
 
-  own = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]]
+  own = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
   near = difflib.get_close_matches(name, own, 1)
   hint = f'Did you mean --{near[0]}?' if near else recipe.suggest(name)
   return f'--{name} is no flag. {hint} (python main.py --help)'

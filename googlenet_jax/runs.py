@@ -126,17 +126,43 @@ def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
 # Ensembles -----------------------------------------------------------------------------------------------------------
 
 
+def is_run(workdir: pathlib.Path) -> bool:
+  """Returns whether a folder holds a run or an ensemble, at least its recipe."""
+  return (workdir / FILE).exists() or bool(_found(workdir))
+
+
+def recipe_of(workdir: pathlib.Path) -> ConfigDict:
+  """Returns the recipe of the run or ensemble in a folder; the folder of one member is a run of its own.
+
+  Raises:
+    UserError: as `read`.
+  """
+  found = _found(workdir)
+  config = read(next(iter(found.values()), workdir)).config
+  if found:
+    config.ensemble.member = 0
+  else:
+    config.ensemble.members = 1
+  return config
+
+
+def _found(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
+  """The folders of the members that have begun, by ascending number; empty for a single run."""
+  folders = [path.parent for path in workdir.glob(f'member_*/{FILE}')]
+  found = {int(folder.name[7:]): folder for folder in folders if folder.name[7:].isdigit()}
+  return {number: found[number] for number in sorted(found)}
+
+
 def members(workdir: pathlib.Path) -> list[pathlib.Path]:
   """Finds the members of an ensemble, `member_0`, `member_1`, ...; a single run is its own only member.
 
   Raises:
     UserError: a member of the ensemble is missing.
   """
-  folders = [path.parent for path in workdir.glob(f'member_*/{FILE}')]
-  found = {int(folder.name[7:]): folder for folder in folders if folder.name[7:].isdigit()}
+  found = _found(workdir)
   if not found:
     return [workdir]
-  folders = [found[number] for number in sorted(found)]
+  folders = [*found.values()]
   count = max(read(folder).config.ensemble.members for folder in folders)
   missing = sorted(set(range(count)) - set(found)) if count > 1 else []
   if missing:
