@@ -38,6 +38,7 @@ class Plan:
   dataset: Dataset
   mesh: Mesh
   classifier: Classifier  # evaluates; its networks are those of the newest evaluation
+  statistics_step: Callable[..., Any] | None  # None without batch normalisation, see evaluation/statistics.py
   steps_per_epoch: int
   last_step: int
   learning_rate_fn: optax.Schedule
@@ -112,8 +113,8 @@ def train_steps(
   batches = pipeline.train_batches(plan.dataset.train, config.batch_size, int(state.seed), first_step, plan.mesh)
   batch = next(batches)
   train_step = compile_train_step(plan, state, batch, meta)
-  fit_statistics = make_fit_statistics(plan, meta)
   epoch, recent, evaluations, ahead = Metrics(**meta['epoch_sums']), [], {}, sharding.steps_ahead()
+  can_evaluate = False  # evaluation is compiled at its first use, so that the first step need not wait for it
   progress, watch = console.Progress(first_step, plan.last_step, plan.steps_per_epoch), console.Stopwatch()
   with contextlib.closing(progress):
     watch.start()
@@ -141,14 +142,18 @@ def train_steps(
 
       # Evaluate, with batch statistics that fit the weights
       save = ends_epoch or save_now or stop_now
-      if save:
-        state, fresh = fit_statistics(state, step, ends_epoch or save_now)
+      if (ends_epoch or save_now) and not can_evaluate:
+        compile_evaluation(plan, state, meta)
+        can_evaluate = True
+      if save and can_evaluate:  # at a signal before that, there is no time to compile
+        state = fit_statistics(plan, state)
       if ends_epoch:
         evaluations = evaluate_and_log(plan, state, log)
 
       # Save, before anything that needs a screen or a pipe
       if save:
         validation = evaluations.get('validation') if ends_epoch else None
+        fresh = can_evaluate or plan.statistics_step is None
         saved.save(step, items(state), meta, validation and validation.accuracy, fresh)
 
       # Show
@@ -172,12 +177,15 @@ def make_plan(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, dataset: Da
   steps_per_epoch = pipeline.steps_per_epoch(len(dataset.train), config.batch_size)
   last_step = config.epochs * steps_per_epoch
   learning_rate_fn = optimizers.learning_rate_schedule(config, steps_per_epoch)
+  classifier = Classifier(config, dataset.class_names, dataset.image_shape[-1], [], mesh)
+  has_statistics = config.model.norm == 'batch'
   return Plan(
     config,
     workdir,
     dataset,
     mesh,
-    Classifier(config, dataset.class_names, dataset.image_shape[-1], [], mesh),
+    classifier,
+    statistics.make_statistics_step(classifier.graphdef, config, mesh) if has_statistics else None,
     steps_per_epoch,
     min(last_step, config.max_steps) if config.max_steps else last_step,
     learning_rate_fn,
@@ -261,39 +269,29 @@ def make_record(plan: Plan, step: int, split: str, means: dict[str, float], spee
   }
 
 
-def make_fit_statistics(plan: Plan, meta: dict[str, Any]) -> Callable[..., tuple[TrainState, bool]]:
-  """Builds `(state, step, needed) -> (state, fresh)`, which makes batch statistics fit the weights.
+def compile_evaluation(plan: Plan, state: TrainState, meta: dict[str, Any]) -> None:
+  """Compiles batch statistics and evaluation, by a first use."""
+  with console.waiting('compiling the evaluation', 'once') as waiting:
+    variables = networks(fit_statistics(plan, state))[0]
+    batch = next(pipeline.eval_batches(plan.dataset.test, plan.config.batch_size, plan.mesh))
+    jax.block_until_ready(plan.classifier.predict_step(1)(variables, batch))
+  meta['compile_seconds'] += waiting.seconds
 
-  Where they are not needed, as at a signal, it does so only if that needs no compilation: a run that is told to stop
-  saves at once. `fresh` says whether they fit. Evaluation is compiled here too, at its first use, so that the first
-  training step need not wait for it.
-  """
-  classifier, compiled = plan.classifier, False
-  uses_statistics = plan.config.model.norm == 'batch'
-  statistics_step = statistics.make_statistics_step(classifier.graphdef, plan.config, plan.mesh)
 
-  def recompute(state: TrainState, step: int) -> TrainState:
-    if not uses_statistics:
-      return state
-    found = statistics.recompute(
-      statistics_step, networks(state), plan.dataset.train, plan.config, int(state.seed), step, plan.mesh
-    )
-    return with_statistics(state, found, plan.mesh)
-
-  def fit(state: TrainState, step: int, needed: bool) -> tuple[TrainState, bool]:
-    nonlocal compiled
-    if needed and not compiled:
-      with console.waiting('compiling the evaluation', 'once') as waiting:
-        state = recompute(state, step)
-        batch = next(pipeline.eval_batches(plan.dataset.test, plan.config.batch_size, plan.mesh))
-        jax.block_until_ready(classifier.predict_step(1)(networks(state)[0], batch))
-      meta['compile_seconds'] += waiting.seconds
-      compiled = True
-    elif compiled:
-      state = recompute(state, step)
-    return state, compiled or not uses_statistics
-
-  return fit
+def fit_statistics(plan: Plan, state: TrainState) -> TrainState:
+  """Returns the state with batch statistics that fit its weights, for the raw and for the averaged ones."""
+  if plan.statistics_step is None:
+    return state
+  found = statistics.recompute(
+    plan.statistics_step,
+    networks(state),
+    plan.dataset.train,
+    plan.config,
+    int(state.seed),
+    int(state.step),
+    plan.mesh,
+  )
+  return with_statistics(state, found, plan.mesh)
 
 
 def evaluate_and_log(plan: Plan, state: TrainState, log: MetricsLog) -> dict[str, Evaluation]:
