@@ -1,29 +1,28 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from helpers import small_config
 
+from googlenet_jax.classifier import Classifier, make_network
 from googlenet_jax.data import augment, datasets
 from googlenet_jax.evaluation import evaluate
-from googlenet_jax.training.state import create_state, for_prediction
 
 
 @pytest.mark.usefixtures('small_network')
 @pytest.mark.parametrize('devices', [1, 8])
 def test_every_image_counts_once_when_the_batch_does_not_divide(devices, mesh_of):
-  config, mesh = small_config(), mesh_of(devices)
-  split = datasets.load('digits').test
-  split = datasets.Split(split.images[:37], split.labels[:37])
-  graphdef, state = create_state(config, 10, 1, optax.identity(), mesh)
-  both = [for_prediction(state), (jax.tree.map(lambda a: 2 * a, state.params), {})]
-  results = evaluate.evaluate(evaluate.make_eval_step(graphdef, config, mesh), both, split, 16, mesh)
+  split = datasets.load('digits').test.take(np.arange(37))
+  network = make_network(small_config(), 10, 1, nnx.Rngs(0))
+  params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+  both = [(params, {}), (jax.tree.map(lambda a: 2 * a, params), {})]
+  classifier = Classifier(small_config(), tuple('0123456789'), 1, both, mesh_of(devices))
+  results = evaluate.evaluate(classifier, split)
   assert len(results) == 2
-  for (params, _), found in zip(jax.device_get(both), results, strict=True):
-    logits = nnx.merge(graphdef, params, {})(augment.prepare(jnp.asarray(split.images), config.image_size))
-    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+  reference = jax.jit(lambda params, image: nnx.merge(classifier.graphdef, params, {})(augment.prepare(image, 17)))
+  for (params, _), found in zip(both, results, strict=True):
+    log_p = np.asarray(jax.nn.log_softmax(reference(params, split.images)), np.float64)
+    np.testing.assert_array_equal(found.labels, split.labels)
     np.testing.assert_array_equal(found.predictions, log_p.argmax(-1))
     assert found.loss == pytest.approx(-log_p[np.arange(37), split.labels].mean(), rel=1e-5)
     assert found.accuracy == (log_p.argmax(-1) == split.labels).sum() / 37
@@ -48,7 +47,7 @@ def test_top_errors():
   assert [result.error(top) for top in (1, 2, 3, 4)] == pytest.approx([2 / 3, 1 / 3, 1 / 3, 0])
 
 
-def test_an_ensemble_says_the_mean_of_its_members_probabilities():
+def test_the_probabilities_of_an_ensemble_are_the_mean_over_its_members():
   rng = np.random.default_rng(0)
   probabilities = rng.dirichlet(np.ones(5), (7, 20)).astype(np.float32)
   labels = rng.integers(0, 5, 20)

@@ -251,6 +251,18 @@ def test_members_that_were_trained_apart_are_an_ensemble_of_those_that_are_there
   assert runs.members(tmp_path) == [tmp_path / 'member_1', tmp_path / 'member_3']
 
 
+def test_an_ensemble_is_known_by_its_members(tmp_path):
+  assert not runs.is_run(tmp_path)
+  ensemble(tmp_path, (2, 1), **{'ensemble.members': 3, 'seed': 7})
+  assert runs.is_run(tmp_path)
+  assert runs.is_run(tmp_path / 'member_1')
+  assert runs.recipe_of(tmp_path) == small_config(**{'ensemble.members': 3, 'seed': 7})
+  # The folder of one member is a run of its own.
+  assert runs.recipe_of(tmp_path / 'member_1') == small_config(**{'ensemble.member': 1, 'seed': 7})
+  with pytest.raises(UserError, match='holds no run'):
+    runs.recipe_of(tmp_path / 'member_1' / '..' / '..')
+
+
 def test_evaluation_reads_the_recipe_of_an_ensemble_from_its_members(tmp_path):
   ensemble(tmp_path, range(2), **{'ensemble.members': 2})
   runs.check_agrees(small_config(batch_size=8), tmp_path)

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ class Saved:
 def plan_of(config, steps_per_epoch):
   """The part of a plan that `add_up` reads."""
   schedule = optimizers.learning_rate_schedule(config, steps_per_epoch)
-  return loop.Plan(config, None, None, None, None, steps_per_epoch, 100, schedule, None)
+  return types.SimpleNamespace(steps_per_epoch=steps_per_epoch, learning_rate_fn=schedule)
 
 
 def of_step(number, loss=None):
