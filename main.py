@@ -110,7 +110,7 @@ def step_of_flags() -> int | str | None:
 
   if STEP.value in (None, 'best'):
     return STEP.value
-  if not STEP.value.isdigit():
+  if not STEP.value.isdecimal():
     raise UserError(f'--step={STEP.value}: give a number, or best')
   return int(STEP.value)
 
