@@ -1,4 +1,4 @@
-"""Where every recipe starts: d2l's network and optimizer on Fashion-MNIST.
+"""Where every recipe starts: d2l's network on Fashion-MNIST, SGD with momentum.
 
 Each key stands in one place, googlenet_jax/recipe.py, with its default, meaning and range. docs/recipes.md lists them.
 """

@@ -1,25 +1,25 @@
 """The paper's protocol on ImageNet (ILSVRC 2012): seven networks, 144 crops.
 
   python main.py --config=configs/paper.py --config.data.data_dir=DIR          # trains seven networks
-  python main.py --config=configs/paper.py --config.data.data_dir=DIR --mode=evaluate --split=test
+  python main.py --mode=evaluate --workdir=runs/paper
 
-ImageNet was not at hand: this recipe has not been run on it. `python experiments/photographs.py` runs it, shortened, on
-a small set of the same form.
+ImageNet was not at hand: this recipe has not been run on it. `python -m experiments.photographs` runs a shortened form
+on a small set of pictures.
 
-From the paper (sections 5 to 7): the network with local response normalisation, auxiliary classifiers with weight 0.3,
-dropout of 40 and 70 %; momentum 0.9, a learning rate that falls 4 % every 8 epochs, averaged weights; random areas of 8
-to 100 %, aspect ratios of 3/4 to 4/3, photometric distortions, random interpolation; seven networks of the same initial
-weights, 144 crops. Not stated there, and so a choice: learning rate and weight decay (those of BVLC's replica in Caffe,
-there with batches of 32), batch size, epochs, and the average, which is an exponential one. The paper trained by
-asynchronous SGD, this does by synchronous. TFDS calls the validation images of the challenge `validation`; without
-labels of the test images they are what is tested on.
+From the paper (sections 5 to 7): local response normalisation, auxiliary classifiers with weight 0.3, dropout of 40
+and 70 %; momentum 0.9, a learning rate that falls by 4 % every 8 epochs, averaged weights; random areas of 8 to 100 %,
+aspect ratios of 3/4 to 4/3, photometric distortions, random interpolation; seven networks with the same initial
+weights, 144 crops. The paper does not state the rest, so it is a choice: learning rate and weight decay (those of
+BVLC's replica in Caffe, there with batches of 32), batch size, epochs, and an exponential average. The paper trained
+by asynchronous SGD; this is synchronous. TFDS calls the challenge's validation images `validation`. Its test images
+have no labels, so those are tested on.
 """
 
 from configs import default
 
 
 def get_config():
-  """The values of the paper, where it has them."""
+  """The paper's values, where it states them."""
   config = default.get_config()
   config.data.name = 'imagenet2012'
   config.epochs = 100
