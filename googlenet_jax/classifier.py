@@ -62,10 +62,10 @@ def make_predict_step(
   return _jitted(step, mesh)
 
 
-def _jitted(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Jits `(variables, batch) -> output`; every device has all of the output, so every process can read it."""
-  whole = sharding.whole(mesh)
-  return jax.jit(function, in_shardings=(whole, sharding.cut(mesh)), out_shardings=whole)
+def _jitted(function: Callable[..., Any], mesh: Mesh, cut: bool = False) -> Callable[..., Any]:
+  """Jits `(variables, batch) -> output`. Each device gets the whole output, or with `cut` its share."""
+  whole, share = sharding.whole(mesh), sharding.cut(mesh)
+  return jax.jit(function, in_shardings=(whole, share), out_shardings=share if cut else whole)
 
 
 class Classifier:
@@ -97,7 +97,7 @@ class Classifier:
     self.graphdef, self.params_shape, self.batch_stats_shape = _split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
     self._stage = functools.cache(self._make_stage)
-    self._prepare = _jitted(self._prepared, mesh)
+    self._prepare = _jitted(self._prepared, mesh, cut=True)
 
   @property
   def recipe(self) -> ConfigDict:
@@ -208,7 +208,10 @@ class Classifier:
       return self._pictures([images]), True
     if isinstance(images, list | tuple) and images and all(map(is_path, images)):
       return self._pictures(images), False
-    array = np.asarray(images)
+    try:
+      array = np.asarray(images)
+    except ValueError as error:
+      raise ValueError('images of different sizes do not fit in one array: give them in turn, or as paths') from error
     single = array.ndim == 3
     batch = array[None] if single else array
     if batch.ndim != 4 or batch.shape[-1] != self.channels or 0 in batch.shape[1:]:
@@ -229,7 +232,7 @@ class Classifier:
 def _checked_values(batch: np.ndarray) -> np.ndarray:
   if batch.dtype == np.uint8:
     return batch
-  if not np.issubdtype(batch.dtype, np.floating):
+  if not jnp.issubdtype(batch.dtype, jnp.floating):
     raise ValueError(f'images of type {batch.dtype} do not fit: give uint8, or floating point in [0, 1]')
   batch = batch.astype(np.float32)
   if batch.size and not (batch.min() >= 0 and batch.max() <= 1):
