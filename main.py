@@ -155,7 +155,7 @@ def next_value(name: str, arguments) -> str:
   if key and isinstance(key.default, bool):
     return 'True'
   value = next(arguments, None)
-  if value is None:
+  if value is None or value.startswith('--'):
     raise UserError(f'--{name} needs a value: --{name}=VALUE')
   return value
 
