@@ -373,6 +373,6 @@ def test_every_part_of_the_loss_must_be_finite(name, whole):
   fine = Metrics({'loss': 64.0, 'total': 99.0, 'aux_4a': 66.0}, 5, 64)
   bad = fine.replace(losses={**fine.losses, name: float('inf')})
   saved = checkpoints.Checkpoints(whole.workdir, read_only=True)
-  with pytest.raises(UserError, match=rf'step 20: the loss is not finite.*Last good checkpoint: .*/22$') as raised:
+  with pytest.raises(UserError, match=r'step 20: the loss is not finite.*Last good checkpoint: .*/22$') as raised:
     loop.add_up(plan, [fine, fine, bad, fine], 21, Metrics.zero(), saved)
   assert f'learning rate of {float(plan.learning_rate_fn(19)):g}' in str(raised.value)

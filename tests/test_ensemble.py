@@ -5,24 +5,25 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import signal
 
 import jax
 import numpy as np
 import optax
 import pytest
-from helpers import read_log, small_config, small_table, take_two_devices
+from helpers import make_whole_runs_cheap, read_log, small_config, small_digits
 
-from googlenet_jax.data import datasets
+import googlenet_jax
+from googlenet_jax import runs
+from googlenet_jax.data import datasets, random_keys
 from googlenet_jax.evaluation import table
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import checkpoints
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import googlenet
-from googlenet_jax.training import ensemble, loop
-from googlenet_jax.training.state import create_state
+from googlenet_jax.host.signals import StopRequest
+from googlenet_jax.training import ensemble, loop, state
 
-CONFIG = {'batch_size': 128, 'epochs': 1, 'learning_rate': 0.02, 'model.norm': 'batch', 'ensemble.members': 3}
+CONFIG = {'batch_size': 64, 'max_steps': 5, 'learning_rate': 0.02, 'model.norm': 'batch', 'ensemble.members': 3}
 
 
 def answers(seed):
@@ -63,140 +64,152 @@ def test_the_table_as_text():
 
 @pytest.mark.usefixtures('small_network')
 def test_members_differ_in_their_order_only_or_in_their_weights_too(mesh_of):
-  runs = ensemble.members(small_config(**CONFIG), pathlib.Path('w'))
-  seeds = [recipe.sampling_seed(recipe) for recipe, _ in runs]
+  members = ensemble.members(small_config(**CONFIG), pathlib.Path('w'))
+  seeds = [random_keys.sampling_seed(config.seed, config.ensemble.member) for config, _ in members]
   assert len(set(seeds)) == 3
   assert seeds[0] == 0
-  assert {recipe.initial_seed(recipe) for recipe, _ in runs} == {0}
-  different = ensemble.members(small_config(**CONFIG, **{'ensemble.initial_weights': 'different'}), runs[0][1])
-  assert [recipe.initial_seed(recipe) for recipe, _ in different] == seeds
-  assert [str(folder) for _, folder in runs] == ['w/member_0', 'w/member_1', 'w/member_2']
-  recipes = (runs[0][0], runs[1][0], different[1][0])
-  states = [create_state(recipe, 10, 1, optax.identity(), mesh_of(1))[1] for recipe in recipes]
-  kernels = [np.asarray(state.params['conv2']['kernel']) for state in states]
+  assert {state.initial_seed(config) for config, _ in members} == {0}
+  different = ensemble.members(small_config(**CONFIG, **{'ensemble.initial_weights': 'different'}), members[0][1])
+  assert [state.initial_seed(config) for config, _ in different] == seeds
+  assert [str(folder) for _, folder in members] == ['w/member_0', 'w/member_1', 'w/member_2']
+  configs = (members[0][0], members[1][0], different[1][0])
+  states = [state.create_state(config, 10, 1, optax.identity(), mesh_of(1))[1] for config in configs]
+  kernels = [np.asarray(one.params['conv2']['kernel']) for one in states]
   np.testing.assert_array_equal(kernels[0], kernels[1])
   assert not np.array_equal(kernels[1], kernels[2])
-  assert [int(state.seed) for state in states] == [seeds[0], seeds[1], seeds[1]]
+  assert [int(one.seed) for one in states] == [seeds[0], seeds[1], seeds[1]]
 
 
-class StopWhen:
+# Whole ensembles -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def cheap():
+  with pytest.MonkeyPatch.context() as patch:
+    make_whole_runs_cheap(patch)
+    yield
+
+
+class StopWhen(StopRequest):
   """A request to stop that comes when a file is there."""
 
   def __init__(self, path):
     self.path = path
 
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
-
   @property
   def signal(self):
     return signal.SIGTERM if self.path.exists() else None
 
-  def exit(self):
-    raise SystemExit(128 + self.signal)
-
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  """An ensemble of three that was stopped when its first member ended and in its second, and went on; its lines."""
-  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-    patch.setattr(googlenet, 'TABLE', small_table())
-    take_two_devices(patch)
-    workdir = tmp_path_factory.mktemp('ensemble')
-    config = small_config(**CONFIG)
+def trained(cheap, tmp_path_factory):
+  """An ensemble of three: stopped when its first member ended, stopped in its second, continued; what it printed."""
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    workdir, config = tmp_path_factory.mktemp('ensemble'), small_config(**CONFIG)
     for awaited, there, missing in (
       ('member_0/confusion.png', 'member_0/summary.json', 'member_1'),
       ('member_1/metrics.jsonl', 'member_1/checkpoints/1', 'member_2'),
     ):
-      with patch.context() as stopping:
-        stopping.setattr(ensemble, 'StopRequest', lambda path=workdir / awaited: StopWhen(path))
-        with pytest.raises(SystemExit) as stopped:
-          ensemble.train_members(config, workdir)
+      with pytest.raises(SystemExit) as stopped:
+        ensemble.train_members(config, workdir, StopWhen(workdir / awaited))
       assert stopped.value.code == 128 + signal.SIGTERM
       assert (workdir / there).exists()
       assert not (workdir / missing).exists()
-    ensemble.train_members(config, workdir)
+      with pytest.raises(UserError, match=f'is an ensemble of 3, and {missing} has not begun: train on with the same'):
+        runs.members(workdir)
+    ensemble.train_members(config, workdir, StopRequest())
   return config, workdir, printed.getvalue()
 
 
-@pytest.mark.usefixtures('small_network')
-def test_an_interrupted_ensemble_goes_on_where_it_stopped(trained, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_ensemble_continues_where_it_stopped(trained, tmp_path, capsys):
   config, workdir, printed = trained
-  assert 'stopped at step 1 of 11, saved' in printed
-  assert printed.count('continuing after step 1 of 11') == 1
+  assert 'stopped at step 1 of 5, saved' in printed
+  assert printed.count('continuing after step 1 of 5') == 1
+  assert printed.count('The same command continues: python ') == 2
+  assert 'training 3 members in turn; times are per member' in printed
   for member in range(3):
-    assert json.loads((workdir / f'member_{member}' / 'summary.json').read_text())['steps'] == 11
-  losses = [read_log(workdir / f'member_{member}')[0]['loss'] for member in range(3)]
+    assert json.loads((workdir / f'member_{member}' / 'summary.json').read_text())['steps'] == 5
+  losses = [read_log(workdir / f'member_{member}')[-1]['loss'] for member in range(3)]
   assert len(set(losses)) == 3
-  take_two_devices(monkeypatch)
-  loop.train(ensemble.members(config, workdir)[1][0], tmp_path)  # the member that was interrupted, in one piece
+  # The member that was interrupted, in one piece.
+  loop.train(ensemble.members(config, workdir)[1][0], tmp_path, StopRequest())
   whole, member = (json.loads((path / 'summary.json').read_text()) for path in (tmp_path, workdir / 'member_1'))
   assert (member['train_loss'], member['test_loss']) == (whole['train_loss'], whole['test_loss'])
-  ensemble.train_members(config, workdir)
+  ensemble.train_members(config, workdir, StopRequest())
   assert capsys.readouterr().out.count('has ended') == 3
 
 
 def test_a_member_without_its_checkpoint_or_with_a_damaged_summary_has_not_ended(trained, tmp_path):
   config, workdir, _ = trained
-  recipe, folder = ensemble.members(config, workdir)[0]
-  assert ensemble.ended(recipe, folder)
+  own, folder = ensemble.members(config, workdir)[0]
+  assert runs.ended(own, folder)
   (tmp_path / 'summary.json').write_text((folder / 'summary.json').read_text())
-  assert not ensemble.ended(recipe, tmp_path)
-  (tmp_path / 'checkpoints' / '11').mkdir(parents=True)
-  assert ensemble.ended(recipe, tmp_path)
-  recipe.epochs = 2
-  assert not ensemble.ended(recipe, tmp_path)
+  assert not runs.ended(own, tmp_path)
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+  assert runs.ended(own, tmp_path)
+  own.max_steps = 6
+  assert not runs.ended(own, tmp_path)
   (tmp_path / 'summary.json').write_text('[]')
-  assert not ensemble.ended(recipe, tmp_path)
+  assert not runs.ended(own, tmp_path)
 
 
-@pytest.mark.usefixtures('small_network')
 def test_the_table_of_an_ensemble(trained, capsys, monkeypatch):
   config, workdir, _ = trained
-  digits = datasets.load('digits')
+  digits = small_digits()
   few = datasets.Split(digits.test.images[:40], digits.test.labels[:40])
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
-  table.evaluate_checkpoint(config, workdir, None, 'test', [1, 10, 144])
+  table.evaluate_run(config, workdir, None, 'test', [1, 10, 144])
   found = json.loads((workdir / 'evaluation.json').read_text())
   assert [(r['models'], r['crops'], r['cost']) for r in found['table']] == [
     (1, 1, 1), (1, 10, 10), (1, 144, 144), (3, 1, 3), (3, 10, 30), (3, 144, 432)
   ]  # fmt: skip
   assert found['accuracy'] == pytest.approx(1 - found['table'][3]['top1_error'])
+  out = capsys.readouterr().out
+  assert 'The rows for one model are the mean over the members' in out
+  assert table.markdown(found['table']).splitlines()[5] in out
+  assert table.markdown(found['table']) in (workdir / 'table.md').read_text()
+  assert (workdir / 'table.png').stat().st_size > 10000
   alone = []
-  for member in range(3):
-    recipe = small_config(**CONFIG | {'ensemble.members': 1, 'ensemble.member': member})
+  for member in range(3):  # each knows that it is a run by itself
     folder = workdir / f'member_{member}'
-    table.evaluate_checkpoint(recipe, folder, None, 'test', [1])
+    table.evaluate_run(runs.read(folder).config, folder, None, 'test', [1])
     alone.append(1 - json.loads((folder / 'evaluation.json').read_text())['accuracy'])
   assert found['table'][0]['top1_errors'] == pytest.approx(alone)
   assert len(set(alone)) > 1
-  assert (workdir / 'table.png').stat().st_size > 10000
-  assert table.markdown(found['table']).splitlines()[5] in capsys.readouterr().out
-  assert table.markdown(found['table']) in (workdir / 'table.md').read_text()
-  with pytest.raises(UserError, match='--step is for a single run'):
-    table.evaluate_checkpoint(config, workdir, 5, 'test', [1])
-  more = small_config(**{**CONFIG, 'ensemble.members': 4})
-  with pytest.raises(UserError, match='member_3 holds no checkpoints'):
-    table.evaluate_checkpoint(more, workdir, None, 'test', [1])
+  with pytest.raises(UserError, match='is an ensemble: --step=N is for a single run'):
+    table.evaluate_run(config, workdir, 5, 'test', [1])
 
 
-@pytest.mark.usefixtures('small_network')
-def test_side_by_side_members_train_as_one_after_another(tmp_path, capsys, monkeypatch):
-  take_two_devices(monkeypatch)
-  config = small_config(**CONFIG | {'ensemble.side_by_side': True, 'ensemble.members': 2, 'max_steps': 2})
-  ensemble.train_members(config, tmp_path)
+def test_members_are_found_and_a_missing_one_is_named(trained, tmp_path):
+  _, workdir, _ = trained
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  classifier = googlenet_jax.load(tmp_path)
+  assert classifier.steps == [5, 5, 5]
+  image = small_digits().test.images[0]
+  probabilities = classifier.probabilities(image)
+  alone = [googlenet_jax.load(tmp_path / f'member_{member}').probabilities(image) for member in range(3)]
+  np.testing.assert_allclose(probabilities, np.mean(alone, axis=0), rtol=1e-5)
+  shutil.rmtree(tmp_path / 'member_1')
+  with pytest.raises(UserError, match='is an ensemble of 3, and member_1 has not begun'):
+    googlenet_jax.load(tmp_path)
+
+
+def test_side_by_side_members_train_as_in_turn(cheap, tmp_path, capsys):
+  changes = {'ensemble.side_by_side': True, 'ensemble.members': 2, 'max_steps': 2, 'model.norm': 'none'}
+  config = small_config(**CONFIG | changes)
+  ensemble.train_members(config, tmp_path, StopRequest())
   out = capsys.readouterr().out
-  assert '2 members on 2 shares of the devices, of 1 each' in out
+  assert 'training 2 members on 2 shares of 1 devices; lines begin with the member' in out
   assert {line[:3] for line in out.splitlines() if 'test acc' in line} == {'0: ', '1: '}
-  recipe, _ = ensemble.members(config, tmp_path)[1]
-  loop.train(recipe, tmp_path / 'alone', jax.devices()[1:])
+  own, _ = ensemble.members(config, tmp_path)[1]
+  loop.train(own, tmp_path / 'alone', StopRequest(), jax.devices()[1:])
   found, expected = (json.loads((tmp_path / name / 'summary.json').read_text()) for name in ('member_1', 'alone'))
   assert found['train_loss'] == expected['train_loss']
   assert found['test_loss'] == expected['test_loss']
   assert found['device_count'] == 1
+
+
+# What ensembles refuse, without training -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -204,44 +217,52 @@ def pretended(monkeypatch):
   """Trainings that only note their member and their devices; the second one fails."""
   begun = []
 
-  def pretend(recipe, folder, devices, stop, dataset):
-    begun.append((recipe.ensemble.member, devices and [device.id for device in devices]))
-    if recipe.ensemble.member == 1:
+  def pretend(config, folder, stop, devices, dataset):
+    begun.append((config.ensemble.member, devices and [device.id for device in devices]))
+    if config.ensemble.member == 1:
       raise UserError('the loss is not finite')
 
   monkeypatch.setattr(loop, 'train', pretend)
+  monkeypatch.setattr(jax, 'devices', jax.local_devices)  # all eight
   return begun
 
 
-def test_side_by_side_an_error_is_told_and_the_other_members_go_on(pretended, tmp_path, capsys):
+def write_ended_run(folder, config):
+  """A folder that looks like a run that ended after 11 steps."""
+  (folder / 'checkpoints' / '11').mkdir(parents=True)
+  (folder / 'summary.json').write_text('{"steps": 11, "epochs": 1.0}')
+  runs.write(folder, runs.Run(config, tuple('0123456789'), (8, 8, 1)))
+
+
+def test_side_by_side_an_error_is_shown_and_the_other_members_continue(pretended, tmp_path, capsys):
   config = small_config(**CONFIG | {'ensemble.side_by_side': True, 'ensemble.members': 5})
-  (tmp_path / 'member_0' / 'checkpoints' / '11').mkdir(parents=True)
-  (tmp_path / 'member_0' / 'summary.json').write_text('{"steps": 11, "epochs": 1.0}')
-  checkpoints.write_json(tmp_path / 'member_0' / 'config.json', ensemble.members(config, tmp_path)[0][0].to_dict())
-  with pytest.raises(UserError, match='of members 1 the training failed, see above; the same command goes on'):
-    ensemble.train_members(config, tmp_path)
+  write_ended_run(tmp_path / 'member_0', ensemble.members(config, tmp_path)[0][0])
+  with pytest.raises(UserError, match='training failed for members 1, see above; the same command continues with what'):
+    ensemble.train_members(config, tmp_path, StopRequest())
   # Eight devices make five shares of one, although only four members are left.
   assert sorted(pretended) == [(1, [0]), (2, [1]), (3, [2]), (4, [3])]
   assert '1: error: the loss is not finite' in capsys.readouterr().out
 
 
-def test_one_after_another_an_error_ends_the_ensemble(pretended, tmp_path):
+def test_in_turn_an_error_ends_the_ensemble(pretended, tmp_path):
   with pytest.raises(UserError, match='the loss is not finite'):
-    ensemble.train_members(small_config(**CONFIG), tmp_path)
+    ensemble.train_members(small_config(**CONFIG), tmp_path, StopRequest())
   assert pretended == [(0, None), (1, None)]
 
 
 def test_a_single_run_and_an_ensemble_do_not_share_a_workdir(pretended, tmp_path):
   (tmp_path / 'a' / 'member_0').mkdir(parents=True)
   with pytest.raises(UserError, match='a holds an ensemble, and config.ensemble.members=1 would train another kind'):
-    ensemble.train_members(small_config(), tmp_path / 'a')
+    ensemble.train_members(small_config(), tmp_path / 'a', StopRequest())
   (tmp_path / 'b' / 'checkpoints').mkdir(parents=True)
   with pytest.raises(UserError, match='b holds a single run, and config.ensemble.members=3 would'):
-    ensemble.train_members(small_config(**CONFIG), tmp_path / 'b')
+    ensemble.train_members(small_config(**CONFIG), tmp_path / 'b', StopRequest())
   assert not pretended
 
 
-def test_members_that_have_ended_with_another_length_are_refused(trained):
-  _, workdir, _ = trained
-  with pytest.raises(UserError, match='member_0 has ended as a run of another length .max_steps: 0 there, 5 now'):
-    ensemble.train_members(small_config(**CONFIG, max_steps=5), workdir)
+def test_members_that_have_ended_with_another_length_are_refused(pretended, tmp_path):
+  config = small_config(**CONFIG | {'max_steps': 11})
+  write_ended_run(tmp_path / 'member_0', ensemble.members(config, tmp_path)[0][0])
+  with pytest.raises(UserError, match='member_0 has ended as a run of another length .max_steps: 11 there, 5 now'):
+    ensemble.train_members(small_config(**CONFIG), tmp_path, StopRequest())
+  assert not pretended
