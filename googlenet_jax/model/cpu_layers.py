@@ -53,7 +53,7 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   if k == 1:
     return pointwise(x, kernel[0, 0])[0]
   if k in PATCHES_UP_TO:
-    return _conv(*_vary_alike(x, kernel))
+    return _conv(x, kernel)
   return xla_conv(x, kernel)
 
 
@@ -63,20 +63,13 @@ def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _vary_alike(*arrays):
-  # Inside shard_map, a custom derivative must vary over the same devices as its argument.
-  axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
-  missing = [tuple(frozenset().union(*axes) - own) for own in axes]
-  return [lax.pcast(a, m, to='varying') if m else a for a, m in zip(arrays, missing, strict=True)]
-
-
 def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
   """The CPU's form of `layers.pointwise`; see there for arguments.
 
   One product gives the gradient of `x`, and one gives the gradients of all kernels. XLA's product is slow if both
   factors are contracted over their first axis. It is faster to transpose `x` first, once for all kernels.
   """
-  return _pointwise(*_vary_alike(x, *kernels))
+  return _pointwise(x, *kernels)
 
 
 _transpose = unfused(lambda rows: lax.transpose(rows, (1, 0)))

@@ -105,7 +105,6 @@ class GoogLeNet(nnx.Module):
     *,
     image_size: int | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
-    axis_name: str | None = None,
     rngs: nnx.Rngs,
   ):
     """Makes the network.
@@ -116,7 +115,6 @@ class GoogLeNet(nnx.Module):
       options: the variant of the network.
       image_size: side of the square input in pixels; for `head='fully_connected'` and `auxiliary='average_pool'`.
       dtype: of the computation, float32 or bfloat16; parameters and logits are float32.
-      axis_name: mesh axis over which batch statistics are averaged, or None.
       rngs: stream `params`.
 
     Raises:
@@ -124,7 +122,7 @@ class GoogLeNet(nnx.Module):
     """
     options.check(image_size, channels)
     self.channels, self.options = channels, options
-    c = {'norm': options.norm, 'dtype': dtype, 'axis_name': axis_name, 'rngs': rngs}
+    c = {'norm': options.norm, 'dtype': dtype, 'rngs': rngs}
     self.conv1 = Conv(channels, 64, 3, 1, **c) if options.stem == 'small' else Conv(channels, 64, 7, 2, **c)
     self.conv2_reduce = Conv(64, 64, 1, **c)
     self.conv2 = Conv(64, 192, 3, **c)

@@ -189,7 +189,6 @@ class Conv(nnx.Module):
     *,
     norm: str = 'none',
     dtype: jax.typing.DTypeLike = jnp.float32,
-    axis_name: str | None = None,
     rngs: nnx.Rngs,
   ):
     """Makes the layer.
@@ -201,7 +200,6 @@ class Conv(nnx.Module):
       stride: step between windows in pixels.
       norm: 'batch' adds batch normalisation; other values add nothing.
       dtype: of the computation; parameters are float32.
-      axis_name: mesh axis over which batch statistics are averaged, or None.
       rngs: stream `params`.
     """
     self.stride = stride
@@ -210,7 +208,7 @@ class Conv(nnx.Module):
     self.kernel = nnx.Param(xavier_uniform(rngs.params(), shape))
     if norm == 'batch':
       self.bias = None
-      self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-3, dtype=dtype, axis_name=axis_name, rngs=rngs)
+      self.norm = nnx.BatchNorm(out_features, momentum=0.9, epsilon=1e-3, dtype=dtype, rngs=rngs)
     else:
       self.bias = nnx.Param(jnp.zeros(out_features, jnp.float32))
       self.norm = None
