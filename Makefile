@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## Trains on the digits that come with scikit-learn
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/demo
 
 test: $(VENV)/tested  ## Installs what the tests need and runs them all
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -14,9 +14,10 @@ os.environ['XLA_FLAGS'] = ' '.join(
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Tests and the programs they start compile the same networks: once is enough.
-CACHE = tempfile.TemporaryDirectory(prefix='googlenet_jax_tests_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['XDG_CACHE_HOME'] = CACHE.name
+# Tests and the programs they start compile the same networks: once is enough, also for the processes of pytest-xdist.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  CACHE = tempfile.TemporaryDirectory(prefix='googlenet_jax_tests_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['XDG_CACHE_HOME'] = CACHE.name
 
 import sys
 
