@@ -1,6 +1,5 @@
 import contextlib
 import fcntl
-import json
 import os
 import re
 import struct
@@ -18,39 +17,6 @@ from googlenet_jax.host import console
 def record(step, split='train'):
   numbers = {'epoch': step / 10, 'loss': 0.5, 'accuracy': 0.75, 'learning_rate': 0.01, 'examples_per_second': 100.0}
   return {'step': step, 'split': split, **numbers}
-
-
-def test_lines_that_are_no_records_are_dropped_from_the_log(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
-  good = [json.dumps(record(step)).encode() for step in (1, 2, 3)]
-  damaged = [
-    b'\xff\x00\xfe',
-    b'{}',
-    b'5',
-    b'[]',
-    b'null',
-    b'{"step": 2}',
-    json.dumps({**record(2), 'step': '2'}).encode(),
-  ]
-  path.write_bytes(b'\n'.join([good[0], *damaged, good[1], good[2], good[2][:20]]))
-  log = console.MetricsLog(tmp_path, 2)  # what came after step 2, the last checkpoint, will be done again
-  log.write(record(4))
-  log.close()
-  assert [json.loads(line) for line in path.read_text().splitlines()] == [record(1), record(2), record(4)]
-  assert log.records == [record(1), record(2), record(4)]
-
-
-def test_the_log_is_never_half_written(tmp_path, monkeypatch):
-  path = tmp_path / 'metrics.jsonl'
-  path.write_text(json.dumps(record(1)) + '\n')
-
-  def killed(*_):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr('pathlib.Path.replace', killed)
-  with pytest.raises(KeyboardInterrupt):
-    console.MetricsLog(tmp_path, 1)
-  assert json.loads(path.read_text()) == record(1)
 
 
 @pytest.mark.parametrize('piped', ['stdout', 'stderr', None])

@@ -1,9 +1,7 @@
-"""What a person sees of a run: lines, a progress bar, seconds that count up, `metrics.jsonl`, TensorBoard."""
+"""What a person sees of a run: lines, a progress bar, seconds that count up."""
 
 import contextlib
 import contextvars
-import json
-import pathlib
 import sys
 import threading
 import time
@@ -15,19 +13,6 @@ import tqdm
 from absl import logging
 from jax.sharding import Mesh
 from tqdm.std import Bar
-
-from googlenet_jax.host import files
-
-# Keys and types of a line of `metrics.jsonl`.
-RECORD = {
-  'step': int,
-  'epoch': float,
-  'split': str,
-  'loss': float,
-  'accuracy': float,
-  'learning_rate': float,
-  'examples_per_second': float,
-}
 
 
 def quieten_libraries() -> None:
@@ -259,70 +244,3 @@ def _unless_closed(action: Callable[[], None]) -> None:
   """Runs `action` and ends it quietly if nobody reads the output any more."""
   with contextlib.suppress(OSError, ValueError):
     action()
-
-
-class MetricsLog:
-  """`metrics.jsonl` and TensorBoard events of one run; the first process writes, the others keep quiet."""
-
-  def __init__(self, workdir: pathlib.Path, first_step: int):
-    """Opens the log and drops what an interrupted run wrote after `first_step`, its last checkpoint."""
-    self.records: list[dict[str, Any]] = []
-    self._file = self._events = None
-    if jax.process_index() != 0:
-      return
-    path = workdir / 'metrics.jsonl'
-    if path.exists() and first_step:
-      lines = path.read_text(errors='replace').splitlines()
-      self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
-    files.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
-    self._file = path.open('a', buffering=1)
-    self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
-
-  def write(self, record: dict[str, Any]) -> None:
-    """Appends one record, with the keys of RECORD, and with auxiliary classifiers the parts of the loss.
-
-    What an ended run wrote is not written again when the same command is given once more.
-    """
-    last = self.records[-5:]  # at most train, and of averaged and raw weights validation and test, of one step
-    if any((r['step'], r['split']) == (record['step'], record['split']) for r in last):
-      return
-    self.records.append(record)
-    if self._file is None:
-      return
-    self._file.write(json.dumps(record) + '\n')
-    parts = (key for key in record if key.startswith('loss_'))
-    for key in ('loss', 'accuracy', 'examples_per_second', *parts):
-      self._events.add_scalar(f'{record["split"]}/{key}', record[key], record['step'])
-    self._events.add_scalar('learning_rate', record['learning_rate'], record['step'])
-
-  def close(self) -> None:
-    """Flushes and closes."""
-    if self._file is not None:
-      self._file.close()
-      self._events.close()
-
-
-_importing = threading.Lock()
-
-
-def _summary_writer() -> Any:
-  """tensorboardX's class. Where PyTorch is installed it would import that, in more than a second, for nothing here."""
-  with _importing:  # several runs may begin at the same time
-    hidden = 'torch' not in sys.modules
-    if hidden:
-      sys.modules['torch'] = None  # which makes `import torch` raise ImportError
-    try:
-      import tensorboardX
-    finally:
-      if hidden:
-        del sys.modules['torch']
-  return tensorboardX.SummaryWriter
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-  try:
-    record = json.loads(line)
-  except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
-    return None
-  whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
-  return record if whole else None
