@@ -103,7 +103,7 @@ def where_it_stands(
 def augmentations_in_words(options: Any) -> list[str]:
   """Names the augmentations that a recipe uses; `options` is its `augment` part."""
   used = {
-    f'random crops of {options.min_area:.0%} to 100 % of the area': options.min_area < 1,
+    f'random crops of {100 * options.min_area:g} to 100 % of the area': options.min_area < 1,
     'random interpolation': options.random_interpolation,
     f'photometric distortions of strength {options.photometric:g}': options.photometric,
     f'padding of {options.padding} px': options.padding,
