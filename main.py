@@ -4,12 +4,13 @@
   python main.py --config=configs/digits.py --config.epochs=3 --workdir=runs/short
   python main.py --mode=evaluate --workdir=runs/digits # the run knows its own recipe
 
-Recipes: configs/digits.py (a minute on a laptop), configs/fashion_fast.py (minutes), configs/fashion.py (d2l's),
-configs/fashion_best.py and configs/paper.py (ImageNet, seven networks), the last three for an accelerator.
-Keys of a recipe are given as --config.KEY=VALUE. docs/recipes.md lists them; googlenet_jax/recipe.py defines them.
+Recipes for a laptop: configs/digits.py (a minute) and configs/fashion_fast.py (minutes). Recipes for a GPU or TPU:
+configs/fashion.py (the network of Dive into Deep Learning), configs/fashion_best.py, and configs/paper.py (ImageNet,
+seven networks). --config.KEY=VALUE changes a key of a recipe. docs/recipes.md lists all keys; googlenet_jax/recipe.py
+defines them.
 """
 
-# Short on purpose: flags, and one call for each mode. The program is in googlenet_jax/.
+# This file has the flags, and one call for each mode. The program is in googlenet_jax/.
 import difflib
 import os
 import pathlib
@@ -47,7 +48,7 @@ _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 
 
 def main(argv: list[str]) -> None:
-  """Runs the mode asked for."""
+  """Runs the chosen mode."""
   from googlenet_jax import recipe
   from googlenet_jax.host import cache, console, cpu_cores
   from googlenet_jax.host.errors import UserError
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def config_of_flags() -> 'ConfigDict':
-  """Returns the recipe: that of --config, else that of the run in --workdir; then the changes of --config.KEY=VALUE."""
+  """Returns the recipe of --config, or else of the run in --workdir, with the changes of --config.KEY=VALUE."""
   from googlenet_jax import recipe, runs
   from googlenet_jax.host.errors import UserError
 
@@ -97,7 +98,7 @@ def config_of_flags() -> 'ConfigDict':
 
 
 def workdir_of_flags() -> pathlib.Path | None:
-  """Returns the folder of the run; None where neither --workdir nor --config says it."""
+  """Returns the folder of the run; None if neither --workdir nor --config is given."""
   if WORKDIR.value is None and CONFIG.value is None:
     return None
   name = pathlib.Path((CONFIG.value or '').partition(':')[0]).stem
@@ -126,7 +127,7 @@ def crops_of_flags() -> list[int]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; raises UserError where absl would print pages."""
+  """Parses the command line. A mistake raises UserError; absl itself would print pages of help."""
   from googlenet_jax.host.errors import UserError
 
   rest, arguments = argv[:1], iter(argv[1:])
@@ -171,7 +172,7 @@ def unknown_flag(name: str) -> str:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-  """Ends what the main thread is doing; the training loop has its own answer to signals."""
+  """Interrupts the main thread. During training, `StopRequest` handles signals instead."""
   raise KeyboardInterrupt(number)
 
 
@@ -193,7 +194,7 @@ def run() -> None:
     signal.signal(number, interrupt)
   try:
     app.run(main, flags_parser=parse_flags)
-  except (UserError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+  except (UserError, OSError) as error:  # OSError: a full disk, or a folder that is not writable
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt as error:

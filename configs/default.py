@@ -1,6 +1,6 @@
 """Where every recipe starts: d2l's network on Fashion-MNIST, SGD with momentum.
 
-Each key stands in one place, googlenet_jax/recipe.py, with its default, meaning and range. docs/recipes.md lists them.
+Each key is defined once, in googlenet_jax/recipe.py, with its default, meaning and range. docs/recipes.md lists them.
 """
 
 from googlenet_jax import recipe

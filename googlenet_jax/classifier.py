@@ -1,9 +1,9 @@
-"""A trained network with its classes and its preparation of images: prediction has its home here.
+"""A trained network with its classes and its preparation of images. Every prediction goes through this class.
 
   classifier = googlenet_jax.load('runs/digits')
   classifier.predict('picture.png')  # Prediction(name='3', probability=0.98, label=3)
 
-Evaluation, crops and ensembles use the same class. It reads nothing but the workdir: no data set, no training code.
+Evaluation, crops and ensembles use it too. It reads only the workdir and needs no data set and no training code.
 """
 
 import functools
@@ -90,7 +90,7 @@ class Classifier:
     mesh: Mesh,
     steps: Sequence[int] = (),
   ):
-    """Makes a classifier of weights that are in memory; `load` reads them from a workdir."""
+    """Makes a classifier from weights in memory; `load` reads them from a workdir."""
     self.config, self.classes, self.channels = config, tuple(classes), channels
     self.networks, self.steps, self.mesh = list(networks), list(steps), mesh
     self.shape = nnx.eval_shape(lambda: make_network(config, len(self.classes), channels, nnx.Rngs(0)))
@@ -151,17 +151,17 @@ class Classifier:
     return found[0] if single else found
 
   def features(self, images: Images, name: str = 'head') -> np.ndarray:
-    """Returns what a stage of the network computes; of an ensemble, its first member.
+    """Returns the output of a stage of the network. For an ensemble, the first member computes it.
 
     Args:
       images: as for `probabilities`.
-      name: an end point, such as 'inception_3a', 'head' (the vector before the last layer) or 'logits'.
+      name: name of a stage, such as 'inception_3a', 'head' (the vector before the last layer) or 'logits'.
 
     Returns:
       float32 `[B, ...]`, or without the first axis for one image.
 
     Raises:
-      ValueError: there is no such stage; as `probabilities`.
+      ValueError: there is no such stage; see also `probabilities`.
     """
     batch, single = self._batch(images)
     size = self.config.image_size
@@ -253,9 +253,9 @@ def load(workdir: str | os.PathLike, step: int | str | None = None, mesh: Mesh |
 
   Args:
     workdir: folder of the run.
-    step: step of the checkpoint, or 'best' for the best on the validation images. By default the newest; one that was
-      saved in the middle of its first epoch, before its batch statistics were computed, only if there is no other.
-    mesh: devices that predict; by default all of this process.
+    step: step of the checkpoint, or 'best' for the best on the validation images. By default the newest. A
+      checkpoint that was saved before its batch statistics were computed is taken only if there is no other.
+    mesh: devices that predict; by default all devices of this process.
 
   Raises:
     UserError: there is no run, no such checkpoint, or the members were trained by different recipes.

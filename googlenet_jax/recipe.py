@@ -1,7 +1,8 @@
 """Recipes: every key once, with its default, meaning, range, and who may change it.
 
-A recipe is a Python file with a function `get_config` (see configs/). It starts from `default()` and changes what is
-its own. `--config.KEY=VALUE` changes single keys. A new key needs one line in KEYS, and the code that reads it.
+A recipe is a Python file with a function `get_config` (see configs/). It starts from `default()` and changes some
+keys. `--config.KEY=VALUE` changes single keys. A new key needs one line in KEYS, the code that reads it, and a line in
+docs/recipes.md.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from googlenet_jax.model.options import Options
 
 # Who may change a key after training began.
 NETWORK = 'network'  # nobody: the weights, or what the network sees, depend on it
-TRAINING = 'training'  # not a resumed run; evaluation does not read it
+TRAINING = 'training'  # only an evaluation, which does not read it; not a resumed run
 FREE = 'free'  # everybody: how long a run is, what it writes, where the same data lie
 
 
@@ -100,7 +101,7 @@ def default() -> ml_collections.ConfigDict:
 
 
 def from_flat(values: dict[str, Any]) -> ml_collections.ConfigDict:
-  """Makes a recipe of values by dotted key."""
+  """Makes a recipe from values by dotted key, such as `model.norm`."""
   config = ml_collections.ConfigDict()
   for name, value in values.items():
     part, _, last = name.rpartition('.')
@@ -111,7 +112,7 @@ def from_flat(values: dict[str, Any]) -> ml_collections.ConfigDict:
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-  """Returns the values of nested keys by dotted key; takes a recipe or a dict."""
+  """Returns the values of a recipe, or of nested dicts, by dotted key."""
   flat = {}
   for key, value in (tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree).items():
     flat.update(flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
@@ -140,7 +141,7 @@ def read(name: str) -> ml_collections.ConfigDict:
     name: path of the file. `PATH:TEXT` calls `get_config(TEXT)`.
 
   Raises:
-    UserError: there is no such file, or it raises; the text has the line of the recipe.
+    UserError: there is no such file, or its code raises an error; the text names the line of the recipe.
   """
   path, *argument = name.split(':', 1)
   file = pathlib.Path(path).expanduser().absolute()
@@ -176,7 +177,7 @@ def _recipes(path: str) -> str:
 
 
 def suggest(name: str) -> str:
-  """Returns a question that names the key or keys most like `name`, or where to find all."""
+  """Returns a question with the keys most like `name`, or the name of the page that lists all keys."""
   word = name.split('.')[-1].lower().replace('-', '_')
   last = {key: key.split('.')[-1] for key in KEYS}
   near = [key for key in KEYS if word in (last[key], ''.join(part[0] for part in last[key].split('_')))]
@@ -189,7 +190,7 @@ def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
   """Sets a key from the text of `--config.KEY=TEXT`.
 
   Raises:
-    UserError: the key is unknown, or the text is no value of its type.
+    UserError: the key is unknown, or the text is not a value of its type.
   """
   if name not in KEYS:
     raise UserError(f'--config.{name} is no key of a recipe. {suggest(name)}')
@@ -243,7 +244,7 @@ def _problems(key: Key, value: Any) -> Iterator[str]:
 
 
 def _check_together(config: ml_collections.ConfigDict) -> None:
-  """Checks what single keys do not show."""
+  """Checks keys against each other."""
   augment, ensemble = config.augment, config.ensemble
   if augment.random_interpolation and augment.min_area == 1:
     raise UserError('config.augment.random_interpolation acts on random crops: set config.augment.min_area below 1')

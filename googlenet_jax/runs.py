@@ -1,4 +1,4 @@
-"""What a workdir knows of its run: `run.json` holds the recipe, the classes, the image shape and the versions."""
+"""What a workdir knows about its run: `run.json` holds the recipe, the classes, the image shape and the versions."""
 
 import dataclasses
 import importlib.metadata
@@ -93,12 +93,12 @@ def _no_run(workdir: pathlib.Path) -> str:
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-  """Returns whether a run has saved a checkpoint; the rest of a killed save does not count."""
+  """Returns whether a run has saved a checkpoint. What a killed save left does not count."""
   return any(step.name.isdigit() for step in (workdir / 'checkpoints').glob('*'))
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Refuses a workdir whose checkpoints another recipe made.
+  """Refuses to train in a workdir whose checkpoints were made with another recipe.
 
   Raises:
     UserError: names the keys that differ, with both values; or `run.json` cannot be read.
@@ -113,7 +113,7 @@ def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Refuses a recipe for evaluation that is not the run's: keys that change no result may differ.
+  """Refuses to evaluate a run with another recipe. Keys that change no result may differ.
 
   Raises:
     UserError: names the keys that differ, with both values.
@@ -127,7 +127,7 @@ def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def is_run(workdir: pathlib.Path) -> bool:
-  """Returns whether a folder holds a run or an ensemble, at least its recipe."""
+  """Returns whether a folder holds a run or an ensemble. Its `run.json` is enough."""
   return (workdir / FILE).exists() or bool(_found(workdir))
 
 
@@ -154,7 +154,7 @@ def _found(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 def members(workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Finds the members of an ensemble, `member_0`, `member_1`, ...; a single run is its own only member.
+  """Finds the members of an ensemble, `member_0`, `member_1`, ...; a single run is its only member.
 
   Raises:
     UserError: a member of the ensemble is missing.
@@ -189,7 +189,7 @@ def check_alike(folders: list[pathlib.Path]) -> None:
 
 
 def _trained_by(config: ConfigDict) -> dict[str, Any]:
-  """The keys in which members of one ensemble agree."""
+  """Returns the keys that are equal in all members of an ensemble, with their values."""
   return {
     name: value
     for name, value in recipe.flatten(config).items()
@@ -198,7 +198,7 @@ def _trained_by(config: ConfigDict) -> dict[str, Any]:
 
 
 def ended(config: ConfigDict, folder: pathlib.Path) -> bool:
-  """Returns whether the run in a folder is as long as the recipe says, with its last checkpoint in place."""
+  """Returns whether the run in a folder is as long as the recipe says and still has its last checkpoint."""
   try:
     summary = json.loads((folder / 'summary.json').read_text())
     steps, epochs = summary['steps'], summary['epochs']
