@@ -4,8 +4,8 @@
   python main.py --config=configs/fashion_best.py --config.ensemble.members=7 --workdir=runs/seven
   python -m experiments.choices                      # what each choice is worth on held-out images
 
-Made for a GPU. It has not been trained to its end, so its accuracy is not known. Three choices were
-made on held-out images, in short runs on a CPU (d2l's stem, 3 epochs, one seed; experiments/results/choices/):
+Made for a GPU. It has not been trained to its end, so its accuracy is not known. Three choices were made
+on held-out images, in short runs on a CPU (d2l's stem, 3 epochs, one seed; experiments/results/choices/):
 
 - The learning rate is 0.05. Rates of 0.1 and 0.02 were worse.
 - There is no shift. With a shift of 3 pixels the accuracy was lower.

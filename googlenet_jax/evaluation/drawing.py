@@ -37,13 +37,13 @@ OTHER_FONTS = (
 
 @functools.cache
 def user_text() -> dict[str, Any]:
-  """Options of matplotlib for texts that come from users: `$` means a dollar, and other alphabets are possible."""
+  """Returns matplotlib options for texts from users: `$` is a dollar sign, and other alphabets are possible."""
   installed = {font.name for font in font_manager.fontManager.ttflist}
   return {'parse_math': False, 'family': ['DejaVu Sans', *(name for name in OTHER_FONTS if name in installed)]}
 
 
 def new_figure(height: float, title: str) -> Figure:
-  """A figure of `height` inches; a long title is broken into lines."""
+  """Makes a figure of `height` inches; a long title is broken into lines."""
   figure = Figure(figsize=(WIDTH, height), layout='constrained')
   lines = (fit(line, WIDTH * 72 - 24, TITLE, 3) for line in title.split('\n'))
   figure.suptitle('\n'.join(lines), fontsize=TITLE, **user_text())
@@ -73,7 +73,7 @@ def no_glyph_warnings() -> Iterator[None]:
 
 
 def percent(share: float) -> str:
-  """Whole percent, but never 0 % for something or 100 % for less than all."""
+  """Writes whole percent. Only 0 itself gives `0 %`, and only 1 itself gives `100 %`."""
   if 0 < share < 0.005:
     return '<1 %'
   return '>99 %' if 0.995 <= share < 1 else f'{100 * share:.0f} %'
@@ -88,9 +88,9 @@ def fit(text: str, points: float, size: float, lines: int = 1) -> str:
   """Breaks a text into lines, and takes out its middle if it is too long.
 
   Args:
-    text: what to write. Both ends stay, because class names often differ at the end.
+    text: what to write. Its start and its end are kept, because class names often differ at the end.
     points: width of a line.
-    size: of the font, in points.
+    size: font size in points.
     lines: greatest number of lines.
 
   Returns:

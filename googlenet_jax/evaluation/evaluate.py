@@ -15,7 +15,7 @@ from googlenet_jax.host import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The answers of a network, or of several together, to every image of a split, in its order."""
+  """The answers of a network or an ensemble to every image of a split, in the order of the split."""
 
   labels: np.ndarray  # int32 [N]
   log_probabilities: np.ndarray  # float32 [N, num_classes]
@@ -37,7 +37,7 @@ class Evaluation:
 
   def error(self, top: int = 1) -> float:
     """Returns the share of images whose class is not among the `top` likeliest."""
-    likeliest = np.argsort(-self.log_probabilities, axis=-1, kind='stable')[:, :top]  # the first of equals
+    likeliest = np.argsort(-self.log_probabilities, axis=-1, kind='stable')[:, :top]  # stable: ties in order
     return 1 - float(np.mean((likeliest == self.labels[:, None]).any(-1)))
 
   @property
@@ -70,7 +70,7 @@ def together(evaluations: Sequence[Evaluation]) -> Evaluation:
 def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[Evaluation]:
   """Runs every network of a classifier over every image of a split.
 
-  Each batch is gathered once for all networks. The last batch is filled up, and the filling dropped.
+  Each batch is gathered once for all networks. The last batch is filled up; answers to the filling are dropped.
 
   Args:
     classifier: the networks, and the devices that run them.
@@ -78,7 +78,7 @@ def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[
     crop_count: crops per image: 1, 10 or 144.
 
   Returns:
-    The evaluation of each network by itself; `together` combines them.
+    One evaluation per network; `together` combines them.
   """
   mesh, networks = classifier.mesh, classifier.networks
   batch_size = crops.batch_size(classifier.config.batch_size, crop_count, mesh.size)
@@ -88,7 +88,7 @@ def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[
     for variables in networks:
       outputs.append(step(variables, batch))
       if len(outputs) > ahead:
-        outputs[-1 - ahead] = jax.device_get(outputs[-1 - ahead])  # or a large split would fill the device
+        outputs[-1 - ahead] = jax.device_get(outputs[-1 - ahead])  # otherwise a large split would fill the device
   outputs = jax.device_get(outputs)
   own = (np.concatenate(outputs[i :: len(networks)])[: len(split)] for i in range(len(networks)))
   return [Evaluation(split.labels, log_probabilities) for log_probabilities in own]

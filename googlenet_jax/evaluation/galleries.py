@@ -52,7 +52,7 @@ def _mistakes_figure(evaluation: Evaluation, split: Split, class_names: Sequence
 def predictions(
   evaluation: Evaluation, split: Split, class_names: Sequence[str], path: pathlib.Path, title: str, name: str = 'test'
 ) -> None:
-  """Shows images spread evenly over a split, with what the network said of each and whether that is right.
+  """Shows images spread evenly over a split, each with the answer of the network and whether it is right.
 
   Args:
     evaluation: the answers to `split`.

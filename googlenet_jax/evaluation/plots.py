@@ -16,10 +16,10 @@ from googlenet_jax.evaluation import drawing
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, fit, percent, plural, user_text
 from googlenet_jax.evaluation.evaluate import Evaluation
 
-LOG_RATIO = 20  # the loss axis is logarithmic if the highest loss is more than so many times the median
-CELL_SHARES = 12  # with at most so many classes, cells of the confusion matrix hold counts and shares ...
-CELL_COUNTS = 20  # ... with at most so many, counts alone; with more, a list below the matrix has the numbers
-PAIRS = 15  # pairs of classes in that list at most
+LOG_RATIO = 20  # the loss axis is logarithmic if the highest loss is more than this many times the median
+CELL_SHARES = 12  # up to this many classes, cells of the confusion matrix have counts and shares
+CELL_COUNTS = 20  # up to this many, counts alone; above, a list below the matrix has the numbers
+PAIRS = 15  # largest number of pairs of classes in that list
 
 # A wide pale line with hollow squares stays visible below a thin broken line with dots.
 LINES = {
@@ -84,7 +84,7 @@ def _draw_line(axes: Axes, records: Sequence[dict[str, Any]], key: str, style: d
 
 
 def _limit_loss(axes: Axes, losses: Sequence[float]) -> None:
-  """Makes the axis logarithmic where a few very high losses would press the others flat."""
+  """Makes the axis logarithmic if a few very high losses would flatten the others."""
   losses = [loss for loss in losses if math.isfinite(loss) and loss > 0] or [1.0]
   if max(losses) > LOG_RATIO * np.median(losses):
     axes.set_yscale('log')
@@ -249,7 +249,7 @@ def _table_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
 
 
 def _draw_errors(axes: Axes, rows: Sequence[dict[str, Any]], top: int) -> None:
-  """Draws a line for one model or for an ensemble. For one model of several, bars show lowest and highest error."""
+  """Draws a line for one model or an ensemble. If it is a mean over models, bars show lowest and highest error."""
   models = rows[0]['models']
   style = {'color': drawing.ONE_MODEL, 'fmt': 'o-'} if models == 1 else {'color': drawing.ENSEMBLE, 'fmt': 's--'}
   label = '1 model' if models == 1 else f'{models} models together'

@@ -1,8 +1,9 @@
 """Batch statistics that fit the weights, for prediction (Wu and Johnson, 2021, "Rethinking 'Batch' in BatchNorm").
 
-The training step moves running statistics as PyTorch does: 90 % old, 10 % new. They lag behind the weights, and while
-the weights move fast a network with 57 normalised layers predicts nonsense with them. Training never reads them. Before
-an evaluation they are therefore replaced by those of recent training batches at the present weights.
+The training step keeps running averages of the statistics, as PyTorch does: 90 % old, 10 % new. They lag behind the
+weights. While the weights change fast, a network with 57 normalised layers predicts nonsense with them. Training never
+reads them. So before an evaluation they are replaced by the statistics of recent training batches at the current
+weights.
 """
 
 import math
@@ -24,7 +25,7 @@ EXAMPLES = 1024  # digits after one epoch: test loss 1.04 with 512 to 1,408 imag
 
 
 def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[..., Any]:
-  """Builds the jitted step `(params, batch_stats, seed, step, batch) -> batch_stats`: those of this batch alone.
+  """Builds the jitted step `(params, batch_stats, seed, step, batch) -> batch_stats`, from this batch alone.
 
   The images are those that the training step `step` sees; dropout is off.
   """
@@ -57,7 +58,7 @@ def recompute(
 
   Args:
     step_fn: from `make_statistics_step`.
-    networks: `(params, batch_stats)` of each.
+    networks: `(params, batch_stats)` of each network.
     split: training images.
     config: the recipe.
     seed: seed of the order of images and of augmentation.

@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: a run, or an ensemble of runs, by 1, 10 and 144 crops: the paper's table 3."""
+"""`--mode=evaluate`: evaluates a run or an ensemble with 1, 10 and 144 crops, as in the paper's table 3."""
 
 import pathlib
 import statistics
@@ -36,7 +36,7 @@ def evaluate_run(
   `evaluation.json` holds everything, `table.md` and `table.png` the table.
 
   Args:
-    config: the recipe of the run, where batch size and paths may differ.
+    config: the recipe of the run; batch size and paths may differ.
     workdir: folder of the run.
     step: step of the checkpoint, 'best', or None for the newest.
     split_name: 'train', 'validation' or 'test'.
@@ -80,15 +80,15 @@ def evaluate_crops(
   crop_counts: Sequence[int],
   write: Callable[[Sequence[dict[str, Any]], Evaluation], None],
 ) -> list[dict[str, Any]]:
-  """Evaluates by each number of crops in turn, and says how it goes.
+  """Evaluates with each number of crops in turn, and prints progress.
 
   Args:
     classifier: the networks.
     dataset: the data set of the split.
     split: images and labels.
     crop_counts: numbers from `crops.COUNTS`, ascending.
-    write: called after each number, because many crops take long and may be interrupted: with the rows so far, and the
-      answers of all networks together by the first number.
+    write: called after each number of crops, because many crops take long and may be interrupted. It gets the rows so
+      far, and the answers of all networks together with the first number of crops.
 
   Returns:
     The rows of the table, sorted by models and crops.
@@ -119,7 +119,7 @@ def row(evaluations: Sequence[Evaluation], models: int, crop_count: int, base: d
 
   Args:
     evaluations: one per model.
-    models: 1 for the mean over the models, each alone; their number for all of them together.
+    models: 1 for the mean over the models, each evaluated alone; the number of models for all of them together.
     crop_count: crops per image.
     base: the row that gains refer to; None for the base itself.
 
@@ -138,7 +138,7 @@ def row(evaluations: Sequence[Evaluation], models: int, crop_count: int, base: d
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-  """The table as Markdown."""
+  """Returns the table as Markdown."""
   lines = [HEAD, ['---'] * len(HEAD)]
   for r in rows:
     gains = [100 * r[key] for key in ('top1_gain', 'top5_gain')]
@@ -184,7 +184,7 @@ def _write(
       'split': split_name,
       'step': step,
       'examples': len(first.labels),
-      'models': rows[-1]['models'],  # what follows is of so many models together, by so many crops
+      'models': rows[-1]['models'],  # the values below: this many models together, this many crops
       'crops': rows[0]['crops'],
       'accuracy': first.accuracy,
       'loss': first.loss,

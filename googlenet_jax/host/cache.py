@@ -27,13 +27,13 @@ def use_compilation_cache() -> None:
 def arrays(
   name: str, sources: Sequence[pathlib.Path], read: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays that `read` makes of some files, from the cache if the files have not changed.
+  """Returns the arrays that `read` makes from some files; from the cache if the files have not changed.
 
   Files count as unchanged if path, size and modification time are the same. A cached file has checksums. If it is
   damaged or cannot be written, the sources are read.
 
   Args:
-    name: name of the cached file; sources in another folder get another file.
+    name: begins the name of the cached file. The folder of the sources decides how it ends.
     sources: the files.
     read: reads the sources and returns named arrays.
   """

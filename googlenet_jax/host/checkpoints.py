@@ -1,6 +1,6 @@
 """Checkpoints of a run. Orbax writes them in the background; checksums find damage that Orbax does not.
 
-The two newest are kept, so damage to one loses no run, and the best by validation accuracy where there is one.
+The two newest are kept, so damage to one loses no run. The one with the best validation accuracy is kept too.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from orbax.checkpoint import checkpoint_managers
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError
 
-NO_ACCURACY = -1.0  # of a checkpoint without validation: worse than every accuracy
+NO_ACCURACY = -1.0  # stands for "not validated": lower than every accuracy
 BEST = 'best'
-# Orbax numbers the saves of a process with one counter: two at once mix up their answers, lose files or wait for ever.
+# Orbax has one counter for all saves of a process. Two saves at once mix up their answers, lose files or wait forever.
 _one_save = threading.Lock()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Silences warnings of Orbax about our own options, as that a reader saves nothing."""
+  """Silences Orbax's warnings about our options, such as that a read-only manager saves nothing."""
   level = logging.get_verbosity()
   logging.set_verbosity(min(level, logging.ERROR))
   yield
@@ -46,8 +46,8 @@ class Checkpoints:
 
     Args:
       workdir: folder of the run.
-      read_only: change nothing in the folder. What looks like the rest of a killed save may be a save under way.
-      one_at_a_time: other threads save other runs. Each save waits for the others and until it is on disk.
+      read_only: change nothing in the folder. What looks like a killed save may be a save in progress.
+      one_at_a_time: for threads that save several runs. Each save waits for its turn, and until it is on disk.
     """
     self.directory = workdir.resolve() / 'checkpoints'
     self.read_only = read_only
@@ -94,17 +94,17 @@ class Checkpoints:
   def save(
     self, step: int, items: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None, fresh: bool = True
   ) -> None:
-    """Writes a checkpoint, in the background unless `one_at_a_time`; a step that is saved already is left alone.
+    """Writes a checkpoint, in the background unless `one_at_a_time`. Does nothing if the step is saved already.
 
     Args:
       step: number of steps taken.
       items: trees of arrays; each can be restored without the others.
-      meta: JSON values to keep beside it.
+      meta: JSON values to save with the items.
       accuracy: accuracy on the validation images, if there are any. The best checkpoint is kept.
       fresh: whether the batch statistics fit the weights, see `evaluation/statistics.py`.
 
     Raises:
-      UserError: a weight is not finite, or the disk does not take it.
+      UserError: a weight is not finite, or writing fails.
     """
     if step in self._manager.all_steps():
       return
@@ -117,7 +117,7 @@ class Checkpoints:
     with _one_save if self._one_at_a_time else contextlib.nullcontext():
       try:
         taken = self._manager.save(step, args=arguments, metrics=metrics)
-      except Exception as error:  # also an error of the save before, from its thread
+      except Exception as error:  # perhaps an error of the previous save, from its thread
         raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
       if self._one_at_a_time:
         self.wait()
@@ -129,7 +129,7 @@ class Checkpoints:
 
     Args:
       items: the items to read, as trees of `jax.ShapeDtypeStruct` with shardings.
-      step: which one.
+      step: step of the checkpoint.
 
     Returns:
       The items on their devices, and the `meta` that was saved.
@@ -155,8 +155,8 @@ class Checkpoints:
   ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Reads the newest checkpoint that is not damaged, or one given step.
 
-    Damaged checkpoints newer than the one read are deleted, unless this is read-only. Orbax saves no step that it has
-    and none before it, so the run would find them damaged for ever.
+    Damaged checkpoints that are newer than the one read are deleted, unless this is read-only. Otherwise the run could
+    not replace them: Orbax saves no step that it has, and no step before it.
 
     Args:
       items: as for `restore`.
@@ -206,7 +206,7 @@ class Checkpoints:
     """Returns when everything is on disk.
 
     Raises:
-      UserError: the disk did not take it.
+      UserError: writing failed.
     """
     try:
       self._manager.wait_until_finished()
@@ -220,7 +220,7 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-  full = 'No space left on device'  # far back in TensorStore's text
+  full = 'No space left on device'  # stands far back in TensorStore's long text
   return full if full in str(error) else str(error)[:200]
 
 

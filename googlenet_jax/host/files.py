@@ -13,7 +13,7 @@ from googlenet_jax.host.errors import UserError
 
 
 def is_writer() -> bool:
-  """Whether this process writes the files of a run: the first one does, the others keep quiet."""
+  """Returns whether this process writes the files of a run. Only the first process does."""
   return jax.process_index() == 0
 
 

@@ -28,12 +28,12 @@ def check_divides(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
 def cut(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch whose first axis is cut over the devices."""
+  """Returns the sharding of a batch whose first axis is cut over the devices."""
   return NamedSharding(mesh, P(AXIS))
 
 
@@ -50,7 +50,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 def steps_ahead() -> int:
   """Returns how many steps the host may start before the device has finished the current one.
 
-  Two hide the host's work from a GPU or TPU. A CPU has nothing to hide it behind, and each step under way holds its
-  working memory.
+  With two steps a GPU or TPU stays busy while the host works. A CPU gains nothing from it, and each started step holds
+  its working memory.
   """
   return 0 if jax.default_backend() == 'cpu' else 2

@@ -28,9 +28,9 @@ class StopRequest:
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
     if self.signal is not None:
-      os._exit(128 + number)  # SystemExit would wait for threads; a checkpoint half written does not count
+      os._exit(128 + number)  # SystemExit would wait for threads; a half-written checkpoint does not count
     self.signal = signal.Signals(number)
-    # Not print: the signal may have interrupted one.
+    # print could fail here: the signal may have interrupted another print.
     os.write(2, f'\n{self.signal.name}: saving after this step; a second signal ends at once\n'.encode())
 
   def exit(self) -> None:

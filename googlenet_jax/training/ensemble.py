@@ -1,4 +1,4 @@
-"""Trains a recipe: one network, or an ensemble whose members differ in every random choice (section 7 of the paper)."""
+"""Trains a recipe: one network, or an ensemble (section 7 of the paper). Members differ in their random choices."""
 
 import concurrent.futures
 import errno
@@ -45,12 +45,12 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   except OSError as error:
     if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
-    raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk names no file
+    raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk: the error names no file
   return classifier.load(workdir)
 
 
 def members(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[ConfigDict, pathlib.Path]]:
-  """Returns recipe and folder of every member; a single run is its own only member."""
+  """Returns recipe and folder of every member; a single run is its only member."""
   count = config.ensemble.members
   if count == 1:
     return [(config, workdir)]
@@ -69,8 +69,8 @@ def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) 
   of the devices. A recipe of one member is trained in `workdir` itself.
 
   Raises:
-    UserError: as `loop.train`; side by side is asked for over several processes; a member has ended that was trained
-      for another number of epochs or steps.
+    UserError: as `loop.train`; `side_by_side` is set and there are several processes; a member has ended after another
+      number of epochs or steps.
     SystemExit: interrupted by a signal, after saving.
   """
   all_members = members(config, workdir)
@@ -95,7 +95,7 @@ def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) 
 
 
 def not_ended(all_members: list[tuple[ConfigDict, pathlib.Path]]) -> list[tuple[ConfigDict, pathlib.Path]]:
-  """Returns the members that are not trained to their end.
+  """Returns the members whose training has not ended.
 
   Raises:
     UserError: another recipe trained a member, or it ended after another number of epochs or steps.
@@ -143,7 +143,7 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
   if jax.process_count() > 1:
     raise UserError('config.ensemble.side_by_side is for one process: leave it out, members then use all processes')
   devices = jax.devices()
-  # Counted over all members, not over those left: a run continues with as many devices as it began with.
+  # All members count, not only those that are left: a resumed run must have as many devices as before.
   count = min(left[0][0].ensemble.members, len(devices))
   share = len(devices) // count
   failed = {}
@@ -155,7 +155,7 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
       console.prefix.set(f'{config.ensemble.member}: ')
       try:
         _train_one(config, folder, stop, dataset, devices[place * share : (place + 1) * share])
-      except Exception as error:  # the others continue; shown at once, because they may take hours
+      except Exception as error:  # the others continue; this is shown now, because they may take hours
         console.say(f'error: {error}')
         failed[config.ensemble.member] = error
 
@@ -169,7 +169,7 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
   for future in futures:
     future.result()
   for error in failed.values():
-    if not isinstance(error, UserError | OSError):  # not the user's mistake: with its traceback
+    if not isinstance(error, UserError | OSError):  # not a mistake of the user: show the traceback
       raise error
   if failed:
     raise UserError(

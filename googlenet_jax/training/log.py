@@ -21,7 +21,7 @@ RECORD = {
 
 
 class MetricsLog:
-  """The log of one run; the first process writes, the others keep quiet."""
+  """The log of one run. Only the first process writes."""
 
   def __init__(self, workdir: pathlib.Path, first_step: int):
     """Opens the log, and drops what an interrupted run wrote after `first_step`, its last checkpoint."""
@@ -38,9 +38,9 @@ class MetricsLog:
     self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends a record, with the keys of RECORD, and with auxiliary classifiers the parts of the loss.
+    """Appends a record with the keys of RECORD. With auxiliary classifiers it also has the parts of the loss.
 
-    A record that the log has already is not written again, so a finished run can be started once more.
+    A record that the log has already is not written again, so a finished run can be started again.
     """
     last = self.records[-5:]  # one step writes at most train, and validation and test with averaged and raw weights
     if any((r['step'], r['split']) == (record['step'], record['split']) for r in last):
@@ -65,7 +65,7 @@ _importing = threading.Lock()
 
 
 def _summary_writer() -> Any:
-  """Returns tensorboardX's class, without the second that it takes to import PyTorch where that is installed."""
+  """Returns tensorboardX's class. It hides PyTorch, which tensorboardX would otherwise import for a second."""
   with _importing:  # several runs may begin at the same time
     hidden = 'torch' not in sys.modules
     if hidden:

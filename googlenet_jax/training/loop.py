@@ -1,4 +1,4 @@
-"""Training from the first step to the pictures at the end, to be read from top to bottom."""
+"""Training from the first step to the pictures at the end. Read it from top to bottom."""
 
 import concurrent.futures
 import contextlib
@@ -52,13 +52,13 @@ def train(
   devices: Sequence[jax.Device] | None = None,
   dataset: Dataset | None = None,
 ) -> None:
-  """Trains the recipe `config` in `workdir`, or continues to.
+  """Trains the recipe `config` in `workdir`, or continues the run that is there.
 
   Args:
     config: the recipe.
     workdir: folder of the run.
-    stop: when its signal comes, the run is saved and this returns.
-    devices: devices to train on, while other runs train on others; by default all.
+    stop: when its signal comes, the run is saved and this function returns.
+    devices: devices to train on, if other runs train on the others; by default all.
     dataset: the data set of the recipe, if it is loaded already.
 
   Raises:
@@ -88,7 +88,7 @@ def train(
     if step < plan.last_step:
       console.say(f'stopped at step {step} of {plan.last_step}, saved')
       return
-    if not evaluations:  # the run had ended before: its pictures and summary are made again
+    if not evaluations:  # the run had ended before: make its pictures and summary again
       evaluations = evaluate_and_log(plan, state, log)
       summary.draw_curves(config, log.records, workdir, plan.dataset)
 
@@ -108,13 +108,13 @@ def train_steps(
   log: MetricsLog,
   stop: StopRequest,
 ) -> tuple[TrainState, dict[str, Evaluation]]:
-  """The loop: steps, log points, evaluations and checkpoints up to the last step, or to a signal."""
+  """Runs the loop: steps, log points, evaluations and checkpoints, until the last step or a signal."""
   config, first_step = plan.config, int(state.step)
   batches = pipeline.train_batches(plan.dataset.train, config.batch_size, int(state.seed), first_step, plan.mesh)
   batch = next(batches)
   train_step = compile_train_step(plan, state, batch, meta)
   epoch, recent, evaluations, ahead = Metrics(**meta['epoch_sums']), [], {}, sharding.steps_ahead()
-  can_evaluate = False  # evaluation is compiled at its first use, so that the first step need not wait for it
+  can_evaluate = False  # evaluation is compiled at its first use, so the first step does not wait for it
   progress, watch = console.Progress(first_step, plan.last_step, plan.steps_per_epoch), console.Stopwatch()
   with contextlib.closing(progress):
     watch.start()
@@ -145,12 +145,12 @@ def train_steps(
       if (ends_epoch or save_now) and not can_evaluate:
         compile_evaluation(plan, state, meta)
         can_evaluate = True
-      if save and can_evaluate:  # at a signal before that, there is no time to compile
+      if save and can_evaluate:  # if a signal comes before that, there is no time to compile
         state = fit_statistics(plan, state)
       if ends_epoch:
         evaluations = evaluate_and_log(plan, state, log)
 
-      # Save, before anything that needs a screen or a pipe
+      # Save before printing, because printing fails if the terminal or pipe is closed
       if save:
         validation = evaluations.get('validation') if ends_epoch else None
         fresh = can_evaluate or plan.statistics_step is None
@@ -167,11 +167,11 @@ def train_steps(
   return state, evaluations
 
 
-# What the loop calls, in the order in which it does ------------------------------------------------------------------
+# Functions that the loop calls, in the order of the calls ------------------------------------------------------------
 
 
 def make_plan(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, dataset: Dataset | None) -> Plan:
-  """Loads the data set, and finds how long the run is and how it learns."""
+  """Loads the data set, and works out the length of the run, its learning rate and its optimizer."""
   sharding.check_divides(config.batch_size, mesh, config.micro_batches)
   dataset = dataset or datasets.load(**config.data)
   steps_per_epoch = pipeline.steps_per_epoch(len(dataset.train), config.batch_size)
@@ -194,7 +194,7 @@ def make_plan(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, dataset: Da
 
 
 def new_meta(config: ConfigDict) -> dict[str, Any]:
-  """Counts of the whole run, kept beside every checkpoint; here those of a run that has not begun."""
+  """Returns the counts of a run that has not begun. They are saved with every checkpoint."""
   counts = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0}
   return {**counts, 'epoch_sums': Metrics.zero().to_json(), 'epochs': config.epochs}
 
@@ -202,7 +202,7 @@ def new_meta(config: ConfigDict) -> dict[str, Any]:
 def compile_train_step(
   plan: Plan, state: TrainState, batch: dict[str, jax.Array], meta: dict[str, Any]
 ) -> Callable[..., Any]:
-  """Compiles the training step ahead, so that speed is that of training alone; draws `augmentations.png` meanwhile."""
+  """Compiles the training step before the clock starts, and draws `augmentations.png` at the same time."""
   meta['epochs'] = plan.config.epochs
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     samples = None
@@ -223,14 +223,14 @@ def add_up(
   """Adds the metrics of the newest steps, on the host.
 
   Args:
-    plan: of the training.
-    recent: one per step since the last log point.
+    plan: what does not change during training.
+    recent: metrics of each step since the last log point.
     step: steps taken.
-    epoch: sums since the epoch began, without these.
-    saved: names the newest checkpoint if a loss is not finite.
+    epoch: sums since the epoch began, without `recent`.
+    saved: checkpoints; the error message names the newest one.
 
   Returns:
-    Sums over these steps, and sums since the epoch began. Those start anew with the first step of an epoch.
+    Sums over these steps, and sums since the epoch began. The second sums start at zero in each epoch.
 
   Raises:
     UserError: the loss of a step was not finite.
@@ -263,7 +263,7 @@ def make_record(plan: Plan, step: int, split: str, means: dict[str, float], spee
     'split': split,
     'loss': loss,
     'accuracy': accuracy,
-    'learning_rate': float(plan.learning_rate_fn(step - 1)),  # of the last step taken
+    'learning_rate': float(plan.learning_rate_fn(step - 1)),  # the rate of the last step
     'examples_per_second': speed,
     **{name: value for name, value in means.items() if name.startswith('loss_')},
   }
@@ -298,8 +298,8 @@ def evaluate_and_log(plan: Plan, state: TrainState, log: MetricsLog) -> dict[str
   """Evaluates on the validation and test images and writes the records.
 
   Returns:
-    The evaluation by split. Where weights are averaged these are what is evaluated, and `test_raw` is that of the raw
-    weights.
+    The evaluations by name. If weights are averaged, 'test' has the averaged weights and 'test_raw' the raw weights;
+    the same for 'validation' and 'validation_raw'.
   """
   plan.classifier.networks = networks(state)
   evaluations = {}

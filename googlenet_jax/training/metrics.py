@@ -1,4 +1,4 @@
-"""What training counts: sums over examples, made on the device, added and divided on the host."""
+"""What training counts: sums over examples. The device makes them; the host adds and divides them."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from flax import struct
 class Metrics(struct.PyTreeNode):
   """Sums over the examples of one step, or of several.
 
-  `losses['loss']` is the loss of the logits. With auxiliary classifiers there are also theirs, 'aux_4a' and 'aux_4d',
-  and the 'total' that is minimised.
+  `losses['loss']` is the loss of the logits. With auxiliary classifiers there are also their losses,
+  'aux_4a' and 'aux_4d', and 'total', which is minimised.
   """
 
   losses: dict[str, Any]  # float sums
@@ -38,5 +38,5 @@ class Metrics(struct.PyTreeNode):
     return all(np.isfinite(value) for value in jax.tree.leaves(self.losses))
 
   def to_json(self) -> dict[str, Any]:
-    """JSON values; `Metrics(**values)` is the same sums."""
+    """Returns JSON values; `Metrics(**values)` gives the same sums."""
     return {'losses': dict(self.losses), 'correct': self.correct, 'count': self.count}

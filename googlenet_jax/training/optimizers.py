@@ -1,4 +1,4 @@
-"""Learning-rate schedules and momentum SGD, thin over Optax."""
+"""Learning-rate schedules and momentum SGD, built from Optax."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ SCHEDULES = ('step', 'constant', 'cosine', 'one_cycle')
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
   r"""The learning rate as a function of the step.
 
-  With base rate $\eta$, epoch $e$ (whole epochs behind the step), step $t$ and $T$ steps in all:
+  With base rate $\eta$, epoch $e$ (whole epochs before the step), step $t$ and $T$ steps in all:
 
   - 'step': $\eta \cdot 0.96^{\lfloor e / 8 \rfloor}$, the paper's fall of 4 % every 8 epochs;
   - 'constant': $\eta$;
@@ -47,7 +47,7 @@ def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransforma
 
   $g \\leftarrow \\nabla L$, clipped to global norm `clip_norm` if that is set; $g \\leftarrow g + \\lambda w$ for
   kernels; $v \\leftarrow \\mu v + g$; $w \\leftarrow w - \\eta v$ (Nesterov: $w - \\eta (g + \\mu v)$). This is
-  PyTorch's SGD, but that biases and the parameters of batch normalisation do not decay.
+  PyTorch's SGD, except that biases and the parameters of batch normalisation do not decay.
 
   Args:
     config: with `momentum, nesterov, weight_decay, clip_norm`.
@@ -67,7 +67,7 @@ def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def average_decay(step: jax.Array, decay: float) -> jax.Array:
-  """The share that averaged weights keep at a step: `decay`, less in the first steps, as these are soon out of date.
+  """Returns the share that the average keeps at a step: `decay`, or less at first, when old weights are soon outdated.
 
   min(decay, (1 + step) / (10 + step)), as TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
   """

@@ -65,7 +65,7 @@ def with_statistics(state: TrainState, batch_stats: list[Any], mesh: Mesh) -> Tr
 
 
 def abstract(state: Any) -> Any:
-  """Returns shapes, dtypes and shardings of a state: enough to read one back into."""
+  """Returns shapes, dtypes and shardings of a state, which are enough to restore one."""
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
 
 

@@ -38,7 +38,7 @@ def loss_fn(
     config: the recipe.
 
   Returns:
-    The loss to minimise, and beside it the new running statistics, the mean losses by name (see `Metrics`), and the
+    The loss to minimise, and a tuple: the new running statistics, the mean losses by name (see `Metrics`), and the
     number of right answers.
   """
   model = nnx.merge(graphdef, params, batch_stats)
@@ -56,9 +56,9 @@ def loss_fn(
 
 
 def gradients(grad_fn, params, batch_stats, batch, keys, parts: int):
-  """Takes the gradient of a batch, whole or in micro-batches one after another.
+  """Computes the gradient of a batch, at once or in micro-batches one after another.
 
-  Micro-batch i holds every example whose position is i modulo `parts`: an equal share of it lies on each device.
+  Micro-batch i holds every example whose position is i modulo `parts`. Each device has an equal share of it.
 
   Args:
     grad_fn: `jax.grad(loss_fn, has_aux=True)` with the network and the recipe filled in.
@@ -107,7 +107,7 @@ def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, co
   """Builds the jitted step `(state, batch) -> (state, metrics)`; the state given is donated.
 
   The step is written for the whole batch. The batch is cut over the devices of the mesh, and XLA adds what the devices
-  have to exchange: batch statistics, gradients and losses. N devices give what one gives, except for the order of
+  have to exchange: batch statistics, gradients and losses. N devices compute what one computes, except for the order of
   floating point sums. The same step in the idiom of `pmap` (`shard_map`, with means over the axis by hand) was as fast,
   as exact, and longer.
   """

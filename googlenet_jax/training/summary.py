@@ -1,4 +1,4 @@
-"""What a run says at its start and leaves at its end: functions of values."""
+"""What a run prints at its start and its end, `summary.json`, and the pictures of a run."""
 
 import pathlib
 import time
@@ -30,7 +30,7 @@ def estimate(multiply_adds: int, examples: int) -> float:
 
   Args:
     multiply_adds: multiply-adds of the forward pass of one image; the backward pass takes twice as many.
-    examples: images to train on, counted as often as they come.
+    examples: images to train on; each counts as often as it is used.
 
   Returns:
     Hours, right within a factor of about two.
@@ -70,7 +70,7 @@ def introduction(
 def where_it_stands(
   config: ConfigDict, classifier: Classifier, step: int, last_step: int, epochs_before: int
 ) -> list[str]:
-  """Says where the run stands, and warns of what takes hours.
+  """Says where the run stands, and warns if the rest takes hours.
 
   Args:
     config: the recipe.
@@ -186,7 +186,7 @@ def summary(
     config: the recipe.
     meta: counts of the whole run, see `loop.new_meta`.
     train: mean loss and accuracy of the last epoch.
-    evaluations: by split; with averaged weights also of `test_raw`.
+    evaluations: by name, see `loop.evaluate_and_log`.
     step: steps taken.
     steps_per_epoch: steps in an epoch.
     classifier: the network.
@@ -213,7 +213,7 @@ def summary(
 
 
 def last_lines(found: dict[str, Any], workdir: pathlib.Path, mesh: Mesh) -> str:
-  """Says where everything is, and ends with d2l's two lines."""
+  """Says where the files are, and ends with the two lines that d2l prints."""
   return '\n'.join(
     [
       f'In {workdir}: predictions.png, mistakes.png, confusion.png, curves.png, augmentations.png, summary.json',
