@@ -41,7 +41,7 @@ DEFAULT_RECIPE = 'configs/default.py'
 
 
 class Contender(NamedTuple):
-  """A module to start, its environment, and what `make` gets besides the case."""
+  """A module to start, its environment, and extra arguments for `make`."""
 
   module: str
   environment: dict[str, str] = {}

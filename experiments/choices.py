@@ -63,7 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.error('--seeds must be at least 1')
   try:
     if not recipe.read(str(ROOT / options.config)).data.validation_examples:
-      parser.error(f'--config={options.config} holds no images out (data.validation_examples=0), so none could decide')
+      parser.error(
+        f'--config={options.config} holds no images out (data.validation_examples=0), so choices cannot be compared'
+      )
   except UserError as error:
     parser.error(str(error))
   return options

@@ -46,7 +46,7 @@ class Instruction(NamedTuple):
     return 'backward' if 'transpose(' in self.op_name else 'forward'
 
 
-OTHER = Instruction('', '', '', (), '')  # a kernel that belongs to no instruction
+OTHER = Instruction('', '', '', (), '')  # a kernel that is not part of any instruction
 
 
 def parse(text: str, package: str = 'googlenet_jax') -> dict[str, Instruction]:
@@ -218,20 +218,20 @@ def shares(totals: collections.Counter, wall: float) -> str:
 
 
 def jax_section(found: dict[str, Any]) -> str:
-  """Our step by kind, and the dearest instructions."""
+  """Our step by kind, and the slowest instructions."""
   kinds = collections.Counter()
   for _, value, kind_, *_ in found['rows']:
     kinds[kind_] += value
-  dearest = sorted(found['rows'], key=lambda row: -row[1])[:DEAREST]
-  lines = [[f'`{n}`', number(v), f'`{shape}`', k, o.replace('|', '/')] for n, v, k, o, shape in dearest]
-  parts = [shares(kinds, found['wall']), table(['dearest instructions', 'ms', 'result', 'kind', 'origin'], lines)]
+  slowest = sorted(found['rows'], key=lambda row: -row[1])[:DEAREST]
+  lines = [[f'`{n}`', number(v), f'`{shape}`', k, o.replace('|', '/')] for n, v, k, o, shape in slowest]
+  parts = [shares(kinds, found['wall']), table(['slowest instructions', 'ms', 'result', 'kind', 'origin'], lines)]
   return '\n'.join([f'Ours: {number(found["wall"])} ms a step.\n', *parts])
 
 
 def torch_section(found: dict[str, Any]) -> str:
   """PyTorch's step by operator."""
-  dearest = sorted(found['rows'], key=lambda row: -row[1])[:DEAREST]
-  lines = [[f'`{n[:80]}`', number(v), f'{v / found["wall"]:.1%}', f'{c:.0f}'] for n, v, c in dearest]
+  slowest = sorted(found['rows'], key=lambda row: -row[1])[:DEAREST]
+  lines = [[f'`{n[:80]}`', number(v), f'{v / found["wall"]:.1%}', f'{c:.0f}'] for n, v, c in slowest]
   head = f'PyTorch eager, channels_last: {number(found["wall"])} ms a step.\n'
   return '\n'.join([head, table(['operator', 'ms a step, its own', 'share', 'calls'], lines)])
 

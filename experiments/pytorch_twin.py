@@ -1,7 +1,7 @@
-"""The article's network and training step in PyTorch: what the JAX network is compared with.
+"""d2l's network and training step in PyTorch, for comparison with the JAX network.
 
-The same table, the same names as googlenet_jax/models.py, the same initial distribution. Idiomatic PyTorch, channels
-first in the arguments; `channels_last` is a memory format that the caller sets.
+The table, the names and the distribution of the initial weights are those of googlenet_jax/model/googlenet.py. The code
+is plain PyTorch: arguments are channels first, and `channels_last` is a memory format that the caller sets.
 """
 
 import torch
@@ -45,7 +45,7 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-  """The article's network: `[B, channels, H, W]` in [0, 1] to logits `[B, num_classes]`."""
+  """d2l's network: `[B, channels, H, W]` in [0, 1] to logits `[B, num_classes]`."""
 
   def __init__(self, num_classes=10, channels=1):
     super().__init__()

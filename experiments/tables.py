@@ -43,7 +43,7 @@ def cpu_model() -> str:
   return fields['model name'] + (f' ({", ".join(details)})' if details else '')
 
 
-def commit() -> str:
+def _commit() -> str:
   """The commit that is checked out, with a '+' if files have changed since; empty without git."""
   try:
     run = lambda *words: subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -52,11 +52,14 @@ def commit() -> str:
     return ''
 
 
+COMMIT = _commit()  # when the script starts
+
+
 def written_by(*packages: str, **versions: str) -> str:
   """One line: the running command, the commit, and the versions of Python, of `packages` installed here and others."""
   command = shlex.join(['python', '-m', f'experiments.{pathlib.Path(sys.argv[0]).stem}', *sys.argv[1:]])
   versions = {'Python': platform.python_version()} | {p: importlib.metadata.version(p) for p in packages} | versions
-  at = f' at commit {commit()}' if commit() else ''
+  at = f' at commit {COMMIT}' if COMMIT else ''
   return f'Written by `{command}`{at}; {", ".join(map(" ".join, versions.items()))}.'
 
 
