@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = '0.2.0'
 
-# Imported at first use: main.py may start itself anew before JAX is there.
+# Imported at first use: main.py may restart itself before JAX is imported.
 _HOMES = {
   'Classifier': 'googlenet_jax.classifier',
   'GoogLeNet': 'googlenet_jax.model.googlenet',

@@ -145,7 +145,7 @@ def _download_and_prepare(builder, source_dir):
   except ImportError as error:
     raise UserError(
       f'TFDS needs {error.name} to prepare {builder.name}: prepare it on a machine with {error.name}, with '
-      "file_format='array_record', and give that folder as data.data_dir"
+      "file_format='array_record', and pass that folder as data.data_dir"
     ) from error
   except (DownloadError, NonMatchingChecksumError) as error:
     raise UserError(f'{builder.name} could not be downloaded ({error}). {_ways_out(builder.name)}') from error

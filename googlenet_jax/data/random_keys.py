@@ -1,12 +1,13 @@
 """Random keys: one for each example, made from (seed, step, position in the global batch), and a stream for each use.
 
-Nothing else enters. A batch is therefore the same for any number of devices, and in a run that was interrupted.
+Nothing else changes a key. A batch is therefore the same for any number of devices, and in a run that was interrupted.
 """
 
 import jax
 import numpy as np
 
-SHIFT, FLIP, DROPOUT, CROP, PHOTOMETRIC, ERASING = range(6)  # numbers of the streams
+# Numbers of the streams. Add new ones at the end: other numbers would change the results of every recipe.
+SHIFT, FLIP, DROPOUT, CROP, PHOTOMETRIC, ERASING = range(6)
 
 
 def example_keys(seed: int | jax.Array, step: jax.Array, positions: jax.Array) -> jax.Array:

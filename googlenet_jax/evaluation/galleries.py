@@ -127,7 +127,7 @@ def augmentations(
     labels: names of their classes.
     path: the PNG to write.
     title: recipe and data.
-    used: texts for the augmentations that are on, such as 'shift up to 2 px'.
+    used: texts for the augmentations that are on, such as 'shifts up to 2 px'.
   """
   drawing.save(_augmentations_figure(stored, seen, labels, title, used), path)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-# Smallest input in pixels: every halving of the map (five, or three) still has two pixels to choose from.
+# Smallest input in pixels: the map has at least two pixels before every halving (five, or three).
 MIN_IMAGE_SIZE = {'article': 17, 'small': 5}
 AUXILIARY_POOL = 5  # pixels: side of the paper's pooling window in the auxiliary classifiers; its stride is 3
 

@@ -95,8 +95,8 @@ def train(
   # What a run leaves behind ------------------------------------------------------------------------------------------
   train = Metrics(**meta['epoch_sums']).mean()
   found = summary.summary(config, meta, train, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
-  files.write_json(workdir / 'summary.json', found)
   summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step)
+  files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
   console.say(summary.last_lines(found, workdir, plan.mesh))
 
 

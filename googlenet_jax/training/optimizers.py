@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ('step', 'constant', 'cosine', 'one_cycle')
+from googlenet_jax import recipe
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
@@ -39,7 +39,7 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
       return optax.cosine_decay_schedule(rate, total)
     case 'one_cycle':
       return optax.cosine_onecycle_schedule(total, rate, final_div_factor=1e4)
-  raise ValueError(f'schedule={config.schedule!r} is unknown: choose from {", ".join(SCHEDULES)}')
+  raise ValueError(f'schedule={config.schedule!r} is unknown: choose from {", ".join(recipe.KEYS["schedule"].choices)}')
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
