@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import signal
@@ -10,7 +11,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from absl import app, flags
 from jax.sharding import Mesh
@@ -22,8 +22,8 @@ from googlenet_jax.data import datasets
 from googlenet_jax.evaluation import statistics
 from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.model import googlenet
-from googlenet_jax.training import loop
-from googlenet_jax.training.state import create_state, items
+from googlenet_jax.training import loop, summary
+from googlenet_jax.training.state import TrainState, items
 
 
 def take_two_devices(patch):
@@ -57,10 +57,10 @@ load = datasets.load  # as it is without patches
 
 
 def small_digits():
-  """Half of the digits: 11 steps of 64 images an epoch, and 104 test images."""
+  """A quarter of the digits: 11 steps of 32 images an epoch, and 104 test images."""
   digits = load('digits')
   few = lambda split, count: datasets.Split(split.images[:count], split.labels[:count])
-  return dataclasses.replace(digits, train=few(digits.train, 720), test=few(digits.test, 104))
+  return dataclasses.replace(digits, train=few(digits.train, 360), test=few(digits.test, 104))
 
 
 _programs = {}
@@ -91,13 +91,19 @@ def share_programs(patch):
 
 
 def make_whole_runs_cheap(patch):
-  """A small network, half of the digits, two devices, and statistics of few images."""
+  """A small network, a quarter of the digits, two devices, and statistics of few images."""
   digits = small_digits()
   patch.setattr(googlenet, 'TABLE', small_table())
   patch.setattr(datasets, 'load', lambda **_: digits)
-  patch.setattr(statistics, 'EXAMPLES', 256)
+  patch.setattr(statistics, 'EXAMPLES', 128)
   take_two_devices(patch)
   share_programs(patch)
+
+
+def draw_nothing(patch):
+  """Leaves out the pictures, which take longer than a small run."""
+  for name in ('draw_samples', 'draw_curves', 'draw_answers'):
+    patch.setattr(summary, name, lambda *_: None)
 
 
 @dataclasses.dataclass
@@ -132,7 +138,7 @@ def call_main(*arguments):
 
 def random_state(config, seed=0):
   """A state whose network gives different answers to different images, though nobody trained it."""
-  _, state = create_state(config, 10, 1, optax.identity(), sharding.make_mesh(jax.devices()[:1]))
+  shape = classifier.Classifier(config, tuple('abcdefghij'), 1, [], sharding.make_mesh(jax.devices()[:1]))
   rng = np.random.default_rng(seed)
 
   def drawn(path, leaf):
@@ -143,8 +149,17 @@ def random_state(config, seed=0):
       return rng.normal(0, 1.5 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
     return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
 
-  draw = lambda tree: jax.tree_util.tree_map_with_path(drawn, tree)
-  return state.replace(params=draw(state.params), batch_stats=draw(state.batch_stats), averaged=draw(state.averaged))
+  def network():
+    draw = functools.partial(jax.tree_util.tree_map_with_path, drawn)
+    return {'params': draw(shape.params_shape), 'batch_stats': draw(shape.batch_stats_shape)}
+
+  return TrainState(
+    step=jnp.int32(0),
+    **network(),
+    opt_state={'trace': np.zeros(1, np.float32)},
+    averaged=network() if config.average_decay else {},
+    seed=jnp.int32(seed),
+  )
 
 
 def write_run(workdir, config, *saves):

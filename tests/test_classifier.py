@@ -16,7 +16,7 @@ from PIL import Image
 
 import googlenet_jax
 from googlenet_jax import runs
-from googlenet_jax.data import augment, crops, datasets
+from googlenet_jax.data import augment, datasets
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
@@ -210,7 +210,8 @@ def test_features_are_the_end_points(name, classifier, digits, expected):
 
 
 def test_features_of_one_image_and_of_none(classifier, digits, expected):
-  np.testing.assert_allclose(classifier.features(digits[2]), expected['head'][2], rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(classifier.features(digits[2], 'conv1'), expected['conv1'][2], rtol=1e-3, atol=1e-4)
+  np.testing.assert_array_equal(classifier.features(digits[:8]), classifier.features(digits[:8], 'head'))
   assert classifier.features(digits[:0], 'conv1').shape == (0, *expected['conv1'].shape[1:])
 
 
@@ -221,19 +222,23 @@ def test_an_unknown_stage_is_answered_with_all(classifier, digits):
     classifier.features(digits[:1], 'inception_9z')
 
 
-def test_the_network_below(classifier, digits, expected):
+def test_the_network_below(classifier, state, digits):
   assert isinstance(classifier.network, googlenet_jax.GoogLeNet)
-  logits = jax.jit(classifier.network)(prepared(digits[:8]))[:3]
-  np.testing.assert_allclose(logits, expected['logits'][:3], rtol=1e-3, atol=1e-4)
+  params, batch_stats = nnx.state(classifier.network, nnx.Param, nnx.BatchStat)
+  for found, expected in ((params, state.params), (batch_stats, state.batch_stats)):
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(found), expected)
+  logits = jax.eval_shape(classifier.network, prepared(digits[:8]))
+  assert (logits.shape, logits.dtype) == ((8, 10), np.float32)
 
 
 def test_crops_are_averaged(classifier, digits):
-  network = jax.jit(classifier.network)
-  batch = {'image': jnp.asarray(digits[:8])}
-  log_p = crops.log_probabilities(network, batch, 10, 17, classifier.config.augment)
-  found = classifier.probabilities(digits[:8], crop_count=10)
-  np.testing.assert_allclose(found, np.exp(log_p), rtol=1e-4, atol=1e-6)
-  assert np.abs(found - classifier.probabilities(digits[:8])).max() > 0.01
+  """By the program that evaluates, see test_crops.py."""
+  log_p = classifier.predict_step(10)(
+    classifier.networks[0], sharding.shard_batch({'image': digits[:8]}, classifier.mesh)
+  )
+  found = classifier.probabilities(digits[:7], crop_count=10)
+  np.testing.assert_allclose(found, np.exp(log_p)[:7], rtol=1e-6)
+  assert np.abs(found - classifier.probabilities(digits[:7])).max() > 0.01
 
 
 def test_any_number_of_devices_answers_the_same(workdir, digits, expected):
