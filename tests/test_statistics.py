@@ -75,14 +75,17 @@ def found(trained, digits):
   return recompute(trained, digits.train)
 
 
+@jax.jit
+def convolved(kernel, image, step):
+  keys = random_keys.example_keys(SEED, step, jnp.arange(16))
+  image = augment.augment(image, keys, 17, config().augment)
+  return lax.conv_general_dilated(image, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
 def first_maps(params, split, step):
   """What the first convolution makes of a training batch, by hand: float64 `[16, 9, 9, 64]`."""
   indices = pipeline.train_order(len(split), 16, SEED)[step]
-  keys = random_keys.example_keys(SEED, jnp.int32(step), jnp.arange(16))
-  image = augment.augment(jnp.asarray(split.images[indices]), keys, 17, config().augment)
-  kernel = params['conv1']['kernel']
-  maps = lax.conv_general_dilated(image, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  return np.asarray(maps, np.float64)
+  return np.asarray(convolved(params['conv1']['kernel'], split.images[indices], step), np.float64)
 
 
 def test_they_are_mean_and_variance_over_all_images_of_the_last_batches(found, trained, digits):
