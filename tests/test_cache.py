@@ -8,7 +8,7 @@ from googlenet_jax.host import cache
 
 @pytest.fixture
 def reads(tmp_path, monkeypatch):
-  """`reads()` reads two files through the cache; `reads.count` says how often they were read indeed."""
+  """`reads()` reads two files through the cache; `reads.count` says how often the files were really read."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
   sources = [tmp_path / 'a', tmp_path / 'b']
   for source in sources:
@@ -35,7 +35,7 @@ def test_files_are_read_once(reads):
   assert reads.count == 1
 
 
-def test_changed_files_are_read_again_and_take_the_place_of_the_old(reads, tmp_path):
+def test_changed_files_are_read_again_and_replace_the_old(reads, tmp_path):
   reads()
   reads.sources[1].write_text('longer')
   assert reads() == reads() == [[6, 7, 8], [9, 10, 11]]
@@ -47,7 +47,7 @@ def test_changed_files_are_read_again_and_take_the_place_of_the_old(reads, tmp_p
 
 
 @pytest.mark.parametrize('harm', ['flip', 'truncate', 'empty', 'other'])
-def test_a_damaged_cache_is_made_anew(reads, tmp_path, harm):
+def test_a_damaged_cache_is_made_again(reads, tmp_path, harm):
   expected = reads()
   path = kept(tmp_path)
   content = bytearray(path.read_bytes())

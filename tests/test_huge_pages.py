@@ -1,4 +1,4 @@
-"""The program starts anew with huge pages, once, and leaves alone what the user has chosen."""
+"""The program starts itself again with huge pages, once, and respects what the user has chosen."""
 
 import os
 import subprocess
@@ -31,14 +31,14 @@ def kernel(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not huge_pages.glibc_can(), reason='another C library')
-def test_what_is_set(kernel, monkeypatch):
+def test_what_is_added_to_the_environment(kernel, monkeypatch):
   assert huge_pages.environment() == {'GLIBC_TUNABLES': ON}
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.tcache_count=3')
   assert huge_pages.environment() == {'GLIBC_TUNABLES': f'glibc.malloc.tcache_count=3:{ON}'}
   monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=0')
   assert huge_pages.environment() == {}
   monkeypatch.delenv('GLIBC_TUNABLES')
-  for choice in ('always madvise [never]', '[always] madvise never'):  # nothing to ask for, or no need to
+  for choice in ('always madvise [never]', '[always] madvise never'):  # there is nothing to ask for, or no need to ask
     kernel.write_text(choice)
     assert huge_pages.environment() == {}
   kernel.unlink()
@@ -46,7 +46,7 @@ def test_what_is_set(kernel, monkeypatch):
 
 
 @pytest.mark.skipif(not huge_pages.environment() and ON not in os.environ.get('GLIBC_TUNABLES', ''), reason='none here')
-def test_a_program_starts_anew_once_and_keeps_its_arguments():
+def test_a_program_starts_itself_again_once_with_its_arguments():
   environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
   command = [sys.executable, '-u', '-c', CODE, 'a b', '--c=d']
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
