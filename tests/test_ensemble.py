@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import make_whole_runs_cheap, read_log, small_config, small_digits
+from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits
 
 import googlenet_jax
 from googlenet_jax import runs
@@ -23,7 +23,7 @@ from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import ensemble, loop, state
 
-CONFIG = {'batch_size': 64, 'max_steps': 5, 'learning_rate': 0.02, 'model.norm': 'batch', 'ensemble.members': 3}
+CONFIG = {'batch_size': 32, 'max_steps': 5, 'ensemble.members': 3, 'ensemble.initial_weights': 'different'}
 
 
 def answers(seed):
@@ -64,12 +64,12 @@ def test_the_table_as_text():
 
 @pytest.mark.usefixtures('small_network')
 def test_members_differ_in_their_order_only_or_in_their_weights_too(mesh_of):
-  members = ensemble.members(small_config(**CONFIG), pathlib.Path('w'))
+  members = ensemble.members(small_config(**CONFIG | {'ensemble.initial_weights': 'same'}), pathlib.Path('w'))
   seeds = [random_keys.sampling_seed(config.seed, config.ensemble.member) for config, _ in members]
   assert len(set(seeds)) == 3
   assert seeds[0] == 0
   assert {state.initial_seed(config) for config, _ in members} == {0}
-  different = ensemble.members(small_config(**CONFIG, **{'ensemble.initial_weights': 'different'}), members[0][1])
+  different = ensemble.members(small_config(**CONFIG), members[0][1])
   assert [state.initial_seed(config) for config, _ in different] == seeds
   assert [str(folder) for _, folder in members] == ['w/member_0', 'w/member_1', 'w/member_2']
   configs = (members[0][0], members[1][0], different[1][0])
@@ -104,10 +104,11 @@ class StopWhen(StopRequest):
 @pytest.fixture(scope='module')
 def trained(cheap, tmp_path_factory):
   """An ensemble of three: stopped when its first member ended, stopped in its second, continued; what it printed."""
-  with contextlib.redirect_stdout(io.StringIO()) as printed:
+  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+    draw_nothing(patch)
     workdir, config = tmp_path_factory.mktemp('ensemble'), small_config(**CONFIG)
     for awaited, there, missing in (
-      ('member_0/confusion.png', 'member_0/summary.json', 'member_1'),
+      ('member_0/summary.json', 'member_0/checkpoints/5', 'member_1'),
       ('member_1/metrics.jsonl', 'member_1/checkpoints/1', 'member_2'),
     ):
       with pytest.raises(SystemExit) as stopped:
@@ -195,8 +196,7 @@ def test_members_are_found_and_a_missing_one_is_named(trained, tmp_path):
 
 
 def test_side_by_side_members_train_as_in_turn(cheap, tmp_path, capsys):
-  changes = {'ensemble.side_by_side': True, 'ensemble.members': 2, 'max_steps': 2, 'model.norm': 'none'}
-  config = small_config(**CONFIG | changes)
+  config = small_config(**CONFIG | {'ensemble.side_by_side': True, 'ensemble.members': 2, 'max_steps': 2})
   ensemble.train_members(config, tmp_path, StopRequest())
   out = capsys.readouterr().out
   assert 'training 2 members on 2 shares of 1 devices; lines begin with the member' in out
