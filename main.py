@@ -86,7 +86,7 @@ def config_of_flags() -> 'ConfigDict':
     raise UserError(missing)
   if CONFIG.value is not None:
     config = recipe.read(CONFIG.value)
-  elif MODE.value == 'train' and not runs.is_run(workdir):
+  elif MODE.value == 'train' and not (runs.is_run(workdir) or runs.has_checkpoints(workdir)):
     raise UserError(f'--config is missing, such as --config=configs/digits.py: {workdir} holds no run to continue')
   else:
     config = runs.recipe_of(workdir)
@@ -177,13 +177,13 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def what_stays() -> str:
-  """Says which checkpoints an interrupted program leaves."""
+  """Says which checkpoints a program leaves that ends too early."""
   from googlenet_jax import runs
 
   workdir = workdir_of_flags() if flags.FLAGS.is_parsed() else None
   folders = [workdir, *workdir.glob('member_*')] if workdir else []
   saved = any(map(runs.has_checkpoints, folders))
-  return f'interrupted; the checkpoints in {workdir} stay' if saved else 'interrupted; nothing was saved yet'
+  return f'the checkpoints in {workdir} stay' if saved else 'nothing was saved yet'
 
 
 def run() -> None:
@@ -194,12 +194,15 @@ def run() -> None:
     signal.signal(number, interrupt)
   try:
     app.run(main, flags_parser=parse_flags)
+  except BrokenPipeError:
+    print(f'error: nobody reads the output any more; {what_stays()}', file=sys.stderr)
+    os._exit(2)  # sys.exit would try to write what is left of the output
   except (UserError, OSError) as error:  # OSError: a full disk, or a folder that is not writable
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt as error:
     try:
-      print(what_stays(), file=sys.stderr)
+      print(f'interrupted; {what_stays()}', file=sys.stderr)
       sys.stdout.flush()
       sys.stderr.flush()
     finally:

@@ -67,7 +67,10 @@ def read(workdir: pathlib.Path) -> Run:
       made_by = content.get('versions', {}).get('googlenet_jax', 'unknown')
       raise UserError(f'{path} has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
     config.update_from_flattened_dict(flat)
-    return Run(config, tuple(content['classes']), tuple(content['image_shape']))
+    classes, shape = tuple(content['classes']), tuple(content['image_shape'])
+    if len(shape) != 3:
+      raise ValueError(f'image_shape is {list(shape)}')
+    return Run(config, classes, shape)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(_no_run(workdir)) from error
   except OSError as error:
@@ -120,7 +123,7 @@ def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   before = recipe.flatten(read(members(workdir)[0]).config)
   if differing := recipe.differences(before, recipe.flatten(config), (recipe.NETWORK,), ('in the run', 'given')):
-    raise UserError(f'{workdir} holds a run of another recipe ({differing}): leave --config out, the run knows its own')
+    raise UserError(f'{workdir} holds a run of another recipe ({differing}): leave --config and these keys out')
 
 
 # Ensembles -----------------------------------------------------------------------------------------------------------

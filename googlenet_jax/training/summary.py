@@ -1,6 +1,7 @@
 """What a run prints at its start and its end, `summary.json`, and the pictures of a run."""
 
 import pathlib
+import shlex
 import time
 from typing import Any
 
@@ -217,7 +218,7 @@ def last_lines(found: dict[str, Any], workdir: pathlib.Path, mesh: Mesh) -> str:
   return '\n'.join(
     [
       f'In {workdir}: predictions.png, mistakes.png, confusion.png, curves.png, augmentations.png, summary.json',
-      f'More curves: pip install tensorboard, then tensorboard --logdir {workdir / "tensorboard"}',
+      f'More curves: pip install tensorboard, then tensorboard --logdir {shlex.quote(str(workdir / "tensorboard"))}',
       f'loss {found["train_loss"]:.3f}, train acc {found["train_accuracy"]:.3f}, test acc {found["test_accuracy"]:.3f}',
       f'{found["train_examples_per_second"]:.1f} examples/sec on {console.device_name(mesh)}',
     ]
