@@ -236,9 +236,8 @@ def test_every_form_replaces_something():
 @pytest.mark.usefixtures('small_network')
 def test_the_jax_side_trains_predicts_and_takes_other_forms(monkeypatch):
   monkeypatch.setattr(jax.config, 'update', lambda name, value: None)  # this process has its devices already
-  monkeypatch.setattr(
-    jax_side.sharding, 'make_mesh', lambda _: jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
-  )
+  make_mesh = jax_side.sharding.make_mesh
+  monkeypatch.setattr(jax_side.sharding, 'make_mesh', lambda _: make_mesh(jax.devices()[:1]))
   side, convolutions = jax_side.JaxSide(), []
   made = side.make('training', image_size=32, batch_size=2)
   assert made['runs_on'] == '1 device'
