@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
   else:
     from googlenet_jax.training import ensemble
 
-    ensemble.train(config, workdir_of_flags())
+    ensemble.train_in(config, workdir_of_flags())
 
 
 def config_of_flags() -> 'ConfigDict':

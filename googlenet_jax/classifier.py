@@ -6,6 +6,7 @@
 Evaluation, crops and ensembles use it too. It reads only the workdir and needs no data set and no training code.
 """
 
+import copy
 import functools
 import os
 import pathlib
@@ -27,7 +28,7 @@ from googlenet_jax.model.googlenet import GoogLeNet
 from googlenet_jax.model.options import Options
 
 Images = np.ndarray | jax.Array | str | os.PathLike | Sequence
-PARTS = (1, 8, 64)  # images that the network sees at once
+PARTS = (8, 64)  # images that the network sees at once
 
 
 class Prediction(NamedTuple):
@@ -72,7 +73,8 @@ class Classifier:
   """One trained network, or an ensemble whose members' probabilities are averaged.
 
   Attributes:
-    config: the recipe.
+    recipe: the recipe that trained the network.
+    batch_size: images in a step of `evaluate`, over all devices.
     classes: names of the classes, by label.
     channels: channels of the images, 1 or 3.
     networks: `(params, batch_stats)` of each member.
@@ -91,18 +93,14 @@ class Classifier:
     steps: Sequence[int] = (),
   ):
     """Makes a classifier from weights in memory; `load` reads them from a workdir."""
-    self.config, self.classes, self.channels = config, tuple(classes), channels
+    self.recipe, self.classes, self.channels = config, tuple(classes), channels
     self.networks, self.steps, self.mesh = list(networks), list(steps), mesh
+    self.batch_size = config.batch_size
     self.shape = nnx.eval_shape(lambda: make_network(config, len(self.classes), channels, nnx.Rngs(0)))
     self.graphdef, self.params_shape, self.batch_stats_shape = _split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
     self._stage = functools.cache(self._make_stage)
     self._prepare = _jitted(self._prepared, mesh, cut=True)
-
-  @property
-  def recipe(self) -> ConfigDict:
-    """The recipe that trained the network."""
-    return self.config
 
   @property
   def network(self) -> GoogLeNet:
@@ -143,11 +141,12 @@ class Classifier:
     """
     batch, single = self._batch(images)
     if crop_count == 1:
-      step = lambda variables, part: jax.nn.log_softmax(self._stage('logits')(variables, self._prepare((), part)))
+      step = self._step('logits')
     else:
       step = self.predict_step(crop_count)
-    members = [self._in_parts(step, variables, batch, (len(self.classes),)) for variables in self.networks]
-    found = np.mean(np.exp(members), axis=0, dtype=np.float32)
+    members = np.stack([self._in_parts(step, variables, batch, (len(self.classes),)) for variables in self.networks])
+    members = np.exp(members - members.max(-1, keepdims=True))
+    found = np.mean(members / members.sum(-1, keepdims=True), axis=0, dtype=np.float32)
     return found[0] if single else found
 
   def features(self, images: Images, name: str = 'head') -> np.ndarray:
@@ -164,22 +163,34 @@ class Classifier:
       ValueError: there is no such stage; see also `probabilities`.
     """
     batch, single = self._batch(images)
-    size = self.config.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, self.channels), jnp.float32)
-    shapes = jax.eval_shape(
-      lambda variables, image: nnx.merge(self.graphdef, *variables).end_points(image), self.networks[0], image
-    )
-    if name not in shapes:
-      raise ValueError(f'{name!r} is no stage of the network: choose from {", ".join(shapes)}')
-    step = lambda variables, part: self._stage(name)(variables, self._prepare((), part))
-    found = self._in_parts(step, self.networks[0], batch, shapes[name].shape[1:])
+    if name not in self.stages:
+      raise ValueError(f'{name!r} is no stage of the network: choose from {", ".join(self.stages)}')
+    found = self._in_parts(self._step(name), self.networks[0], batch, self.stages[name])
     return found[0] if single else found
+
+  @functools.cached_property
+  def stages(self) -> dict[str, tuple[int, ...]]:
+    """The stages of the network, and the shape of what each computes for one image."""
+    size = self.recipe.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, self.channels), jnp.float32)
+    variables = self.params_shape, self.batch_stats_shape
+    run = lambda variables, image: nnx.merge(self.graphdef, *variables).end_points(image)
+    return {name: found.shape[1:] for name, found in jax.eval_shape(run, variables, image).items()}
+
+  def with_networks(self, networks: Sequence[tuple[Any, Any]]) -> 'Classifier':
+    """Returns a classifier with other weights that shares the compiled programs."""
+    other = copy.copy(self)
+    other.networks = list(networks)
+    return other
 
   # Preparing images and running the network are two programs: only the small one depends on the sizes of the images.
 
   def _prepared(self, _: tuple[()], batch: dict[str, jax.Array]) -> jax.Array:
-    options = self.config.augment
-    return augment.prepare(batch['image'], self.config.image_size, options.padding, batch.get('size'), options.resize)
+    options = self.recipe.augment
+    return augment.prepare(batch['image'], self.recipe.image_size, options.padding, batch.get('size'), options.resize)
+
+  def _step(self, name: str) -> Callable[..., Any]:
+    return lambda variables, part: self._stage(name)(variables, self._prepare((), part))
 
   def _make_stage(self, name: str) -> Callable[..., Any]:
     def stage(variables, image):
@@ -224,7 +235,7 @@ class Classifier:
   def _pictures(self, paths: Sequence[str | os.PathLike]) -> dict[str, np.ndarray]:
     images = [pictures.read(path, self.channels) for path in paths]
     largest = max(max(image.shape[:2]) for image in images)
-    side = min(self.config.data.canvas, 1 << (largest - 1).bit_length())  # powers of two: few programs are compiled
+    side = min(self.recipe.data.canvas, 1 << (largest - 1).bit_length())  # powers of two: few programs are compiled
     canvas, sizes = splits.on_canvas(images, side)
     return {'image': canvas, 'size': sizes}
 
@@ -283,7 +294,7 @@ def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str 
     raise UserError(f'{folder} holds no checkpoint yet: train first')
   both = {'params': classifier.params_shape, 'batch_stats': classifier.batch_stats_shape}
   wanted = {'step': jax.ShapeDtypeStruct((), jnp.int32), **both}
-  wanted['averaged'] = both if classifier.config.average_decay else {}
+  wanted['averaged'] = both if classifier.recipe.average_decay else {}
   whole = sharding.whole(classifier.mesh)
   wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
   saved = checkpoints.Checkpoints(folder, read_only=True)

@@ -86,9 +86,8 @@ def _no_run(workdir: pathlib.Path) -> str:
     return f'{workdir} has checkpoints but no {FILE}: another version made them; train anew in another --workdir'
   inside = sorted(path.parent.name for path in workdir.glob(f'*/{FILE}'))
   if inside:
-    return f'{workdir} holds no run, but its folders do: give --workdir={workdir / inside[0]}' + (
-      f' (or {", ".join(inside[1:])})' if inside[1:] else ''
-    )
+    others = f' (or {", ".join(inside[1:6])}{", ..." if len(inside) > 6 else ""})' if inside[1:] else ''
+    return f'{workdir} holds no run, but its folders do: give --workdir={workdir / inside[0]}{others}'
   names = sorted(path.name + '/' * path.is_dir() for path in workdir.iterdir())
   more = f' and {len(names) - 6} more' if len(names) > 6 else ''
   there = f'it holds {", ".join(names[:6])}{more}' if names else 'it is empty'

@@ -270,7 +270,7 @@ def test_the_workdir_alone_continues_an_ensemble(tmp_path, monkeypatch):
   (tmp_path / 'member_1').mkdir()
   runs.write(tmp_path / 'member_1', runs.Run(config, tuple('0123456789'), (8, 8, 1)))
   begun = []
-  monkeypatch.setattr(ensemble, 'train', lambda config, workdir: begun.append((config, workdir)))
+  monkeypatch.setattr(ensemble, 'train_in', lambda config, workdir: begun.append((config, workdir)))
   assert call_main(f'--workdir={tmp_path}').status == 0
   assert call_main(f'--workdir={tmp_path}/member_1').status == 0
   assert [(c.ensemble.members, c.ensemble.member, w.name) for c, w in begun] == [

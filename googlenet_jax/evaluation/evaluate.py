@@ -81,7 +81,7 @@ def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[
     One evaluation per network; `together` combines them.
   """
   mesh, networks = classifier.mesh, classifier.networks
-  batch_size = crops.batch_size(classifier.config.batch_size, crop_count, mesh.size)
+  batch_size = crops.batch_size(classifier.batch_size, crop_count, mesh.size)
   step = classifier.predict_step(crop_count)
   outputs, ahead = [], sharding.steps_ahead()
   for batch in pipeline.eval_batches(split, batch_size, mesh):

@@ -52,7 +52,7 @@ def recompute(
   step: int,
   mesh: Mesh,
 ) -> list[Any]:
-  """Returns the batch statistics of each network over the training batches just before `step`.
+  """Returns the batch statistics of each network over recent training batches: those just before `step`.
 
   The mean is the mean over batches. The variance is the mean variance plus the variance of the means.
 
@@ -72,8 +72,8 @@ def recompute(
   for number in range(first, first + count):
     batch = next(batches)
     for own, (params, batch_stats) in zip(found, networks, strict=True):
-      own.append(jax.device_get(step_fn(params, batch_stats, jnp.int32(seed), jnp.int32(number), batch)))
-  return [_combined(own) for own in found]
+      own.append(step_fn(params, batch_stats, jnp.int32(seed), jnp.int32(number), batch))
+  return [_combined(own) for own in jax.device_get(found)]
 
 
 def _combined(batches: list[Any]) -> Any:

@@ -48,7 +48,7 @@ def evaluate_run(
   mesh = sharding.make_mesh()
   sharding.check_divides(config.batch_size, mesh)
   classifier = classifier_lib.load(workdir, step, mesh)
-  classifier.config = config
+  classifier.batch_size = config.batch_size
   for folder in runs.members(workdir) if len(classifier.networks) > 1 else ():
     if not runs.ended(runs.read(folder).config, folder):
       console.say(f'note: the training in {folder} has not ended')
@@ -64,7 +64,7 @@ def evaluate_run(
   console.say(title)
 
   def write(rows: Sequence[dict[str, Any]], result: Evaluation) -> None:
-    _write(workdir, config.name or workdir.name, rows, result, dataset, split_name, last, title)
+    _write(workdir, classifier.recipe.name or workdir.name, rows, result, dataset, split_name, last, title)
 
   rows = evaluate_crops(classifier, dataset, split, crop_counts, write)
   console.say('\n' + markdown(rows))
@@ -93,10 +93,10 @@ def evaluate_crops(
   Returns:
     The rows of the table, sorted by models and crops.
   """
-  square = crops.all_square(split.batch(np.array([0])), classifier.config.augment)
+  square = crops.all_square(split.batch(np.array([0])), classifier.recipe.augment)
   rows, first, pace = [], None, 0.0
   for count in crop_counts:
-    work = crops.distinct(count, classifier.config.image_size, square)
+    work = crops.distinct(count, classifier.recipe.image_size, square)
     if pace * work > LONG_SECONDS:
       console.say(f'{_crops(count)} of every image take about {pace * work:.0f} s ...')
     begin = time.perf_counter()

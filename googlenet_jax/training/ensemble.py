@@ -8,7 +8,8 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from googlenet_jax import classifier, recipe, runs
+from googlenet_jax import recipe, runs
+from googlenet_jax.classifier import Classifier, load
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.host import cache, console, files
@@ -17,7 +18,7 @@ from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import loop
 
 
-def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) -> classifier.Classifier:
+def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) -> Classifier:
   """Trains a recipe in a folder, or continues what stopped there.
 
   Args:
@@ -35,6 +36,12 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   recipe.validate(config)
   cache.use_compilation_cache()
   workdir = pathlib.Path(workdir).expanduser()
+  train_in(config, workdir)
+  return load(workdir)
+
+
+def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains a checked recipe in a folder that no other run may use meanwhile; see `train`."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -46,7 +53,6 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
     if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk: the error names no file
-  return classifier.load(workdir)
 
 
 def members(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[ConfigDict, pathlib.Path]]:

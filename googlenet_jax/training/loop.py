@@ -37,7 +37,7 @@ class Plan:
   workdir: pathlib.Path
   dataset: Dataset
   mesh: Mesh
-  classifier: Classifier  # evaluates; its networks are those of the newest evaluation
+  classifier: Classifier  # the compiled evaluation; it holds no weights
   statistics_step: Callable[..., Any] | None  # None without batch normalisation, see evaluation/statistics.py
   steps_per_epoch: int
   last_step: int
@@ -76,7 +76,8 @@ def train(
   console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   for line in summary.where_it_stands(config, classifier, step, plan.last_step, meta['epochs']):
     console.say(line)
-  runs.write(workdir, runs.Run(config, classifier.classes, plan.dataset.image_shape))
+  if step < plan.last_step:  # a run that has ended keeps the recipe that trained it
+    runs.write(workdir, runs.Run(config, classifier.classes, plan.dataset.image_shape))
 
   # Train -------------------------------------------------------------------------------------------------------------
   with contextlib.closing(MetricsLog(workdir, step)) as log:
@@ -93,8 +94,8 @@ def train(
       summary.draw_curves(config, log.records, workdir, plan.dataset)
 
   # What a run leaves behind ------------------------------------------------------------------------------------------
-  train = Metrics(**meta['epoch_sums']).mean()
-  found = summary.summary(config, meta, train, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
+  last_epoch = Metrics(**meta['epoch_sums']).mean()
+  found = summary.summary(config, meta, last_epoch, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
   summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step)
   files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
   console.say(summary.last_lines(found, workdir, plan.mesh))
@@ -301,13 +302,12 @@ def evaluate_and_log(plan: Plan, state: TrainState, log: MetricsLog) -> dict[str
     The evaluations by name. If weights are averaged, 'test' has the averaged weights and 'test_raw' the raw weights;
     the same for 'validation' and 'validation_raw'.
   """
-  plan.classifier.networks = networks(state)
-  evaluations = {}
+  classifier, evaluations = plan.classifier.with_networks(networks(state)), {}
   for name, split in (('validation', plan.dataset.validation), ('test', plan.dataset.test)):
     if split is None:
       continue
     begin = time.perf_counter()
-    results = evaluate(plan.classifier, split)
+    results = evaluate(classifier, split)
     speed = len(results) * len(split) / (time.perf_counter() - begin)
     for result, which in zip(results, (name, f'{name}_raw'), strict=False):
       evaluations[which] = result
