@@ -268,3 +268,18 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns a recipe as nested dicts of JSON values."""
   return json.loads(config.to_json())
+
+
+def write_table(page: str) -> None:
+  """Writes the table of all keys between the marks `<!-- keys -->` of a Markdown page: `make docs`."""
+  before, _, rest = pathlib.Path(page).read_text().partition('<!-- keys -->')
+  after = rest.partition('<!-- end of keys -->')[2]
+  lines = ['| Key | Default | Meaning | Changes later |', '|---|---|---|---|']
+  words = {FREE: 'yes', TRAINING: 'evaluation only', NETWORK: 'no'}
+  for name, key in KEYS.items():
+    default = f'{key.default:.4g}' if isinstance(key.default, float) else str(key.default) or '(empty)'
+    new = [choice for choice in key.choices or () if choice not in key.meaning]
+    meaning = f'{key.meaning}: {", ".join(key.choices)}' if new else key.meaning
+    lines.append(f'| `{name}` | {default} | {meaning} | {words[key.scope]} |')
+  table = '\n'.join(lines)
+  pathlib.Path(page).write_text(f'{before}<!-- keys -->\n\n{table}\n\n<!-- end of keys -->{after}')

@@ -201,8 +201,8 @@ def test_evaluation_refuses_what_changes_the_network_or_its_inputs(name, tmp_pat
     runs.check_agrees(small_config(**{name: other}), written(tmp_path))
   here = recipe.flatten(small_config())[name]
   assert str(error.value) == (
-    f'{tmp_path} holds a run of another recipe ({name}: {here!r} in the run, {other!r} given): leave --config and these '
-    'keys out'
+    f'{tmp_path} holds a run of another recipe ({name}: {here!r} in the run, {other!r} given): leave --config and '
+    'these keys out'
   )
 
 
