@@ -2,8 +2,9 @@
 
   python main.py --config=configs/fashion_fast.py
 
-FASHION_FAST_MEASURED Mirroring was tried once, on another EPYC, and left out: validation accuracy 0.912 with it, 0.916
-without. Two processors differ by as much, so one run does not decide it.
+On 2 cores of an AMD EPYC CPU (family 25, model 1, AVX2), seed 0, at commit 00ef72e: test accuracy 0.912, validation
+0.911, 385 s of training at 570 examples/s. Mirroring was tried once, on another EPYC, and left out: validation accuracy
+0.912 with it, 0.916 without. Two processors differ by as much, so one run does not decide it.
 """
 
 from configs import default
