@@ -138,7 +138,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     elif argument.startswith('-') and name.startswith('noconfig.'):
       _overrides.append((name.removeprefix('noconfig.'), 'False'))
     else:
-      rest.append(argument)
+      rest.append('--help' if argument == '-h' else argument)
   try:
     return flags.FLAGS(rest)
   except flags.UnrecognizedFlagError as error:
@@ -198,7 +198,8 @@ def run() -> None:
     print(f'error: nobody reads the output any more; {what_stays()}', file=sys.stderr)
     os._exit(2)  # sys.exit would try to write what is left of the output
   except (UserError, OSError) as error:  # OSError: a full disk, or a folder that is not writable
-    print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+    text = f'{error.filename}: {error.strerror}' if getattr(error, 'filename', None) else str(error)
+    print('error: ' + ' '.join(text.split()), file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt as error:
     try:

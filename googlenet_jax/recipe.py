@@ -172,10 +172,13 @@ def read(name: str) -> ml_collections.ConfigDict:
 
 
 def _recipes(path: str) -> str:
-  shipped = sorted(p for p in pathlib.Path('configs').glob('[a-z]*.py') if p.stem != 'default')
+  here = pathlib.Path('configs')
+  folder = here if here.is_dir() else pathlib.Path(__file__).parents[1] / here  # started from another folder
+  shipped = sorted(p for p in folder.glob('[a-z]*.py') if p.stem != 'default')
   near = difflib.get_close_matches(pathlib.Path(path).stem, [p.stem for p in shipped], 1)
-  hint = f'Did you mean configs/{near[0]}.py? ' if near else ''
-  return f'{hint}Recipes here: {", ".join(map(str, shipped)) or "none"}'
+  meant = [f'{path}.py'] if pathlib.Path(f'{path}.py').is_file() else [f'{folder / name}.py' for name in near]
+  hint = f'Did you mean {meant[0]}? ' if meant else ''
+  return f'{hint}Recipes in {folder}: {", ".join(p.name for p in shipped) or "none"}'
 
 
 def suggest(name: str) -> str:

@@ -200,6 +200,7 @@ with StopRequest():
   process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, timeout=50)
   assert process.returncode == 128 + signal.SIGTERM
   assert b'a second signal ends at once' in process.stderr
+  assert process.stderr.endswith(b'ended at once; what was not saved yet is lost\n')
 
 
 # TensorStore's threads complain when they meet half a file.

@@ -288,12 +288,15 @@ def test_the_workdir_alone_continues_an_ensemble(tmp_path, monkeypatch):
     ([], ['--config is missing, such as --config=configs/digits.py']),
     (['--mode=evaluate'], ['--workdir is missing: give the folder of a run']),
     (['--workdir={tmp}/runz'], ['--config is missing', 'runz holds no run to continue']),
-    (['--config=configs/nowhere.py'], ['--config=configs/nowhere.py: there is no such file', 'configs/digits.py']),
-    (['--config=digits'], ['Did you mean configs/digits.py?', 'configs/fashion_fast.py']),
-    (['--config=configs/nope.py'], ['Recipes here: configs/digits.py, configs/fashion.py, configs/fashion_best.py']),
+    (
+      ['--config=configs/nowhere.py'],
+      ['--config=configs/nowhere.py: there is no such file', 'Recipes in configs: digits.py'],
+    ),
+    (['--config=digits'], ['Did you mean configs/digits.py?', 'fashion_fast.py']),
+    (['--config=configs/nope.py'], ['Recipes in configs: digits.py, fashion.py, fashion_best.py']),
     (['--config=configs/nowhere.py', '--config.max_steps=3'], ['--config=configs/nowhere.py: there is no such file']),
     (['--config='], ['--config']),
-    (['--config=configs'], ['--config=configs: it is a folder', 'configs/digits.py']),
+    (['--config=configs'], ['--config=configs: it is a folder', 'digits.py']),
     ([DIGITS, '--config.bach_size=3'], ['--config.bach_size is no key', 'Did you mean --config.batch_size?']),
     ([DIGITS, '--config.learning_rat=1'], ['Did you mean --config.learning_rate?']),
     ([DIGITS, '--config.batch_size=abc'], ['--config.batch_size=abc: it must be a whole number']),
@@ -358,6 +361,7 @@ def test_mistakes_in_a_recipe_are_one_line(text, message, tmp_path):
 
 def test_help_names_every_flag_with_an_example_and_says_where_the_keys_are():
   done = start_main('--help')
+  assert start_main('-h').stdout == done.stdout
   for name in ('config', 'workdir', 'mode', 'step', 'crops', 'split'):
     assert re.search(rf'^  --{name}: (.|\n    )*such as\s+--{name}=', done.stdout, re.MULTILINE), name
   for text in ('<train|evaluate>', 'docs/recipes.md', 'configs/fashion_fast.py', '--config.KEY=VALUE'):
@@ -404,6 +408,31 @@ def test_a_full_disk_is_one_line_that_names_the_workdir(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, 'train', full)
   ended = call_main(DIGITS, f'--workdir={tmp_path}')
   assert (ended.status, ended.err) == (2, f'error: No space left on device; the run writes to {tmp_path}\n')
+
+
+def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, monkeypatch):
+  def refused(*_):
+    raise PermissionError(13, 'Permission denied', '/there/summary.json')
+
+  monkeypatch.setattr(loop, 'train', refused)
+  ended = call_main(DIGITS, f'--workdir={tmp_path}')
+  assert (ended.status, ended.err) == (2, 'error: /there/summary.json: Permission denied\n')
+
+
+def test_an_output_that_nobody_reads_any_more_is_one_line(tmp_path):
+  code = """
+import main
+main.main = lambda argv: print('x' * 100_000)
+main.run()
+"""
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
+  reader, writer = os.pipe()
+  os.close(reader)
+  command = [sys.executable, '-c', code, f'--workdir={tmp_path}']
+  done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+  os.close(writer)
+  message = f'error: nobody reads the output any more; the checkpoints in {tmp_path} stay\n'
+  assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_two_trainings_in_one_workdir_are_refused(tmp_path):

@@ -127,18 +127,28 @@ def test_the_recipe_of_d2l():
 )
 def test_a_recipe_that_is_not_there_lists_those_that_are(name, hint, monkeypatch):
   monkeypatch.chdir(ROOT)
-  shipped = ', '.join(f'configs/{path.name}' for path in RECIPES if path.stem != 'default')
+  shipped = ', '.join(path.name for path in RECIPES if path.stem != 'default')
   with pytest.raises(UserError) as error:
     recipe.read(name)
-  assert str(error.value) == f'--config={name}: there is no such file. {hint}Recipes here: {shipped}'
+  assert str(error.value) == f'--config={name}: there is no such file. {hint}Recipes in configs: {shipped}'
 
 
-def test_where_there_are_no_recipes(tmp_path, monkeypatch):
+def test_a_recipe_that_is_not_there_in_another_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match=r'^--config=digits: there is no such file. Recipes here: none$'):
+  with pytest.raises(
+    UserError, match=rf'^--config=digits: .* Did you mean {ROOT}/configs/digits.py\? Recipes in {ROOT}/'
+  ):
+    recipe.read('digits')
+  (tmp_path / 'digits.py').touch()
+  with pytest.raises(
+    UserError, match=r'^--config=digits: there is no such file. Did you mean digits.py\? Recipes in /'
+  ):
     recipe.read('digits')
   (tmp_path / 'digits').mkdir()
-  with pytest.raises(UserError, match=r'^--config=digits: it is a folder. Recipes here: none$'):
+  (tmp_path / 'configs').mkdir()
+  with pytest.raises(
+    UserError, match=r'^--config=digits: it is a folder. Did you mean digits.py\? Recipes in configs: none$'
+  ):
     recipe.read('digits')
 
 

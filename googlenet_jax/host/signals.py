@@ -28,6 +28,7 @@ class StopRequest:
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
     if self.signal is not None:
+      os.write(2, b'ended at once; what was not saved yet is lost\n')
       os._exit(128 + number)  # SystemExit would wait for threads; a half-written checkpoint does not count
     self.signal = signal.Signals(number)
     # print could fail here: the signal may have interrupted another print.
