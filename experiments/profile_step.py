@@ -108,7 +108,7 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
   """The row of the profile to which an instruction belongs.
 
   Args:
-    instruction: of the entry computation.
+    instruction: one of the entry computation.
     kernel_sizes: numbers of values in the network's convolution kernels; they identify the gradients of kernels.
   """
   inner = instruction.functions[0] if instruction.functions else ''

@@ -70,7 +70,7 @@ class TorchSide(worker.Side):
       learning_rate: a constant one.
       input_size: side of the images in a batch, in pixels.
       weights: safetensors file to start from.
-      seed: of the initial weights.
+      seed: seed of the initial weights.
     """
     torch.manual_seed(seed)
     self.image_size, self._inference = image_size, mode == 'inference'

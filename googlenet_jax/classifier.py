@@ -97,7 +97,7 @@ class Classifier:
     self.networks, self.steps, self.mesh = list(networks), list(steps), mesh
     self.batch_size = config.batch_size
     self.shape = nnx.eval_shape(lambda: make_network(config, len(self.classes), channels, nnx.Rngs(0)))
-    self.graphdef, self.params_shape, self.batch_stats_shape = _split(self.shape)
+    self.graphdef, self.params_shape, self.batch_stats_shape = split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
     self._stage = functools.cache(self._make_stage)
     self._prepare = _jitted(self._prepared, mesh, cut=True)
@@ -254,7 +254,8 @@ def _checked_values(batch: np.ndarray) -> np.ndarray:
   return batch
 
 
-def _split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:
+def split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:
+  """Returns the structure of a network, its parameters and its batch statistics, both as pure dicts."""
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 

@@ -27,7 +27,7 @@ class AuxiliaryClassifier(nnx.Module):
       pool: 'average_pool', the paper's 5x5 windows with stride 3; or 'adaptive_pool', torchvision's 4x4 windows for
         maps of any size. Both give 4x4 pixels on a map of 14x14.
       side: side of the map in pixels; only 'average_pool' needs it.
-      dtype: of the computation; parameters and logits are float32.
+      dtype: type of the computation; parameters and logits are float32.
       rngs: stream `params`.
       **conv_options: for `layers.Conv`.
     """

@@ -114,7 +114,7 @@ class GoogLeNet(nnx.Module):
       channels: channels of the images.
       options: the variant of the network.
       image_size: side of the square input in pixels; for `head='fully_connected'` and `auxiliary='average_pool'`.
-      dtype: of the computation, float32 or bfloat16; parameters and logits are float32.
+      dtype: type of the computation, float32 or bfloat16; parameters and logits are float32.
       rngs: stream `params`.
 
     Raises:

@@ -199,7 +199,7 @@ class Conv(nnx.Module):
       kernel_size: side of the square kernel in pixels, odd.
       stride: step between windows in pixels.
       norm: 'batch' adds batch normalisation; other values add nothing.
-      dtype: of the computation; parameters are float32.
+      dtype: type of the computation; parameters are float32.
       rngs: stream `params`.
     """
     self.stride = stride
@@ -263,7 +263,7 @@ class Linear(nnx.Module):
     Args:
       in_features: length of the input.
       out_features: length of the output.
-      dtype: of the computation; parameters are float32.
+      dtype: type of the computation; parameters are float32.
       rngs: stream `params`.
     """
     self.dtype = dtype

@@ -144,9 +144,8 @@ def train_steps(
       # Evaluate, with batch statistics that fit the weights
       save = ends_epoch or save_now or stop_now
       if (ends_epoch or save_now) and not can_evaluate:
-        compile_evaluation(plan, state, meta)
-        can_evaluate = True
-      if save and can_evaluate:  # if a signal comes before that, there is no time to compile
+        state, can_evaluate = compile_evaluation(plan, state, meta), True
+      elif save and can_evaluate:  # if a signal comes before that, there is no time to compile
         state = fit_statistics(plan, state)
       if ends_epoch:
         evaluations = evaluate_and_log(plan, state, log)
@@ -270,13 +269,14 @@ def make_record(plan: Plan, step: int, split: str, means: dict[str, float], spee
   }
 
 
-def compile_evaluation(plan: Plan, state: TrainState, meta: dict[str, Any]) -> None:
-  """Compiles batch statistics and evaluation, by a first use."""
+def compile_evaluation(plan: Plan, state: TrainState, meta: dict[str, Any]) -> TrainState:
+  """Compiles batch statistics and evaluation, by a first use; returns the state of `fit_statistics`."""
   with console.waiting('compiling the evaluation', 'once') as waiting:
-    variables = networks(fit_statistics(plan, state))[0]
+    state = fit_statistics(plan, state)
     batch = next(pipeline.eval_batches(plan.dataset.test, plan.config.batch_size, plan.mesh))
-    jax.block_until_ready(plan.classifier.predict_step(1)(variables, batch))
+    jax.block_until_ready(plan.classifier.predict_step(1)(networks(state)[0], batch))
   meta['compile_seconds'] += waiting.seconds
+  return state
 
 
 def fit_statistics(plan: Plan, state: TrainState) -> TrainState:

@@ -9,7 +9,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.classifier import make_network
+from googlenet_jax.classifier import make_network, split
 from googlenet_jax.data.random_keys import sampling_seed
 from googlenet_jax.host import checkpoints, sharding
 
@@ -36,8 +36,7 @@ def create_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
   """Makes the network and its first state, whole on every device of the mesh; the same for the same seed."""
   model = make_network(config, num_classes, channels, nnx.Rngs(initial_seed(config)))
-  graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-  params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+  graphdef, params, batch_stats = split(model)
   opt_state = jax.jit(tx.init)(params)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
