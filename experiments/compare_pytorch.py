@@ -55,8 +55,9 @@ def parse_arguments() -> argparse.Namespace:
 def write_data(options: argparse.Namespace, folder: pathlib.Path) -> None:
   """Writes the images and their order to the folder that both sides read."""
   train, test = (worker.fashion_mnist(split) for split in ('train', 'test'))
-  order = pipeline.train_order(len(train[0]), options.batch_size, options.seed)
-  np.save(folder / 'order.npy', np.stack([order[step] for step in range(options.warm_up + options.steps)]))
+  steps = range(options.warm_up + options.steps)
+  order = [pipeline.train_indices(step, len(train[0]), options.batch_size, options.seed) for step in steps]
+  np.save(folder / 'order.npy', np.stack(order))
   for name, (images, labels) in (('train', train), ('test', test)):
     np.save(folder / f'{name}_images.npy', images)
     np.save(folder / f'{name}_labels.npy', labels)

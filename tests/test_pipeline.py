@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -11,35 +12,43 @@ def split(count):
   return Split(images, np.arange(count, dtype=np.int32))
 
 
+def order(steps, examples, batch_size, seed=0):
+  return np.concatenate([pipeline.train_indices(step, examples, batch_size, seed) for step in steps])
+
+
 def test_every_epoch_is_another_permutation():
-  order = pipeline.train_order(40, 8, seed=0)
-  epochs = [np.concatenate([order[step] for step in range(start, start + 5)]) for start in (0, 5)]
+  epochs = [order(range(start, start + 5), 40, 8) for start in (0, 5)]
   for epoch in epochs:
     np.testing.assert_array_equal(np.sort(epoch), np.arange(40))
   assert (epochs[0] != epochs[1]).any()
 
 
 def test_every_epoch_leaves_out_other_examples():
-  order = pipeline.train_order(10, 4, seed=0)
-  left_out = [set(range(10)) - set(np.concatenate([order[2 * e], order[2 * e + 1]]).tolist()) for e in range(6)]
+  left_out = [set(range(10)) - set(order([2 * e, 2 * e + 1], 10, 4).tolist()) for e in range(6)]
   assert {len(rest) for rest in left_out} == {2}
   assert len({frozenset(rest) for rest in left_out}) > 1
 
 
-def test_order_is_reproducible_and_depends_on_the_seed():
-  first, again, other = (pipeline.train_order(40, 8, seed)[7] for seed in (0, 0, 1))
-  np.testing.assert_array_equal(first, again)
-  assert (first != other).any()
+def test_the_order_depends_on_the_seed_and_the_epoch_only():
+  np.testing.assert_array_equal(order([0], 10, 10, seed=0), [0, 2, 9, 1, 8, 5, 4, 3, 6, 7])  # the same for ever
+  orders = [tuple(order([step], 40, 40, seed)) for seed in (0, 1, 2) for step in (0, 1, 2)]
+  assert len(set(orders)) == 9
 
 
-def test_the_shares_of_processes_are_disjoint_and_form_the_global_batch():
-  whole = pipeline.train_order(40, 8, seed=3)
-  shares = [pipeline.train_order(40, 8, 3, process, 4) for process in range(4)]
-  for step in (0, 4, 11):
-    parts = [share[step] for share in shares]
-    assert {len(part) for part in parts} == {2}
-    np.testing.assert_array_equal(np.concatenate(parts), whole[step])
-    assert len(set(np.concatenate(parts).tolist())) == 8
+def test_every_example_is_first_equally_often():
+  first = [pipeline.train_indices(10 * epoch, 10, 1, 5)[0] for epoch in range(2000)]
+  np.testing.assert_allclose(np.bincount(first, minlength=10), 200, atol=60)
+
+
+def test_the_shares_of_processes_form_the_global_batch(monkeypatch):
+  whole = pipeline.train_indices(4, 40, 8, seed=3)
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  shares = []
+  for process in range(4):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    shares.append(pipeline.my_share(whole))
+  assert {len(share) for share in shares} == {2}
+  np.testing.assert_array_equal(np.concatenate(shares), whole)
 
 
 def test_batches_from_a_later_step_continue_the_stream(mesh_of):
@@ -49,6 +58,7 @@ def test_batches_from_a_later_step_continue_the_stream(mesh_of):
   np.testing.assert_array_equal(later['label'], stream[7]['label'])
   assert later['image'].dtype == np.uint8
   np.testing.assert_array_equal(later['image'][:, 0, 0, 0], later['label'])
+  np.testing.assert_array_equal(later['index'], later['label'])
   assert len(later['image'].sharding.device_set) == 2
 
 

@@ -84,7 +84,7 @@ def convolved(kernel, image, step):
 
 def first_maps(params, split, step):
   """What the first convolution makes of a training batch, by hand: float64 `[16, 9, 9, 64]`."""
-  indices = pipeline.train_order(len(split), 16, SEED)[step]
+  indices = pipeline.train_indices(step, len(split), 16, SEED)
   return np.asarray(convolved(params['conv1']['kernel'], split.images[indices], step), np.float64)
 
 

@@ -1,5 +1,6 @@
 """Order and batches. A training batch is a pure function of (seed, step): there is no state to save."""
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from googlenet_jax.host.errors import UserError
 
 DECODERS = 16  # most threads, each working on its own batch
 PREFETCH = 4  # batches prepared ahead; more only costs memory
+NO_END = 2**31 - 1  # steps: more than anybody takes
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -36,34 +38,31 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
   return examples // batch_size
 
 
-def train_order(
-  examples: int, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-) -> grain.MapDataset:
-  """Returns the indices of this process's share of every batch.
-
-  Each epoch is a new permutation. Shares are contiguous parts of the batch: the global batch is the same for any number
-  of processes.
+def train_indices(step: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
+  """Returns the training examples of one batch. Each epoch is a new permutation of all examples.
 
   Args:
+    step: number of steps before this one.
     examples: number of training examples.
-    batch_size: over all processes.
+    batch_size: over all devices of all processes.
     seed: seed of the order.
-    process_index: number of this process.
-    process_count: number of processes.
 
   Returns:
-    Data set whose element `step` is int `[batch_size / process_count]`.
+    int32 `[batch_size]`.
   """
-  share = batch_size // process_count
-  mine = slice(process_index * share, (process_index + 1) * share)
-  return (
-    grain.MapDataset.range(examples)
-    .seed(seed)
-    .shuffle()
-    .batch(batch_size, drop_remainder=True)
-    .repeat()
-    .map(lambda indices: indices[mine])
-  )
+  epoch, number = divmod(step, examples // batch_size)
+  return _permutation(examples, seed, epoch)[number * batch_size : (number + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
+  """The order of an epoch. Sorting random numbers is used because NumPy guarantees the numbers, not its shuffles."""
+  return np.random.Philox(key=[seed, epoch]).random_raw(examples).argsort(kind='stable').astype(np.int32)
+
+
+def my_share(indices: np.ndarray) -> np.ndarray:
+  """Returns this process's part of a batch, `[.., batch_size / processes]` of `[.., batch_size]`."""
+  return np.split(indices, jax.process_count(), axis=-1)[jax.process_index()]
 
 
 def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mesh: Mesh) -> Iterator[dict]:
@@ -79,10 +78,14 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mes
     mesh: devices that share the batch.
 
   Yields:
-    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
+    `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, `index` int32 `[B]`, the place in the split; see `Split.batch`.
   """
-  order = train_order(len(split), batch_size, seed, jax.process_index(), jax.process_count())
-  batches = _gathered_ahead(order, split)
+
+  def gather(step):
+    indices = my_share(train_indices(step, len(split), batch_size, seed))
+    return {**split.batch(indices), 'index': indices}
+
+  batches = _prepared_ahead(grain.MapDataset.range(NO_END).map(gather), split)
   batches.set_state({'next_index': first_step})
   for batch in batches:
     yield sharding.shard_batch(batch, mesh)
@@ -102,16 +105,16 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
   share = batch_size // jax.process_count()
   mine = jax.process_index() * share + np.arange(share)
 
-  def indices(start):
-    return np.where(start + mine < len(split), start + mine, 0)
+  def gather(start):
+    return split.batch(np.where(start + mine < len(split), start + mine, 0))
 
-  for batch in _gathered_ahead(grain.MapDataset.range(0, len(split), batch_size).map(indices), split):
+  for batch in _prepared_ahead(grain.MapDataset.range(0, len(split), batch_size).map(gather), split):
     yield sharding.shard_batch(batch, mesh)
 
 
-def _gathered_ahead(order: grain.MapDataset, split: Split) -> grain.DatasetIterator:
-  """Iterates over the batches for an order of indices, prepared by threads."""
+def _prepared_ahead(batches: grain.MapDataset, split: Split) -> grain.DatasetIterator:
+  """Iterates over the batches of a split, prepared by threads."""
   # One thread is enough for images in memory. Images on disk must be decoded.
   threads = min(os.cpu_count() or 1, DECODERS) if isinstance(split.images, RecordImages) else 1
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
-  return iter(order.map(split.batch).to_iter_dataset(options))
+  return iter(batches.to_iter_dataset(options))
