@@ -5,9 +5,9 @@
   python main.py --mode=evaluate --workdir=runs/digits # the run knows its own recipe
 
 Recipes for a laptop: configs/digits.py (a minute) and configs/fashion_fast.py (minutes). Recipes for a GPU or TPU:
-configs/fashion.py (the network of Dive into Deep Learning), configs/fashion_best.py, and configs/paper.py (ImageNet,
-seven networks). --config.KEY=VALUE changes a key of a recipe. docs/recipes.md lists all keys; googlenet_jax/recipe.py
-defines them.
+configs/fashion.py (the network of Dive into Deep Learning), configs/fashion_speed.py (short), configs/fashion_best.py
+(accurate), and configs/paper.py (ImageNet, seven networks). --config.KEY=VALUE changes a key of a recipe.
+docs/recipes.md lists all keys; googlenet_jax/recipe.py defines them.
 """
 
 # This file has the flags, and one call for each mode. The program is in googlenet_jax/.
@@ -39,8 +39,9 @@ STEP = flags.DEFINE_string(
   'images. Default: the newest.'
 )  # fmt: skip
 CROPS = flags.DEFINE_list(
-  'crops', ['1', '10', '144'], 'evaluate: crops per image, such as --crops=1 (quick) or --crops=1,10,144.'
-)
+  'crops', ['1', '6', '10', '144'], 'evaluate: crops per image, such as --crops=1 (quick) or --crops=1,10,144; 6 are '
+  'views of the whole image, mirrored and shifted by one pixel.'
+)  # fmt: skip
 SPLIT = flags.DEFINE_enum(
   'split', 'test', ('train', 'validation', 'test'), 'evaluate: which images, such as --split=validation.'
 )

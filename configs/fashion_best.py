@@ -2,18 +2,25 @@
 
   python main.py --config=configs/fashion_best.py
   python main.py --config=configs/fashion_best.py --config.ensemble.members=7 --workdir=runs/seven
-  python -m experiments.choices                      # what each choice is worth on held-out images
+  python main.py --mode=evaluate --workdir=runs/seven --crops=1,6     # 6: mirror and shifts of one pixel
+  python -m experiments.choices                                       # what each choice is worth on held-out images
 
-Made for a GPU. It has not been trained to its end, so its accuracy is not known. Three choices were made
-on held-out images, in short runs on a CPU (d2l's stem, 3 epochs, one seed; experiments/results/choices/):
+Made for a GPU. It has not been trained to its end, so its accuracy is not known. Its goals are a test accuracy of 0.955
+for one network and 0.962 for seven networks with 6 views.
 
-- The learning rate is 0.05. Rates of 0.1 and 0.02 were worse.
-- There is no shift. With a shift of 3 pixels the accuracy was lower.
-- Random areas are used. A network that was trained on parts of images gets better with 10 crops. A network that was
-  trained on whole images gets worse with 10 crops, but after 3 epochs it is the best one with 1 crop.
+What was measured is an earlier form, which was stopped at epoch 32 of 60 while its one-cycle rate was still high. With
+the augmentation, the learning rate and the dropout of this recipe, the averaged weights had 0.948 on held-out images
+and 0.947 on the test images (2026-11-26, one H200, jax 0.11.2, one seed). With random areas, without shifts, with half
+the erasing and half the learning rate, they had 0.936 and 0.938.
 
-Without erasing, these runs were one point better. Erasing stays for long trainings, where it is untested. The other
-values are common ones.
+Not measured, and taken from what others publish for small images:
+
+- A warm-up of 2 epochs, then a cosine to zero. The averages need a rate that goes to zero less than the raw weights do,
+  but both end at the same place.
+- Random mirroring, as in the measured form. Alternating mirroring shows each image 30 times either way; random
+  mirroring does so nearly, over 60 epochs. It matters in short trainings (`fashion_speed`).
+- No CutMix and no mixup. Images are erased, outputs dropped and labels smoothed already, and 60 epochs are few for
+  more. Published results with CutMix train for hundreds of epochs.
 """
 
 from configs import default
@@ -26,20 +33,20 @@ def get_config():
   config.epochs = 60
   config.batch_size = 256
   config.dtype = 'bfloat16'
-  config.learning_rate = 0.05
-  config.schedule = 'one_cycle'
+  config.learning_rate = 0.1
+  config.schedule = 'cosine'
+  config.warmup_epochs = 2.0
   config.nesterov = True
   config.weight_decay = 5e-4
   config.label_smoothing = 0.1
-  config.average_decay = 0.999
+  config.average_decay = 0.999  # about the last 5 epochs; batch statistics are computed for the averages themselves
   config.model.norm = 'batch'
   config.model.stem = 'small'
-  config.model.dropout = 0.4
-  config.augment.padding = 2
-  config.augment.min_area = 0.4  # about the smallest part of an image among the 144 crops
-  config.augment.shift = 0  # random areas shift already
+  config.model.dropout = 0.2
+  config.augment.padding = 2  # 28 pixels become 32 without resizing
+  config.augment.shift = 4
   config.augment.flip = True
-  config.augment.erasing = 0.25
+  config.augment.erasing = 0.5
   config.data.validation_examples = 5000
   config.ensemble.initial_weights = 'different'
   return config

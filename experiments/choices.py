@@ -1,7 +1,7 @@
 """What each choice of a recipe is worth on held-out training images: one change at a time, over several seeds.
 
   python -m experiments.choices                       # configs/fashion_best.py, for an accelerator
-  python -m experiments.choices --epochs=3 --seeds=1 --crops=1,10 \\
+  python -m experiments.choices --epochs=3 --seeds=1 --crops=1,6 \\
       --set=dtype=float32 --set=model.stem=article --set=average_decay=0.99      # for a CPU
 
 Each run is `main.py` in runs/choices. A run that has ended is not trained again; an interrupted one continues. The
@@ -18,20 +18,28 @@ import statistics
 from experiments import tables
 from experiments.worker import ROOT, run_or_exit
 from googlenet_jax import recipe
+from googlenet_jax.data import crops
 from googlenet_jax.host.errors import UserError
 
 VARIANTS = {
   'as it is': (),
   "d2l's stem": ('model.stem=article',),
-  'learning rate 0.1': ('learning_rate=0.1',),
-  'learning rate 0.02': ('learning_rate=0.02',),
+  'learning rate 0.2': ('learning_rate=0.2',),
+  'learning rate 0.05': ('learning_rate=0.05',),
+  'no warm-up': ('warmup_epochs=0.0',),
+  'linear schedule': ('schedule=linear',),
+  'one cycle': ('schedule=one_cycle', 'warmup_epochs=0.0'),
   'batches of 128': ('batch_size=128',),
   'no mirroring': ('augment.flip=False',),
+  'alternating mirroring': ('augment.flip=False', 'augment.alternating_flip=True'),
   'no padding': ('augment.padding=0',),
-  'shift of 3 pixels': ('augment.shift=3',),
-  'larger areas': ('augment.min_area=0.6',),
-  'whole images': ('augment.min_area=1.0',),
+  'shift of 2 pixels': ('augment.shift=2',),
+  'areas of 60 to 100 %': ('augment.min_area=0.6',),
   'no erasing': ('augment.erasing=0.0',),
+  'CutMix': ('augment.cutmix=0.5',),
+  'CutMix in place of erasing': ('augment.cutmix=0.5', 'augment.erasing=0.0'),
+  'mixup': ('augment.mixup=0.2',),
+  'weight decay 0.001': ('weight_decay=0.001',),
   'no label smoothing': ('label_smoothing=0.0',),
   'no dropout': ('model.dropout=0.0',),
   'no averages': ('average_decay=0.0',),
@@ -48,17 +56,17 @@ def parse_arguments() -> argparse.Namespace:
   add('--seeds', type=int, default=3, help='number of seeds')
   add('--variants', help=f'names separated by commas; default: all of {", ".join(VARIANTS)}')
   add('--set', action='append', default=[], metavar='KEY=VALUE', help='for every run; can be repeated')
-  add('--crops', default='1,10,144', help='numbers of crops to evaluate with')
+  add('--crops', default=','.join(map(str, crops.COUNTS)), help='numbers of crops to evaluate with')
   add('--name', help='of the runs and results; default: the name of the recipe, and the epochs')
   add('--output', type=pathlib.Path, default=tables.RESULTS / 'choices', help='folder of the results')
   options = parser.parse_args()
   options.variants = options.variants.split(',') if options.variants else list(VARIANTS)
   if unknown := sorted(set(options.variants) - set(VARIANTS)):
     parser.error(f'--variants: no {", ".join(unknown)}; choose from {", ".join(VARIANTS)}')
-  crops = set(options.crops.split(','))
-  if not crops <= {'1', '10', '144'}:
-    parser.error(f'--crops={options.crops}: choose from 1,10,144')
-  options.crops = sorted(map(int, crops))
+  counts = set(options.crops.split(','))
+  if not counts <= set(map(str, crops.COUNTS)):
+    parser.error(f'--crops={options.crops}: choose from {",".join(map(str, crops.COUNTS))}')
+  options.crops = sorted(map(int, counts))
   if options.seeds < 1:
     parser.error('--seeds must be at least 1')
   try:
@@ -78,19 +86,19 @@ def held_out_accuracy(options: argparse.Namespace, name: str, seed: int, folder:
   keys = [f'--config.{key}' for key in (*epochs, *options.set, *VARIANTS[name], f'seed={seed}')]
   run_or_exit([f'--config={options.config}', f'--workdir={workdir}', *keys])
   if not evaluated(workdir, options.crops):
-    crops = ','.join(map(str, options.crops))
-    run_or_exit(['--mode=evaluate', f'--workdir={workdir}', '--split=validation', f'--crops={crops}'])
+    counts = ','.join(map(str, options.crops))
+    run_or_exit(['--mode=evaluate', f'--workdir={workdir}', '--split=validation', f'--crops={counts}'])
   table = json.loads((workdir / 'evaluation.json').read_text())['table']
   return [1 - row['top1_error'] for row in table if row['models'] == 1 and row['crops'] in options.crops]
 
 
-def evaluated(workdir: pathlib.Path, crops: list[int]) -> bool:
+def evaluated(workdir: pathlib.Path, counts: list[int]) -> bool:
   """Returns whether the last step was evaluated on the held-out images with these numbers of crops."""
   if not (workdir / 'evaluation.json').exists():
     return False
   found, summary = (json.loads((workdir / f'{name}.json').read_text()) for name in ('evaluation', 'summary'))
   same = (found['split'], found['step']) == ('validation', summary['steps'])
-  return same and set(crops) <= {row['crops'] for row in found['table']}
+  return same and set(counts) <= {row['crops'] for row in found['table']}
 
 
 def main() -> None:
@@ -99,7 +107,7 @@ def main() -> None:
   stem = pathlib.Path(options.config).stem
   scale = options.name or (f'{stem}_{options.epochs}_epochs' if options.epochs else stem)
   runs, results = ROOT / 'runs' / 'choices' / scale, options.output / f'{scale}.md'
-  head = ['variant', 'seeds', *(f'{count} crop{"s" * (count > 1)}' for count in options.crops)]
+  head = ['variant', 'seeds', *(crops.NAMES[count] for count in options.crops)]
   results.parent.mkdir(parents=True, exist_ok=True)
   lines = []
   for name in options.variants:

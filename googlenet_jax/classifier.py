@@ -130,7 +130,7 @@ class Classifier:
     Args:
       images: uint8, or floating point in [0, 1]: `[B, H, W, C]`, or one image `[H, W, C]`; or a path of a picture, or
         a list of paths. Sizes are free: each image is prepared as the recipe says.
-      crop_count: 1, 10 or 144 crops per image, see `data.crops`.
+      crop_count: 1, 10 or 144 crops per image, or 6 views, see `data.crops`.
 
     Returns:
       float32 `[B, num_classes]`, or `[num_classes]` for one image.

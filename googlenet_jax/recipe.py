@@ -59,7 +59,8 @@ KEYS = {
   'image_size': Key(224, 'side of the input in pixels, padding included', NETWORK, least=1, most=4096),
   'dtype': Key('float32', 'type of the computation; parameters are float32', NETWORK, choices=('float32', 'bfloat16')),
   'learning_rate': Key(0.01, 'base learning rate', least=0),
-  'schedule': Key('step', 'shape of the learning rate', choices=('step', 'constant', 'cosine', 'one_cycle')),
+  'schedule': Key('step', 'shape of the learning rate', choices=('step', 'constant', 'cosine', 'linear', 'one_cycle')),
+  'warmup_epochs': Key(0.0, 'epochs in which the learning rate rises from 0 to its base; 0: none', least=0),
   'decay_factor': Key(0.96, 'factor of each decay of the step schedule', least=0, most=1),
   'decay_epochs': Key(8, 'epochs between two decays', least=1),
   'momentum': Key(0.9, 'momentum of SGD', least=0, below=1),
@@ -69,6 +70,9 @@ KEYS = {
   'label_smoothing': Key(0.0, 'share of the target spread over all classes', least=0, below=1),
   'average_decay': Key(0.0, 'decay of the averaged weights, which predict; 0: none', NETWORK, least=0, below=1),
   'micro_batches': Key(1, 'parts of a batch that a device takes in turn, to need less memory', least=1),
+  'steps_per_call': Key(
+    0, 'most steps in one call of the devices; 0: several where steps are short, but one on a CPU', FREE, least=0, most=1000
+  ),
   **_model_keys(),
   'data.name': Key('fashion_mnist', 'digits, or an image classification set of TFDS', NETWORK),
   'data.source_dir': Key('', 'folder with the four original .gz files; empty: FASHION_MNIST_DIR', FREE),
@@ -80,12 +84,15 @@ KEYS = {
   'augment.padding': Key(0, 'pixels of zeros on each side', NETWORK, least=0),
   'augment.shift': Key(0, 'largest random shift in pixels', least=0),
   'augment.flip': Key(False, 'mirror left to right at random'),
+  'augment.alternating_flip': Key(False, 'mirror each image in every second epoch; which epoch is first is random'),
   'augment.resize': Key(1.0, 'short side after resizing, divided by image_size', NETWORK, least=1, most=2),
   'augment.min_area': Key(1.0, 'least share of an image in a random crop; 1: no crops; paper: 0.08', above=0, most=1),
   'augment.max_aspect': Key(4 / 3, 'largest aspect ratio of a random crop', least=1),
   'augment.random_interpolation': Key(False, 'resize random crops by a random method'),
   'augment.photometric': Key(0.0, 'strength of random brightness, contrast, colour and light', least=0, most=1),
   'augment.erasing': Key(0.0, 'probability of a rectangle of noise', least=0, most=1),
+  'augment.cutmix': Key(0.0, 'probability that an image gets a rectangle of another image (CutMix)', least=0, most=1),
+  'augment.mixup': Key(0.0, 'blend with another image (mixup), weight from Beta(mixup, mixup); 0: none', least=0),
   'ensemble.members': Key(1, 'number of networks to train', FREE, least=1, most=1000),
   'ensemble.member': Key(0, 'number of this network, if members are trained apart', least=0, most=999),
   'ensemble.side_by_side': Key(False, 'train members at the same time, each on its share of the devices', FREE),
@@ -250,22 +257,46 @@ def _problems(key: Key, value: Any) -> Iterator[str]:
 
 def _check_together(config: ml_collections.ConfigDict) -> None:
   """Checks keys against each other."""
-  augment, ensemble = config.augment, config.ensemble
-  if augment.random_interpolation and augment.min_area == 1:
-    raise UserError('config.augment.random_interpolation acts on random crops: set config.augment.min_area below 1')
+  _check_schedule(config)
+  _check_augmentation(config)
+  ensemble = config.ensemble
   if ensemble.member and ensemble.members > 1:
     raise UserError(
       f'config.ensemble.members={ensemble.members} trains every member. To train one alone, give '
       f'--config.ensemble.members=1 --config.ensemble.member={ensemble.member} --workdir=.../member_{ensemble.member}'
     )
+
+
+def _check_schedule(config: ml_collections.ConfigDict) -> None:
   if config.nesterov and not config.momentum:
     raise UserError('config.nesterov needs a config.momentum above 0')
+  if config.warmup_epochs and config.schedule == 'one_cycle':
+    raise UserError('config.schedule=one_cycle warms up by itself: set config.warmup_epochs to 0')
+  if config.warmup_epochs >= config.epochs:
+    raise UserError(f'config.warmup_epochs={config.warmup_epochs:g} must be smaller than config.epochs={config.epochs}')
+
+
+def _check_augmentation(config: ml_collections.ConfigDict) -> None:
+  augment = config.augment
+  if augment.random_interpolation and augment.min_area == 1:
+    raise UserError('config.augment.random_interpolation acts on random crops: set config.augment.min_area below 1')
   if 2 * augment.padding >= config.image_size:
     raise UserError(
       f'config.augment.padding={augment.padding} on both sides leaves no image in config.image_size={config.image_size}'
     )
   if augment.shift >= config.image_size:
     raise UserError(f'config.augment.shift={augment.shift} moves whole images out of sight')
+  if augment.flip and augment.alternating_flip:
+    raise UserError(
+      'config.augment.flip and config.augment.alternating_flip exclude each other: set one of them to False'
+    )
+  if augment.cutmix and augment.mixup:
+    raise UserError('config.augment.cutmix and config.augment.mixup exclude each other: set one of them to 0')
+  if (augment.cutmix or augment.mixup) and config.batch_size // config.micro_batches < 2:
+    raise UserError(
+      f'config.augment.cutmix and config.augment.mixup need two images to mix: config.batch_size={config.batch_size} '
+      f'in config.micro_batches={config.micro_batches} parts has one'
+    )
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

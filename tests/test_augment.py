@@ -67,6 +67,43 @@ def test_random_flip_mirrors_about_half():
   assert 16 < flipped.sum() < 48
 
 
+def alternating(seed, index, epoch):
+  return np.asarray(
+    jax.jit(augment.alternating_mirror)(jnp.int32(seed), jnp.asarray(index, jnp.int32), jnp.int32(epoch))
+  )
+
+
+def test_alternating_mirroring_shows_every_image_both_ways_in_two_epochs():
+  index = np.arange(4096)
+  epochs = [alternating(3, index, epoch) for epoch in range(4)]
+  assert epochs[0].dtype == bool
+  np.testing.assert_array_equal(epochs[1], ~epochs[0])
+  np.testing.assert_array_equal(epochs[2], epochs[0])
+  np.testing.assert_array_equal(epochs[3], epochs[1])
+  assert abs(epochs[0].mean() - 0.5) < 0.03
+  assert abs((epochs[0] == alternating(4, index, 0)).mean() - 0.5) < 0.03  # another seed
+  order = np.random.default_rng(0).permutation(4096)[:100]  # by the image, not by its position in a batch
+  np.testing.assert_array_equal(alternating(3, order, 1), epochs[1][order])
+
+
+def test_alternating_mirroring_in_the_augmentation():
+  options = default.get_config().augment
+  image = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 1), np.uint8)
+  mirrored = np.arange(8) % 3 == 0
+  see = jax.jit(lambda image, mirrored: augment.augment(image, keys(count=8), 8, options, mirrored=mirrored))
+  options.alternating_flip = True
+  expected = np.where(mirrored[:, None, None, None], image[:, :, ::-1], image) / np.float32(255)
+  np.testing.assert_allclose(see(image, mirrored), expected, atol=1e-6)
+
+
+def test_keys_of_images_are_no_keys_of_steps():
+  data = lambda keys: {tuple(key) for key in np.asarray(jax.random.key_data(keys))}
+  images = data(random_keys.image_keys(0, jnp.arange(64)))
+  assert len(images) == 64
+  for step in (0, 1, 2**31 - 1):
+    assert not images & data(random_keys.example_keys(0, jnp.int32(step), jnp.arange(64)))
+
+
 def test_augmentation_is_a_function_of_seed_step_and_position():
   options = default.get_config().augment
   image = np.random.default_rng(1).integers(0, 256, (64, 8, 8, 3), np.uint8)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import default
-from googlenet_jax.data import crops
+from googlenet_jax.data import augment, crops
 
 OPTIONS = default.get_config().augment
 SHAPES = [(30, 30), (30, 44)]
@@ -101,8 +101,8 @@ def test_the_mean_covers_all_crops(count, squares, shape):
 
 
 def test_square_images_have_48_different_crops():
-  assert len(crops.views(144, 32, square_images=True)) * crops.VIEWS[144] * 2 == 48
-  assert len(crops.views(144, 32, square_images=False)) * crops.VIEWS[144] * 2 == 144
+  assert len(crops.squares(144, 32, square_images=True)) * crops.VIEWS[144] * 2 == 48
+  assert len(crops.squares(144, 32, square_images=False)) * crops.VIEWS[144] * 2 == 144
 
 
 def test_one_crop_is_the_middle_of_the_resized_image():
@@ -116,8 +116,31 @@ def test_one_crop_is_the_middle_of_the_resized_image():
   np.testing.assert_allclose(found, expected, atol=0.01)
 
 
+@pytest.mark.parametrize('padding', [0, 3])
+def test_six_views_are_mirrored_and_shifted_by_one_pixel(padding):
+  image = images((20, 25))
+  options = default.get_config().augment
+  options.padding = padding
+  found = jax.jit(lambda image: crops.log_probabilities(network, {'image': image}, 6, 32, options))(image)
+  whole = np.asarray(augment.prepare(image, 32, padding))
+  up_left, down_right = np.zeros_like(whole), np.zeros_like(whole)
+  up_left[:, :-1, :-1] = whole[:, 1:, 1:]
+  down_right[:, 1:, 1:] = whole[:, :-1, :-1]
+  views = [view for shifted in (whole, up_left, down_right) for view in (shifted, shifted[:, :, ::-1])]
+  np.testing.assert_array_equal(crops.shifted(whole), views[::2])
+  np.testing.assert_allclose(np.exp(found), np.mean([softmax(view) for view in views], axis=0), rtol=1e-5)
+
+
+def test_each_number_has_a_name():
+  assert [crops.NAMES[count] for count in crops.COUNTS] == ['1 crop', '6 views', '10 crops', '144 crops']
+  assert [crops.label(count) for count in crops.COUNTS] == ['1', '6 views', '10', '144']
+  assert [crops.distinct(count, 32, square_images=True) for count in crops.COUNTS] == [1, 6, 10, 48]
+  assert [crops.distinct(count, 32, square_images=False) for count in crops.COUNTS] == [1, 6, 10, 144]
+
+
 def test_memory_is_bounded_by_the_batch():
   assert crops.batch_size(256, 1, 1) == 256
+  assert crops.batch_size(256, 6, 1) == 42  # times 6 views
   assert crops.batch_size(256, 144, 1) == 21  # times 12 crops of a square
   assert crops.batch_size(256, 144, 8) == 16
   assert crops.batch_size(8, 144, 8) == 8
@@ -141,5 +164,5 @@ def test_floating_point_images_give_the_same_crops():
 
 
 def test_an_unknown_number_of_crops_is_named():
-  with pytest.raises(ValueError, match='11 crops per image are unknown: choose from 1, 10, 144'):
-    crops.views(11, 32, True)
+  with pytest.raises(ValueError, match='11 crops per image are unknown: choose from 1, 6, 10, 144'):
+    crops.squares(11, 32, True)

@@ -60,6 +60,12 @@ def test_the_table_as_text():
     '| 1 | 10 | 10 | 9.00 % (9.00 to 9.00) | 2.00 % | +1.00 % | +0.00 % |',
     '| 7 | 144 | 1008 | 6.00 % | 2.50 % | +4.00 % | -0.50 % |',
   ]
+  views = dict(zip(columns, (1, 6, 6, 0.09, [0.09], 0.02, 0.01, 0.0), strict=True))
+  assert table.markdown([rows[0], views]).splitlines()[3:] == [
+    '| 1 | 6 views | 6 | 9.00 % | 2.00 % | +1.00 % | +0.00 % |',
+    '',
+    '6 views: mirror and shifts of one pixel',
+  ]
 
 
 @pytest.mark.usefixtures('small_network')
@@ -159,12 +165,12 @@ def test_the_table_of_an_ensemble(trained, capsys, monkeypatch):
   digits = small_digits()
   few = datasets.Split(digits.test.images[:40], digits.test.labels[:40])
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
-  table.evaluate_run(config, workdir, None, 'test', [1, 10, 144])
+  table.evaluate_run(config, workdir, None, 'test', [1, 6, 10, 144])
   found = json.loads((workdir / 'evaluation.json').read_text())
   assert [(r['models'], r['crops'], r['cost']) for r in found['table']] == [
-    (1, 1, 1), (1, 10, 10), (1, 144, 144), (3, 1, 3), (3, 10, 30), (3, 144, 432)
+    (1, 1, 1), (1, 6, 6), (1, 10, 10), (1, 144, 144), (3, 1, 3), (3, 6, 18), (3, 10, 30), (3, 144, 432)
   ]  # fmt: skip
-  assert found['accuracy'] == pytest.approx(1 - found['table'][3]['top1_error'])
+  assert found['accuracy'] == pytest.approx(1 - found['table'][4]['top1_error'])
   out = capsys.readouterr().out
   assert 'The rows for one model are the mean over the members' in out
   assert table.markdown(found['table']).splitlines()[5] in out

@@ -211,9 +211,9 @@ def test_evaluation_reads_the_data_from_another_folder(small, copied, monkeypatc
     (['--step='], ['--step=: give a number, or best']),
     (['--step=7'], ['there is no checkpoint of step 7 in ', 'there are [2]']),
     (['--step=0'], ['there is no checkpoint of step 0 in ', 'there are [2]']),
-    (['--crops=2'], ['--crops=2: choose from 1,10,144']),
-    (['--crops='], ['--crops=: choose from 1,10,144']),
-    (['--crops=1,'], ['choose from 1,10,144']),
+    (['--crops=2'], ['--crops=2: choose from 1,6,10,144']),
+    (['--crops='], ['--crops=: choose from 1,6,10,144']),
+    (['--crops=1,'], ['choose from 1,6,10,144']),
     (['--split=tset'], ['--split', 'tset', 'train|validation|test']),
   ],
 )

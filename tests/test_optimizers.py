@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from helpers import small_config
@@ -28,6 +30,61 @@ def test_constant_and_cosine():
 def test_one_cycle_rises_for_30_percent_and_ends_near_zero():
   found = rates([0, 1.5, 3, 6.5, 10], schedule='one_cycle', learning_rate=1.0, epochs=10)
   np.testing.assert_allclose(found, [0.04, 0.52, 1, 0.5, 4e-6], atol=1e-4)
+
+
+def test_linear_ends_at_exactly_zero():
+  found = rates([0, 2.5, 5, 7.5, 10], schedule='linear', learning_rate=1.0, epochs=10)
+  np.testing.assert_allclose(found, [1, 0.75, 0.5, 0.25, 0], atol=1e-6)
+  assert found[-1] == 0
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'after'),
+  [
+    ('cosine', [1, 0.853553, 0.5, 0.146447, 0]),
+    ('linear', [1, 0.75, 0.5, 0.25, 0]),
+    ('constant', [1] * 5),
+    ('step', [1, 1, 1, 0.96, 0.96]),
+  ],
+)
+def test_a_warm_up_rises_from_zero_and_the_schedule_follows(schedule, after):
+  """Ten steps an epoch; two epochs of warm-up. The falls of 'step' are counted from the beginning."""
+  changes = {'learning_rate': 1.0, 'epochs': 10, 'warmup_epochs': 2.0, 'schedule': schedule}
+  changes['decay_epochs'] = 8
+  np.testing.assert_allclose(rates([0, 0.1, 0.5, 1, 1.9], **changes), [0, 0.05, 0.25, 0.5, 0.95], rtol=1e-6)
+  found = rates([2, 4, 6, 8, 10], **changes)
+  np.testing.assert_allclose(found, after, atol=1e-6)
+  if schedule in ('cosine', 'linear'):
+    assert found[-1] == 0  # exactly
+
+
+def test_a_schedule_without_a_warm_up_is_as_it_was():
+  epochs = np.arange(0, 10.1, 0.1)
+  for schedule in ('step', 'constant', 'cosine', 'one_cycle'):
+    config = small_config(schedule=schedule, learning_rate=0.3, epochs=10)
+    plain = {
+      'step': optax.exponential_decay(0.3, 80, 0.96, staircase=True),
+      'constant': optax.constant_schedule(0.3),
+      'cosine': optax.cosine_decay_schedule(0.3, 100),
+      'one_cycle': optax.cosine_onecycle_schedule(100, 0.3, final_div_factor=1e4),
+    }[schedule]
+    found = optimizers.learning_rate_schedule(config, 10)
+    assert [float(found(round(10 * e))) for e in epochs] == [float(plain(round(10 * e))) for e in epochs]
+
+
+def test_a_warm_up_of_parts_of_an_epoch_works_inside_jit():
+  config = small_config(schedule='linear', learning_rate=0.5, epochs=3, warmup_epochs=0.25)
+  schedule = optimizers.learning_rate_schedule(config, 8)
+  found = jax.jit(jax.vmap(schedule))(jnp.arange(25))
+  steps = np.arange(25)
+  np.testing.assert_allclose(found, 0.5 * np.where(steps < 2, steps / 2, (24 - steps) / 22), atol=1e-7)
+
+
+def test_an_unknown_schedule_lists_those_that_exist():
+  with pytest.raises(
+    ValueError, match="schedule='up' is unknown: choose from step, constant, cosine, linear, one_cycle"
+  ):
+    rates([0], schedule='up')
 
 
 @pytest.mark.parametrize('nesterov', [False, True])

@@ -342,8 +342,14 @@ def test_a_table_of_one_row_has_sensible_axes(errors):
   assert texts.count('144') == 2  # the cost, and the crops beside the point
 
 
+def test_views_are_not_called_crops():
+  figure = plots._table_figure([row(1, 1, [0.12]), row(1, 6, [0.11]), row(1, 10, [0.13])], TITLE)
+  checked(figure)
+  assert [text.get_text() for text in figure.axes[0].texts] == ['1', '6 views', '10']
+
+
 def test_ticks_at_costs_do_not_touch():
-  rows = [row(models, crops, [0.3 - 0.01 * models - 0.0001 * crops]) for models in (1, 7) for crops in (1, 10, 144)]
+  rows = [row(models, crops, [0.3 - 0.01 * models - 0.0001 * crops]) for models in (1, 7) for crops in (1, 6, 10, 144)]
   checked(plots._table_figure(rows, TITLE))
 
 

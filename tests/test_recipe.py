@@ -56,6 +56,7 @@ def test_who_may_change_a_key():
     'name',
     'epochs',
     'max_steps',
+    'steps_per_call',
     'data.source_dir',
     'data.data_dir',
     'ensemble.members',
@@ -281,7 +282,8 @@ def test_a_key_like_no_other_is_answered_with_the_page_of_all():
     ('momentum', 1.0, 'config.momentum=1.0 is out of range: it must be at least 0 and below 1'),
     ('seed', -1, 'config.seed'),
     ('dtype', 'float16', "config.dtype='float16' is unknown: choose from float32, bfloat16"),
-    ('schedule', 'linear', 'config.schedule'),
+    ('schedule', 'triangle', 'config.schedule'),
+    ('warmup_epochs', -0.5, 'config.warmup_epochs=-0.5 is out of range: it must be at least 0'),
     ('image_size', 16, 'too small for the network: with model.stem=article it needs at least 17'),
     ('augment.padding', 10, 'leaves no image'),
     ('augment.shift', 17, 'out of sight'),
@@ -296,6 +298,8 @@ def test_a_key_like_no_other_is_answered_with_the_page_of_all():
     ('augment.random_interpolation', True, 'set config.augment.min_area below 1'),
     ('augment.photometric', 1.5, 'config.augment.photometric'),
     ('augment.erasing', -0.1, 'config.augment.erasing'),
+    ('augment.cutmix', 1.1, 'config.augment.cutmix'),
+    ('augment.mixup', -0.1, 'config.augment.mixup'),
     ('ensemble.members', 0, 'config.ensemble.members'),
     ('ensemble.initial_weights', 'equal', 'choose from same, different'),
     ('data.canvas', 0, 'config.data.canvas'),
@@ -396,3 +400,47 @@ def test_nesterov_needs_momentum():
   recipe.validate(small_config(nesterov=True))
   with pytest.raises(UserError, match='config.nesterov needs a config.momentum above 0'):
     recipe.validate(small_config(nesterov=True, momentum=0.0))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'schedule': 'one_cycle', 'warmup_epochs': 1.0},
+      'config.schedule=one_cycle warms up by itself: set config.warmup_epochs to 0',
+    ),
+    ({'warmup_epochs': 10.0}, 'config.warmup_epochs=10 must be smaller than config.epochs=10'),
+    (
+      {'augment.flip': True, 'augment.alternating_flip': True},
+      'config.augment.flip and config.augment.alternating_flip exclude each other: set one of them to False',
+    ),
+    (
+      {'augment.cutmix': 0.5, 'augment.mixup': 0.2},
+      'config.augment.cutmix and config.augment.mixup exclude each other: set one of them to 0',
+    ),
+    (
+      {'augment.mixup': 0.2, 'batch_size': 4, 'micro_batches': 4},
+      'config.augment.cutmix and config.augment.mixup need two images to mix: config.batch_size=4 in '
+      'config.micro_batches=4 parts has one',
+    ),
+  ],
+)
+def test_keys_that_exclude_each_other_are_one_line(changes, message):
+  with pytest.raises(UserError) as error:
+    recipe.validate(small_config(**changes))
+  assert str(error.value) == message
+  for name in changes:  # each key alone is allowed
+    if name not in ('warmup_epochs', 'micro_batches'):
+      recipe.validate(small_config(**{name: changes[name]}))
+
+
+def test_recipes_for_speed_and_accuracy_evaluate_what_they_train():
+  """A warm-up shorter than the run, a rate that ends at zero, and one kind of mirroring."""
+  best, speed = (recipe.read(str(ROOT / f'configs/fashion_{name}.py')) for name in ('best', 'speed'))
+  for config in (best, speed):
+    assert 0 < config.warmup_epochs < config.epochs / 5
+    assert config.schedule in ('cosine', 'linear')
+    assert config.augment.flip != config.augment.alternating_flip
+    assert config.augment.min_area == 1
+    assert config.data.validation_examples == 5000
+    assert config.image_size - 2 * config.augment.padding == 28

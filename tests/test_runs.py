@@ -83,6 +83,26 @@ def test_keys_that_are_missing_have_their_defaults(tmp_path):
   assert recipe.flatten(config) == {**default, 'seed': 3, 'model.norm': 'batch'}
 
 
+def test_runs_without_the_newer_keys_are_read_resumed_and_evaluated(tmp_path):
+  """Keys of version 1.1 that older runs lack."""
+  newer = {
+    'warmup_epochs': 0.0,
+    'augment.alternating_flip': False,
+    'augment.cutmix': 0.0,
+    'augment.mixup': 0.0,
+  }
+  folder = with_checkpoint(written(tmp_path, schedule='cosine'))
+  old = {name: value for name, value in recipe.flatten(small_config(schedule='cosine')).items() if name not in newer}
+  change(folder, recipe=recipe.from_flat(old).to_dict())
+  config = runs.read(folder).config
+  assert {name: recipe.flatten(config)[name] for name in newer} == newer
+  recipe.validate(config)
+  runs.check_resumable(small_config(schedule='cosine'), folder)
+  runs.check_agrees(config, folder)
+  with pytest.raises(UserError, match='another recipe .warmup_epochs: 0.0 there, 2.0 now'):
+    runs.check_resumable(small_config(schedule='cosine', warmup_epochs=2.0), folder)
+
+
 def test_an_unknown_key_names_the_version_that_wrote_it(tmp_path):
   change(written(tmp_path), recipe={'seed': 3, 'model': {'wings': 2}}, versions={'googlenet_jax': '9.0'})
   with pytest.raises(UserError) as error:

@@ -115,8 +115,32 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
   Returns:
     `[B, H, W, C]`.
   """
-  flip = jax.vmap(jax.random.bernoulli)(keys)
-  return jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
+  return mirror(image, jax.vmap(jax.random.bernoulli)(keys))
+
+
+def mirror(image: jax.Array, mirrored: jax.Array) -> jax.Array:
+  """Mirrors those images of `[B, H, W, C]` left to right for which `mirrored`, bool `[B]`, is true."""
+  return jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+
+
+def alternating_mirror(seed: jax.Array, index: jax.Array, epoch: jax.Array) -> jax.Array:
+  """Decides which images are mirrored in an epoch: each in every second epoch, half of all in each epoch.
+
+  Two epochs in a row show every image both ways; random mirroring shows half of them the same way twice. Which epoch
+  comes first is random for each image.
+
+  Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, arXiv:2404.00498.
+
+  Args:
+    seed: int32 scalar, seed of the run.
+    index: int32 `[B]`, indices of the images in the training split.
+    epoch: int32 scalar, number of whole epochs before this one.
+
+  Returns:
+    bool `[B]`.
+  """
+  keys = random_keys.stream(random_keys.image_keys(seed, index), random_keys.ALTERNATING)
+  return jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
 
 
 def random_crop(
@@ -291,9 +315,14 @@ def random_erasing(image: jax.Array, probability: float, keys: jax.Array) -> jax
 
 
 def augment(
-  image: jax.Array, keys: jax.Array, image_size: int, options: Any, sizes: jax.Array | None = None
+  image: jax.Array,
+  keys: jax.Array,
+  image_size: int,
+  options: Any,
+  sizes: jax.Array | None = None,
+  mirrored: jax.Array | None = None,
 ) -> jax.Array:
-  """Turns a batch into the network's input in training.
+  """Changes each image of a training batch at random. `mixing.training_input` calls it and then mixes images.
 
   Args:
     image: uint8 `[B, H, W, C]`, or floating point in [0, 1].
@@ -301,6 +330,7 @@ def augment(
     image_size: side of the result in pixels.
     options: `augment` part of a recipe.
     sizes: see `prepare`.
+    mirrored: bool `[B]` from `alternating_mirror`, needed if the recipe has `alternating_flip`.
 
   Returns:
     float32 `[B, image_size, image_size, C]` in [0, 1].
@@ -326,6 +356,8 @@ def augment(
     image = random_shift(image, options.shift, use(random_keys.SHIFT))
   if options.flip:
     image = random_flip(image, use(random_keys.FLIP))
+  if options.alternating_flip:
+    image = mirror(image, mirrored)
   if options.erasing:
     image = random_erasing(image, options.erasing, use(random_keys.ERASING))
   return image

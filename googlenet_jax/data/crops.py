@@ -1,4 +1,4 @@
-"""The paper's crops (section 7), cut on the device: 144, 10 or 1 per image.
+"""Several views of each image at test time, cut on the device: the paper's 144, 10 or 1 crops (section 7), or 6 views.
 
 144 crops: the shorter side is resized to 256, 288, 320 and 352 pixels, for a network of 224. Each resized image gives
 three squares: left, middle and right, or upper, middle and lower in a portrait. Each square gives six crops at the
@@ -7,6 +7,9 @@ networks of other sizes the four lengths are in proportion.
 
 10 crops: corners and middle of the middle square at the smallest of the four lengths, also mirrored. 1 crop: the result
 of `augment.prepare`.
+
+6 views fit networks that were trained on whole images with small shifts: the result of `augment.prepare`, where it is,
+one pixel up and left, and one pixel down and right. All are also mirrored. Zeros fill the edges.
 """
 
 import math
@@ -20,13 +23,21 @@ from jax import lax
 
 from googlenet_jax.data import augment, resample
 
-COUNTS = (1, 10, 144)
+COUNTS = (1, 6, 10, 144)
+NAMES = {1: '1 crop', 6: '6 views', 10: '10 crops', 144: '144 crops'}
+NOTES = {6: '6 views: mirror and shifts of one pixel'}  # what a table says below
+SHIFTS = ((0, 0), (-1, -1), (1, 1))  # of the 6 views: (down, right) in pixels
 PAPER_SIZE, PAPER_SCALES = 224, (256, 288, 320, 352)
 SQUARES = (0, 1, 2)  # left or upper, middle, right or lower
 MIDDLE = 1
-VIEWS = {10: 5, 144: 6}  # crops of each square, without mirroring
+VIEWS = {6: len(SHIFTS), 10: 5, 144: 6}  # of the prepared image (6) or of each square, without mirroring
 # Places of the corners and the middle in a square: (rows, columns) in halves of the free space.
 PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
+
+
+def label(count: int) -> str:
+  """Returns the text of a table's cell: the number, and 'views' where it counts no crops."""
+  return NAMES[count].removesuffix(' crop').removesuffix(' crops')
 
 
 def scales(image_size: int) -> tuple[int, ...]:
@@ -72,7 +83,7 @@ def batch_size(batch: int, count: int, devices: int) -> int:
 
   Args:
     batch: images in a training batch, over all devices.
-    count: crops per image, one of COUNTS.
+    count: crops or views per image, one of COUNTS.
     devices: number of devices.
 
   Returns:
@@ -81,7 +92,7 @@ def batch_size(batch: int, count: int, devices: int) -> int:
   return max(1, batch // (1 if count == 1 else 2 * VIEWS[count]) // devices) * devices
 
 
-def views(count: int, image_size: int, square_images: bool) -> np.ndarray:
+def squares(count: int, image_size: int, square_images: bool) -> np.ndarray:
   """Returns the squares that give `count` crops; VIEWS has the number of crops of each square.
 
   Args:
@@ -98,8 +109,8 @@ def views(count: int, image_size: int, square_images: bool) -> np.ndarray:
   if count == 10:
     return np.array([[scales(image_size)[0], MIDDLE]], np.int32)
   if count == 144:
-    squares = (MIDDLE,) if square_images else SQUARES
-    return np.array([[scale, square] for scale in scales(image_size) for square in squares], np.int32)
+    different = (MIDDLE,) if square_images else SQUARES
+    return np.array([[scale, square] for scale in scales(image_size) for square in different], np.int32)
   raise ValueError(f'{count} crops per image are unknown: choose from {", ".join(map(str, COUNTS))}')
 
 
@@ -109,8 +120,17 @@ def all_square(batch: dict[str, jax.Array | np.ndarray], options: Any) -> bool:
 
 
 def distinct(count: int, image_size: int, square_images: bool) -> int:
-  """Returns how many different crops of an image there are: 48 of the 144 for a square one; see `views`."""
-  return 1 if count == 1 else 2 * VIEWS[count] * len(views(count, image_size, square_images))
+  """Returns how many different crops of an image there are: 48 of the 144 for a square one; see `squares`."""
+  if count in (1, 6):
+    return count
+  return 2 * VIEWS[count] * len(squares(count, image_size, square_images))
+
+
+def shifted(image: jax.Array) -> jax.Array:
+  """Returns `[3, B, H, W, C]`: images `[B, H, W, C]` moved by each of SHIFTS, with zeros at the edges."""
+  height, width = image.shape[1:3]
+  padded = augment.pad(image, 1)
+  return jnp.stack([padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width] for down, right in SHIFTS])
 
 
 def log_mean(log_probabilities: jax.Array) -> jax.Array:
@@ -121,15 +141,16 @@ def log_mean(log_probabilities: jax.Array) -> jax.Array:
 def log_probabilities(
   network: Callable[[jax.Array], jax.Array], batch: dict[str, jax.Array], count: int, image_size: int, options
 ) -> jax.Array:
-  """Returns the log of the mean softmax over `count` crops of each image.
+  """Returns the log of the mean softmax over `count` crops or views of each image.
 
-  The network gets all crops of one square at once, 2 * VIEWS[count] per image, and one square after another.
+  The network gets all crops of one square at once, 2 * VIEWS[count] per image, and one square after another. It gets
+  the 6 views at once.
 
   Args:
     network: maps `[B, image_size, image_size, C]` to logits `[B, classes]`.
     batch: `image` uint8 `[B, H, W, C]`, or floating point in [0, 1]; and `size` for images of many sizes, see
       `augment.prepare`.
-    count: crops per image, one of COUNTS.
+    count: crops or views per image, one of COUNTS.
     image_size: side of a crop in pixels.
     options: `augment` part of a recipe; `padding` and `resize` are read. With padding, crops are cut from the padded
       images.
@@ -144,19 +165,21 @@ def log_probabilities(
   prepared = augment.prepare(image, image_size, options.padding, sizes, options.resize)
   if count == 1:
     return jax.nn.log_softmax(network(prepared))
-  if options.padding:
-    image, sizes = prepared, None
-  else:
-    image = augment.to_float(image)
-  squares = views(count, image_size, all_square(batch, options))
-  if sizes is None:
-    sizes = augment.full_sizes(image)
 
-  def one(square):
-    crops = cut(image, sizes, *square, image_size)[: VIEWS[count]]
+  def mean_of(crops):
     crops = jnp.concatenate([crops, crops[:, :, :, ::-1]])
     logits = network(crops.reshape(-1, *crops.shape[2:]))
     logits = logits.reshape(crops.shape[0], -1, logits.shape[-1])
     return log_mean(jax.nn.log_softmax(logits))
 
-  return log_mean(lax.map(one, jnp.asarray(squares)))
+  if count == 6:
+    return mean_of(shifted(prepared))
+  if options.padding:
+    image, sizes = prepared, None
+  else:
+    image = augment.to_float(image)
+  if sizes is None:
+    sizes = augment.full_sizes(image)
+  places = squares(count, image_size, all_square(batch, options))
+  one = lambda place: mean_of(cut(image, sizes, *place, image_size)[: VIEWS[count]])
+  return log_mean(lax.map(one, jnp.asarray(places)))

@@ -75,7 +75,7 @@ def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[
   Args:
     classifier: the networks, and the devices that run them.
     split: images and labels.
-    crop_count: crops per image: 1, 10 or 144.
+    crop_count: crops or views per image, one of `crops.COUNTS`.
 
   Returns:
     One evaluation per network; `together` combines them.

@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from googlenet_jax.data import crops
 from googlenet_jax.evaluation import drawing
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, fit, percent, plural, user_text
 from googlenet_jax.evaluation.evaluate import Evaluation
@@ -262,7 +263,7 @@ def _draw_errors(axes: Axes, rows: Sequence[dict[str, Any]], top: int) -> None:
   axes.errorbar([r['cost'] for r in rows], errors, bars, label=label, capsize=3, **style)
   for r, error, following in zip(rows, errors, [*errors[1:], errors[-1]], strict=True):
     offset = (5, -11) if following > error else (5, 4)  # beside the line, not on it
-    axes.annotate(str(r['crops']), (r['cost'], error), offset, textcoords='offset points', fontsize=SMALL)
+    axes.annotate(crops.label(r['crops']), (r['cost'], error), offset, textcoords='offset points', fontsize=SMALL)
 
 
 def _limit_costs(axes: Axes, costs: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from flax import nnx, traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data import augment, pipeline, random_keys
+from googlenet_jax.data import augment, mixing, pipeline, random_keys
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import sharding
 
@@ -25,22 +25,24 @@ EXAMPLES = 1024  # digits after one epoch: test loss 1.04 with 512 to 1,408 imag
 
 
 def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[..., Any]:
-  """Builds the jitted step `(params, batch_stats, seed, step, batch) -> batch_stats`, from this batch alone.
+  """Builds the jitted step `(params, batch_stats, seed, step, epoch, batch) -> batch_stats`, from this batch alone.
 
-  The images are those that the training step `step` sees; dropout is off.
+  The images are those that the training step `step` sees, mixed if the recipe mixes them; dropout is off. They were
+  mixed with other images there if the recipe has micro-batches.
   """
 
-  def statistics(params, batch_stats, seed, step, batch):
+  def statistics(params, batch_stats, seed, step, epoch, batch):
+    if config.augment.alternating_flip:
+      batch = {**batch, 'mirrored': augment.alternating_mirror(seed, batch['index'], epoch)}
     keys = random_keys.example_keys(seed, step, jnp.arange(batch['label'].shape[0]))
     network = nnx.merge(graphdef, params, batch_stats)
     network.set_attributes(nnx.BatchNorm, momentum=0.0)
-    network.end_points(
-      augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size')), True
-    )
+    image, _ = mixing.training_input(batch, keys, config)
+    network.end_points(image, True)
     return nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
   whole = sharding.whole(mesh)
-  return jax.jit(statistics, in_shardings=(whole,) * 4 + (sharding.cut(mesh),), out_shardings=whole)
+  return jax.jit(statistics, in_shardings=(whole,) * 5 + (sharding.cut(mesh),), out_shardings=whole)
 
 
 def recompute(
@@ -65,14 +67,16 @@ def recompute(
     step: number of steps taken. The result is a function of weights, seed and step, so a resumed run gets the same.
     mesh: devices.
   """
-  count = min(pipeline.steps_per_epoch(len(split), config.batch_size), math.ceil(EXAMPLES / config.batch_size))
+  steps_per_epoch = pipeline.steps_per_epoch(len(split), config.batch_size)
+  count = min(steps_per_epoch, math.ceil(EXAMPLES / config.batch_size))
   first = max(0, step - count)
   batches = pipeline.train_batches(split, config.batch_size, seed, first, mesh)
   found = [[] for _ in networks]
   for number in range(first, first + count):
     batch = next(batches)
+    place = [jnp.int32(value) for value in (seed, number, number // steps_per_epoch)]
     for own, (params, batch_stats) in zip(found, networks, strict=True):
-      own.append(step_fn(params, batch_stats, jnp.int32(seed), jnp.int32(number), batch))
+      own.append(step_fn(params, batch_stats, *place, batch))
   return [_combined(own) for own in jax.device_get(found)]
 
 

@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: evaluates a run or an ensemble with 1, 10 and 144 crops, as in the paper's table 3."""
+"""`--mode=evaluate`: evaluates a run or an ensemble with several numbers of crops, as in the paper's table 3."""
 
 import pathlib
 import statistics
@@ -98,7 +98,7 @@ def evaluate_crops(
   for count in crop_counts:
     work = crops.distinct(count, classifier.recipe.image_size, square)
     if pace * work > LONG_SECONDS:
-      console.say(f'{_crops(count)} of every image take about {pace * work:.0f} s ...')
+      console.say(f'{crops.NAMES[count]} of every image take about {pace * work:.0f} s ...')
     begin = time.perf_counter()
     results = evaluate.evaluate(classifier, split, count)
     if first is None:
@@ -108,7 +108,7 @@ def evaluate_crops(
       rows.append(row(results, models, count, rows[0] if rows else None))
     error, seconds = rows[-1]['top1_error'], time.perf_counter() - begin
     pace = seconds / work
-    console.say(f'{_crops(count)} of every image: {seconds:.1f} s, top-1 error {100 * error:.2f} %')
+    console.say(f'{crops.NAMES[count]} of every image: {seconds:.1f} s, top-1 error {100 * error:.2f} %')
     rows.sort(key=lambda r: (r['models'], r['crops']))
     write(rows, first)
   return rows
@@ -138,7 +138,7 @@ def row(evaluations: Sequence[Evaluation], models: int, crop_count: int, base: d
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-  """Returns the table as Markdown."""
+  """Returns the table as Markdown, and below it what the views are if there are any."""
   lines = [HEAD, ['---'] * len(HEAD)]
   for r in rows:
     gains = [100 * r[key] for key in ('top1_gain', 'top5_gain')]
@@ -146,12 +146,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     errors = [f'{100 * r[key]:.2f} %' for key in ('top1_error', 'top5_error')]
     if len(r['top1_errors']) > 1:  # several members, each alone: also the lowest and the highest
       errors[0] += f' ({100 * min(r["top1_errors"]):.2f} to {100 * max(r["top1_errors"]):.2f})'
-    lines.append([str(r['models']), str(r['crops']), str(r['cost']), *errors, *gains])
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
-
-
-def _crops(count: int) -> str:
-  return f'{count} crop{"s" * (count > 1)}'
+    lines.append([str(r['models']), crops.label(r['crops']), str(r['cost']), *errors, *gains])
+  notes = [f'\n{crops.NOTES[count]}' for count in crops.NOTES if any(r['crops'] == count for r in rows)]
+  return '\n'.join(['| ' + ' | '.join(line) + ' |' for line in lines] + notes) + '\n'
 
 
 def answers(result: Evaluation, class_names: Sequence[str], models: int, crop_count: int) -> str:
@@ -162,7 +159,7 @@ def answers(result: Evaluation, class_names: Sequence[str], models: int, crop_co
     lines.append(f'  {name:>{width}}  {accuracy:6.4f}  ' + ' '.join(f'{count:5d}' for count in counts))
   right = int((result.predictions == result.labels).sum())
   who = f'{models} models together, ' if models > 1 else ''
-  view = f'{_crops(crop_count)}, ' if crop_count > 1 else ''
+  view = f'{crops.NAMES[crop_count]}, ' if crop_count > 1 else ''
   lines.append(f'{who}{view}accuracy {result.accuracy:.4f} ({right} of {len(result.labels)}), loss {result.loss:.4f}')
   return '\n'.join(lines)
 

@@ -1,4 +1,4 @@
-"""The loss of a training batch: augmentation, forward pass, cross-entropy."""
+"""The loss of a training batch: augmentation, forward pass, cross-entropy with one label or two."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from googlenet_jax.data import augment, random_keys
+from googlenet_jax.data import mixing, random_keys
 from googlenet_jax.model import auxiliary_classifiers
 
 
@@ -24,19 +24,20 @@ def loss_fn(
   Args:
     params: parameters of the network.
     batch_stats: its running statistics.
-    batch: `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, for images of many sizes `size` int32 `[B, 2]`.
+    batch: `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`, for images of many sizes `size` int32 `[B, 2]`,
+      with alternating mirroring `mirrored` bool `[B]`.
     keys: typed keys `[B]`, one per example.
     graphdef: the network.
     config: the recipe.
 
   Returns:
     The loss to minimise, and a tuple: the new running statistics, the mean losses by name (see `Metrics`), and the
-    number of right answers.
+    number of right answers. An answer is right if it is the image's own label, whatever was mixed into the image.
   """
   model = nnx.merge(graphdef, params, batch_stats)
-  image = augment.augment(batch['image'], keys, config.image_size, config.augment, batch.get('size'))
+  image, weight = mixing.training_input(batch, keys, config)
   out = model.end_points(image, train=True, keys=random_keys.stream(keys, random_keys.DROPOUT))
-  targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], out['logits'].shape[-1]), config.label_smoothing)
+  targets = soft_targets(batch['label'], weight, out['logits'].shape[-1], config.label_smoothing)
   total = loss = optax.softmax_cross_entropy(out['logits'], targets).mean()
   losses = {'loss': loss}
   if model.auxiliary:
@@ -45,3 +46,22 @@ def loss_fn(
     losses |= {'total': total, **parts}
   correct = (out['logits'].argmax(-1) == batch['label']).sum()
   return total, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), losses, correct)
+
+
+def soft_targets(label: jax.Array, weight: jax.Array | None, num_classes: int, smoothing: float) -> jax.Array:
+  """Returns the probabilities that the network should give.
+
+  Args:
+    label: int32 `[B]`.
+    weight: float32 `[B]`, weight of the image's own label; the next image's label has the rest. None: all weight.
+    num_classes: number of classes.
+    smoothing: share that is spread over all classes.
+
+  Returns:
+    float32 `[B, num_classes]`; each row adds up to 1.
+  """
+  targets = jax.nn.one_hot(label, num_classes)
+  if weight is not None:
+    own = weight[:, None]
+    targets = own * targets + (1 - own) * mixing.next_one(targets)
+  return optax.smooth_labels(targets, smoothing)

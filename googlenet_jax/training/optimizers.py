@@ -14,12 +14,16 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
 
   - 'step': $\eta \cdot 0.96^{\lfloor e / 8 \rfloor}$, the paper's fall of 4 % every 8 epochs;
   - 'constant': $\eta$;
-  - 'cosine': $\eta (1 + \cos(\pi t / T)) / 2$;
+  - 'cosine': $\eta (1 + \cos(\pi t / T)) / 2$, which is 0 after the last step;
+  - 'linear': $\eta (1 - t / T)$, which is 0 after the last step;
   - 'one_cycle': from $\eta / 25$ up to $\eta$ over the first 30 % of the steps, then down to $\eta / 250000$, along
     cosines (Smith and Topin 2018; PyTorch's `OneCycleLR` defaults).
 
+  With a warm-up of $W$ steps the rate is $\eta t / W$ before step $W$. Then 'cosine' and 'linear' fall over the
+  remaining steps: $t - W$ and $T - W$ take the place of $t$ and $T$. The others go on as without a warm-up.
+
   Args:
-    config: with `learning_rate, schedule, decay_factor, decay_epochs, epochs`.
+    config: with `learning_rate, schedule, warmup_epochs, decay_factor, decay_epochs, epochs`.
     steps_per_epoch: number of steps in an epoch.
 
   Returns:
@@ -29,17 +33,30 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     ValueError: an unknown schedule.
   """
   rate, total = config.learning_rate, config.epochs * steps_per_epoch
+  warmup = round(config.warmup_epochs * steps_per_epoch)
   match config.schedule:
     case 'step':
       every = config.decay_epochs * steps_per_epoch
-      return optax.exponential_decay(rate, every, config.decay_factor, staircase=True)
+      schedule = optax.exponential_decay(rate, every, config.decay_factor, staircase=True)
     case 'constant':
-      return optax.constant_schedule(rate)
+      schedule = optax.constant_schedule(rate)
     case 'cosine':
-      return optax.cosine_decay_schedule(rate, total)
+      schedule = _after(warmup, optax.cosine_decay_schedule(rate, total - warmup))
+    case 'linear':
+      schedule = _after(warmup, optax.linear_schedule(rate, 0.0, total - warmup))
     case 'one_cycle':
-      return optax.cosine_onecycle_schedule(total, rate, final_div_factor=1e4)
-  raise ValueError(f'schedule={config.schedule!r} is unknown: choose from {", ".join(recipe.KEYS["schedule"].choices)}')
+      schedule = optax.cosine_onecycle_schedule(total, rate, final_div_factor=1e4)
+    case unknown:
+      choices = ', '.join(recipe.KEYS['schedule'].choices)
+      raise ValueError(f'schedule={unknown!r} is unknown: choose from {choices}')
+  if not warmup:
+    return schedule
+  return lambda step: jnp.where(step < warmup, rate * step / warmup, schedule(step))
+
+
+def _after(start: int, schedule: optax.Schedule) -> optax.Schedule:
+  """Returns the schedule moved to begin at step `start`. Before, it has its first value."""
+  return lambda step: schedule(jnp.maximum(step - start, 0))
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -1,0 +1,116 @@
+"""The loss over one label or two."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import small_config, small_table
+
+from googlenet_jax.classifier import make_network, split
+from googlenet_jax.data import datasets, mixing, random_keys
+from googlenet_jax.host import sharding
+from googlenet_jax.model import googlenet
+from googlenet_jax.training.loss import loss_fn, soft_targets
+
+MIXED = [{'augment.cutmix': 0.8}, {'augment.mixup': 0.4}]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_network():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+    yield
+
+
+@functools.cache
+def batch():
+  data = datasets.load('digits').train
+  return {'image': data.images[:16], 'label': data.labels[:16], 'mirrored': np.arange(16) % 2 == 0}
+
+
+def keys():
+  return random_keys.example_keys(0, jnp.int32(7), jnp.arange(16))
+
+
+def program(config):
+  """The network of a recipe, and its loss with gradients."""
+  graphdef, params, batch_stats = split(make_network(config, 10, 1, nnx.Rngs(0)))
+  loss = functools.partial(loss_fn, graphdef=graphdef, config=config)
+  return graphdef, params, batch_stats, jax.value_and_grad(loss, has_aux=True)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_targets_have_two_labels_and_are_smoothed(smoothing):
+  label, weight = np.array([2, 0, 0, 1]), np.array([0.75, 1.0, 0.25, 0.5], np.float32)
+  expected = np.array([[0.25, 0, 0.75], [1, 0, 0], [0.25, 0.75, 0], [0, 0.5, 0.5]])
+  expected = (1 - smoothing) * expected + smoothing / 3
+  np.testing.assert_allclose(soft_targets(label, weight, 3, smoothing), expected, atol=1e-6)
+  plain = (1 - smoothing) * np.eye(3)[label] + smoothing / 3
+  np.testing.assert_allclose(soft_targets(label, None, 3, smoothing), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize('mixed', MIXED)
+def test_the_loss_is_that_of_both_labels_and_the_accuracy_that_of_the_first(mixed):
+  config = small_config(label_smoothing=0.1, **mixed)
+  graphdef, params, batch_stats, grad_fn = program(config)
+  (loss, (_, losses, correct)), _ = jax.jit(grad_fn)(params, batch_stats, batch(), keys())
+
+  @jax.jit
+  def answers():
+    image, weight = mixing.training_input(batch(), keys(), config)
+    return jax.nn.log_softmax(nnx.merge(graphdef, params, batch_stats)(image)), weight
+
+  log_p, weight = map(np.asarray, answers())
+  label, rows = batch()['label'], np.arange(16)
+  first, second = -log_p[rows, label], -log_p[rows, np.roll(label, -1)]
+  expected = 0.9 * (weight * first + (1 - weight) * second) - 0.1 * log_p.mean(-1)
+  assert float(loss) == pytest.approx(expected.mean(), rel=1e-5)
+  assert float(losses['loss']) == pytest.approx(expected.mean(), rel=1e-5)
+  assert int(correct) == (log_p.argmax(-1) == label).sum()
+  assert 0 < (weight < 1).mean()
+
+
+@pytest.mark.parametrize('mixed', MIXED)
+def test_the_loss_and_its_gradient_do_not_depend_on_the_devices(mixed, mesh_of):
+  """In float64, where sums in another order change no choice near a tie. Nothing is resized: that is in float32."""
+  images = np.random.default_rng(0).integers(0, 256, (16, 17, 17, 1), np.uint8)
+  config = small_config(dtype='float64', **{'model.norm': 'batch', 'augment.alternating_flip': True, **mixed})
+  with jax.enable_x64(True):
+    _, params, batch_stats, grad_fn = program(config)
+    params, batch_stats = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, batch_stats))
+    found = []
+    for devices in (1, 2, 4):
+      mesh = mesh_of(devices)
+      whole, cut = sharding.whole(mesh), sharding.cut(mesh)
+      step = jax.jit(grad_fn, in_shardings=(whole, whole, cut, cut), out_shardings=whole)
+      there = jax.device_put((params, batch_stats), whole)
+      found.append(
+        jax.device_get(
+          step(*there, sharding.shard_batch({**batch(), 'image': images}, mesh), jax.device_put(keys(), cut))
+        )
+      )
+  for other in found[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found[0], other)
+
+
+@pytest.mark.parametrize('mixed', MIXED)
+def test_a_micro_batch_is_mixed_within_itself(mixed):
+  """Positions 0, 4, 8, 12 of 16 in four parts: position 4 is the one after position 0."""
+  config = small_config(**mixed)
+  taken = slice(0, None, 4)
+  part = {name: values[taken] for name, values in batch().items()}
+  see = jax.jit(lambda batch, keys: mixing.training_input(batch, keys, config))
+  image, weight = see(part, keys()[taken])
+  plain, _ = jax.jit(lambda batch, keys: mixing.training_input(batch, keys, small_config()))(batch(), keys())
+  alone = plain[taken]
+  other = np.roll(alone, -1, axis=0)
+  _, whole_weight = see(batch(), keys())
+  np.testing.assert_allclose(weight, whole_weight[taken], atol=1e-6)  # the same random choices
+  if config.augment.mixup:
+    own = np.asarray(weight)[:, None, None, None]
+    np.testing.assert_allclose(image, own * alone + (1 - own) * other, atol=1e-5)
+  else:
+    assert (np.isclose(image, alone, atol=1e-5) | np.isclose(image, other, atol=1e-5)).all()
