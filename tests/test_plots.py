@@ -343,9 +343,10 @@ def test_a_table_of_one_row_has_sensible_axes(errors):
 
 
 def test_views_are_not_called_crops():
-  figure = plots._table_figure([row(1, 1, [0.12]), row(1, 6, [0.11]), row(1, 10, [0.13])], TITLE)
+  figure = plots._table_figure([row(1, 1, [0.12]), row(1, 6, [0.11]), row(1, 10, [0.13]), row(1, 144, [0.12])], TITLE)
   checked(figure)
-  assert [text.get_text() for text in figure.axes[0].texts] == ['1', '6 views', '10']
+  assert [text.get_text() for text in figure.axes[0].texts] == ['1', '6', '10', '144']
+  assert figure.axes[0].get_xlabel() == 'cost: models x crops (beside a point: crops; 6: views)'
 
 
 def test_ticks_at_costs_do_not_touch():

@@ -234,9 +234,10 @@ def table(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str) -> Non
 
 def _table_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
   tops = (1, 5) if any(r['top5_error'] > 0 for r in rows) else (1,)
+  views = ''.join(f'; {count}: views' for count in crops.NOTES if any(r['crops'] == count for r in rows))
   figure = drawing.new_figure(4.2, title)
   for axes, top in zip(figure.subplots(1, len(tops), squeeze=False)[0], tops, strict=True):
-    drawing.label_axes(axes, 'cost: models x crops (beside a point: crops)', f'top-{top} error (%)')
+    drawing.label_axes(axes, f'cost: models x crops (beside a point: crops{views})', f'top-{top} error (%)')
     for models in sorted({r['models'] for r in rows}):
       _draw_errors(axes, sorted((r for r in rows if r['models'] == models), key=lambda r: r['crops']), top)
     low, high = axes.dataLim.intervaly
@@ -263,7 +264,7 @@ def _draw_errors(axes: Axes, rows: Sequence[dict[str, Any]], top: int) -> None:
   axes.errorbar([r['cost'] for r in rows], errors, bars, label=label, capsize=3, **style)
   for r, error, following in zip(rows, errors, [*errors[1:], errors[-1]], strict=True):
     offset = (5, -11) if following > error else (5, 4)  # beside the line, not on it
-    axes.annotate(crops.label(r['crops']), (r['cost'], error), offset, textcoords='offset points', fontsize=SMALL)
+    axes.annotate(str(r['crops']), (r['cost'], error), offset, textcoords='offset points', fontsize=SMALL)
 
 
 def _limit_costs(axes: Axes, costs: Sequence[int]) -> None:
