@@ -31,6 +31,12 @@ def values_and_gradients(function, arguments, cotangents):
   return run(arguments)
 
 
+@pytest.fixture
+def only_xla(monkeypatch):
+  """`only_xla()`: from then on every platform has XLA's own forms."""
+  return lambda: monkeypatch.setattr(layers, 'by_platform', lambda own, *arrays, **_: own(*arrays))
+
+
 def channels_first(x, **options):
   return torch.tensor(x.transpose(0, 3, 1, 2), **options)
 
@@ -85,11 +91,11 @@ def test_max_pool_passes_nan_on_and_keeps_bfloat16():
   assert pullback(jnp.ones_like(y))[0].dtype == jnp.bfloat16
 
 
-def test_max_pool_on_other_backends_is_the_same_function(monkeypatch):
+def test_max_pool_on_other_backends_is_the_same_function(only_xla):
   x = jnp.asarray(tied((2, 9, 7, 4)))
   pool = lambda x: layers.max_pool(x, 2)
   ((fast, (fast_gradient,)),) = values_and_gradients(pool, [(x,)], lambda y: y)
-  monkeypatch.setattr(layers, '_cpu', lambda: False)
+  only_xla()
   ((plain, (plain_gradient,)),) = values_and_gradients(pool, [(x,)], lambda y: y)
   np.testing.assert_array_equal(fast, plain)
   np.testing.assert_array_equal(fast_gradient, plain_gradient)
@@ -137,7 +143,7 @@ FAST = {  # operations with another form on a CPU: a function of a map and kerne
     *[(transform, size) for transform in ('vmap', 'two devices') for size in [(2, 3), (7, 5), (9, 11)]],
   ],
 )
-def test_fast_forms_equal_the_plain_definitions(transform, size, mesh_of, monkeypatch):
+def test_fast_forms_equal_the_plain_definitions(transform, size, mesh_of, only_xla):
   transformed = {
     'jit': lambda f: f,
     'vmap': lambda f: lambda x, *kernels: jax.vmap(lambda x: f(x[None], *kernels))(x),
@@ -161,7 +167,7 @@ def test_fast_forms_equal_the_plain_definitions(transform, size, mesh_of, monkey
       image = jax.device_put(image, sharding.cut(mesh_of(2)))
     arrays = {name: [image, *[rng.normal(size=shape) for shape in shapes]] for name, (_, shapes) in FAST.items()}
     fast = results()
-    monkeypatch.setattr(layers, '_cpu', lambda: False)
+    only_xla()
     plain = results()
     for name in FAST:
       for a, b in zip(jax.tree.leaves(fast[name]), jax.tree.leaves(plain[name]), strict=True):
@@ -170,7 +176,7 @@ def test_fast_forms_equal_the_plain_definitions(transform, size, mesh_of, monkey
 
 
 @pytest.mark.parametrize('size', [(2, 3), (6, 6), (9, 11)])
-def test_fast_forms_keep_bfloat16(size, monkeypatch):
+def test_fast_forms_keep_bfloat16(size, only_xla):
   rng = np.random.default_rng(0)
   shapes = {name: [(2, *size, 4), *kernels] for name, (_, kernels) in FAST.items()}
   arrays = {name: [rng.normal(size=s).astype(jnp.bfloat16) for s in each] for name, each in shapes.items()}
@@ -185,7 +191,7 @@ def test_fast_forms_keep_bfloat16(size, monkeypatch):
 
   to_float32 = lambda tree: jax.tree.map(lambda a: a.astype(np.float32), tree)
   found = results(arrays, None)
-  monkeypatch.setattr(layers, '_cpu', lambda: False)
+  only_xla()
   exact = results(to_float32(arrays), {name: to_float32(value) for name, (value, _) in found.items()})
   for name in FAST:
     for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(exact[name]), strict=True):

@@ -1,11 +1,12 @@
 """Convolution, max-pooling, normalisation and dropout with PyTorch's arithmetic, and gradients that XLA runs fast.
 
-Layers take maps `[B, H, W, C]`. On a GPU or TPU they are XLA's own operations. On a CPU, `cpu_layers.py` replaces the
-operations that XLA runs slowly. `_cpu` is the only switch.
+Layers take maps `[B, H, W, C]`. `cpu_layers.py` and `gpu_layers.py` replace the operations that XLA runs slowly on a
+CPU or GPU. `by_platform` is the only switch. On a TPU all operations are XLA's own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from googlenet_jax.model import cpu_layers
+from googlenet_jax.model import cpu_layers, gpu_layers
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -40,8 +41,23 @@ def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.pure_callback(draw, out, jax.random.key_data(key), vmap_method='sequential')
 
 
-def _cpu() -> bool:
-  return jax.default_backend() == 'cpu'
+def by_platform(own: Callable, *arrays: Any, cpu: Callable | None = None, gpu: Callable | None = None) -> Any:
+  """Applies the form of an operation for the platform that the program is lowered for.
+
+  A program that is exported on a CPU for a GPU has the forms for a GPU. The forms are traced for every platform, and
+  only those of the program's platform are lowered. Outside jit it is the platform of the default device.
+
+  Args:
+    own: XLA's own form, a function of the arrays.
+    *arrays: arrays, or trees of them.
+    cpu: the form for a CPU; None for XLA's own.
+    gpu: the form for a GPU; None for XLA's own.
+
+  Returns:
+    What the form returns. All forms return the same shapes.
+  """
+  forms = {name: form for name, form in (('cpu', cpu), ('cuda', gpu), ('rocm', gpu)) if form}
+  return lax.platform_dependent(*arrays, **forms, default=own) if forms else own(*arrays)
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -55,9 +71,14 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), C_out]`.
   """
-  if _cpu() and stride == 1:
-    return cpu_layers.conv(x, kernel)
-  return cpu_layers.xla_conv(x, kernel, stride)
+  few = x.shape[-1] <= gpu_layers.FEW_CHANNELS and kernel.shape[0] > 1 and stride <= 2
+  return by_platform(
+    lambda x, kernel: cpu_layers.xla_conv(x, kernel, stride),
+    x,
+    kernel,
+    cpu=cpu_layers.conv if stride == 1 else None,
+    gpu=(lambda x, kernel: gpu_layers.conv(x, kernel, stride)) if few else None,
+  )
 
 
 def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
@@ -72,9 +93,8 @@ def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
   Returns:
     `[B, H, W, C_out]` for each kernel.
   """
-  if _cpu():
-    return cpu_layers.pointwise(x, *kernels)
-  return [conv(x, kernel[None, None]) for kernel in kernels]
+  own = lambda x, *kernels: [cpu_layers.xla_conv(x, kernel[None, None]) for kernel in kernels]
+  return by_platform(own, x, *kernels, cpu=cpu_layers.pointwise)
 
 
 def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
@@ -90,7 +110,7 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
     x: floating point `[B, H, W, C]`.
     stride: 1 or 2.
     window: side of the window in pixels; must be 3 without `ceil_mode`.
-    ceil_mode: see above. It uses XLA's own operation on every backend; the gradient is slow on a CPU.
+    ceil_mode: see above. On a CPU it uses XLA's own operation, whose gradient is slow.
 
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), C]`; with `ceil_mode` `[B, ceil((H - window) / stride) + 1, .., C]`.
@@ -102,9 +122,12 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
     raise ValueError(f'stride={stride}: choose 1 or 2')
   if window != 3 and not ceil_mode:
     raise ValueError(f'window={window} needs ceil_mode=True: padded windows are 3x3')
-  if _cpu() and not ceil_mode:
-    return cpu_layers.max_pool(x, stride)
-  return xla_max_pool(x, stride, window, ceil_mode)
+  return by_platform(
+    lambda x: xla_max_pool(x, stride, window, ceil_mode),
+    x,
+    cpu=None if ceil_mode else lambda x: cpu_layers.max_pool(x, stride),
+    gpu=lambda x: gpu_layers.max_pool(x, stride, window, ceil_mode),
+  )
 
 
 def xla_max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
@@ -223,30 +246,110 @@ class Conv(nnx.Module):
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), out_features]`.
     """
-    return self._finish(conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride), train)
+    y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+    y, statistics = self._finish(train)(y, *self._vectors())
+    self._store(statistics)
+    return y
 
-  def _finish(self, x, train):
-    if self.norm is not None:
-      x = self.norm(x, use_running_average=not train)
-    else:
-      x = x + self.bias[...].astype(self.dtype)
-    return relu(x)
+  def _vectors(self) -> list[jax.Array]:
+    """What follows the convolution needs these: one value for each channel."""
+    if self.norm is None:
+      return [self.bias[...]]
+    return [variable[...] for variable in (self.norm.scale, self.norm.bias, self.norm.mean, self.norm.var)]
+
+  def _finish(self, train):
+    """Returns what follows the convolution, as a function of the map and `_vectors` that does not mix channels.
+
+    It returns the map, and the new running statistics if there are any.
+    """
+    if self.norm is None:
+      return lambda x, bias: (relu(x + bias.astype(x.dtype)), ())
+    options = {'train': train, 'momentum': self.norm.momentum, 'epsilon': self.norm.epsilon}
+
+    def normalise(x, *vectors):
+      y, statistics = batch_norm(x, *vectors, **options)
+      return relu(y), statistics
+
+    return normalise
+
+  def _store(self, statistics):
+    if statistics:
+      self.norm.mean[...], self.norm.var[...] = statistics
+
+
+def batch_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  *,
+  train: bool,
+  momentum: float,
+  epsilon: float,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """Normalises each channel, with the arithmetic of `flax.nnx.BatchNorm` but as a function.
+
+  In float32 results are equal to Flax's bit for bit. In bfloat16 they are more exact: everything inside is float32,
+  where Flax rounds scale, bias and running statistics to bfloat16.
+
+  Source: Ioffe and Szegedy, "Batch normalization", 2015, arXiv:1502.03167.
+
+  Args:
+    x: `[B, H, W, C]`.
+    scale: `[C]`.
+    bias: `[C]`.
+    mean: running mean `[C]`.
+    var: running variance `[C]`.
+    train: normalise with the statistics of the batch instead of the running ones.
+    momentum: what the running statistics keep of their old values in one step.
+    epsilon: is added to the variance.
+
+  Returns:
+    `[B, H, W, C]`, and the new running statistics `(mean, var)`; `()` if not `train`.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  statistics = ()
+  if train:
+    count = x.size // x.shape[-1]
+    old_mean, old_var, squares = mean, var, lax.square(wide)
+    mean = lax.reduce_sum(wide, (0, 1, 2)) / count
+    var = lax.reduce_sum(squares, (0, 1, 2)) / count - lax.square(mean)
+    var = lax.max(var, jnp.zeros_like(var))  # rounding can make it negative
+    statistics = momentum * old_mean + (1 - momentum) * mean, momentum * old_var + (1 - momentum) * var
+  y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+  return y.astype(x.dtype), statistics
 
 
 def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> list[jax.Array]:
-  """Applies several 1x1 layers to one map: `[layer(x, train) for layer in layers]`, computed by `pointwise`.
+  """Applies several 1x1 layers to one map: `[layer(x, train) for layer in layers]`.
+
+  On a GPU they are one layer, with joined channels.
 
   Args:
-    layers: 1x1 layers of one dtype.
+    layers: 1x1 layers that differ in their channels only.
     x: `[B, H, W, in_features]`.
     train: see `Conv.__call__`.
 
   Returns:
     `[B, H, W, out_features]` for each layer.
   """
-  dtype = layers[0].dtype
-  maps = pointwise(x.astype(dtype), *[layer.kernel[0, 0].astype(dtype) for layer in layers])
-  return [layer._finish(y, train) for layer, y in zip(layers, maps, strict=True)]
+  dtype, finish = layers[0].dtype, layers[0]._finish(train)
+
+  def separate(x, kernels, vectors):
+    maps = pointwise(x, *kernels)
+    return [finish(y, *each) for y, each in zip(maps, vectors, strict=True)]
+
+  out = by_platform(
+    separate,
+    x.astype(dtype),
+    [layer.kernel[0, 0].astype(dtype) for layer in layers],
+    [layer._vectors() for layer in layers],
+    gpu=lambda x, kernels, vectors: gpu_layers.read_one_map(finish, x, kernels, vectors),
+  )
+  for layer, (_, statistics) in zip(layers, out, strict=True):
+    layer._store(statistics)
+  return [y for y, _ in out]
 
 
 def flatten(x: jax.Array) -> jax.Array:
