@@ -22,7 +22,7 @@ import tempfile
 
 import numpy as np
 
-from experiments import benchmark, tables, worker
+from experiments import contest, tables, worker
 from experiments.worker import Worker, WorkerError
 from googlenet_jax.data import pipeline
 from googlenet_jax.host import huge_pages
@@ -65,10 +65,13 @@ def write_data(options: argparse.Namespace, folder: pathlib.Path) -> None:
 
 def start(options: argparse.Namespace, side: str, weights: pathlib.Path) -> Worker:
   """Starts one side with its network; PyTorch draws the weights where the file does not exist."""
-  module = 'experiments.jax_side' if side == 'jax' else 'experiments.torch_side'
-  process = Worker(module, options.device, environment=huge_pages.environment() if side == 'jax' else {})
+  process = Worker(
+    contest.JAX if side == 'jax' else contest.TORCH,
+    options.device,
+    environment=huge_pages.environment() if side == 'jax' else {},
+  )
   given = {name: getattr(options, name) for name in ('image_size', 'batch_size', 'learning_rate')}
-  given |= {'seed': options.seed} if side == 'pytorch' else {}
+  given |= {'seed': options.seed} if side == 'pytorch' else {'steps_per_call': 1}
   given |= {'weights': str(weights)} if weights.exists() else {}
   process.ask('make', mode='training', input_size=options.image_size, **given)
   return process
@@ -144,7 +147,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory(prefix='compare_pytorch_') as folder:
     folder = pathlib.Path(folder)
     try:
-      machine = benchmark.describe(options.device)
+      machine = contest.describe(options.device)
       options.device = machine['platform']
       write_data(options, folder)
       found = compare(options, folder)

@@ -77,8 +77,13 @@ class GoogLeNet(nn.Module):
 
 def train_step(model, optimizer, image, label):
   """One step of training; returns the mean cross-entropy before it, a scalar tensor still on the device."""
+  return update(lambda image, label: F.cross_entropy(model(image), label), optimizer, image, label)
+
+
+def update(loss_fn, optimizer, image, label):
+  """One step of training with `loss_fn(image, label)`; returns the loss before it."""
   optimizer.zero_grad(set_to_none=True)
-  loss = F.cross_entropy(model(image), label)
+  loss = loss_fn(image, label)
   loss.backward()
   optimizer.step()
   return loss.detach()

@@ -1,10 +1,11 @@
 """The PyTorch side of an experiment: the twin of our network with PyTorch's fast options.
 
 These are channels_last, fused SGD, autocast for bfloat16, TF32 for float32 on a GPU, and `inference_mode`. Images
-arrive as uint8 and are resized on the device, as ours are.
+arrive as uint8 and are resized on the device, as ours are. What is compiled includes the loss.
 """
 
 import itertools
+import os
 import sys
 from typing import Any
 
@@ -12,22 +13,23 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from experiments import pytorch_twin, worker
+from experiments import hlo, pytorch_twin, worker
 
 
 class Prepared(torch.nn.Module):
-  """The twin after the preparation of the images: uint8 `[B, 1, H, W]` to float32 logits."""
+  """The twin after the preparation of the images."""
 
   def __init__(self, image_size: int, dtype: str, device: str):
     super().__init__()
     self.image_size, self.dtype, self.device = image_size, dtype, device
     self.network = pytorch_twin.GoogLeNet().to(memory_format=torch.channels_last)
 
-  def forward(self, image):
-    """Logits `[B, 10]`."""
+  def forward(self, image, label=None):
+    """Takes uint8 `[B, 1, H, W]`; returns the mean cross-entropy, or without labels log-probabilities `[B, 10]`."""
     x = F.interpolate(image.float() / 255, (self.image_size, self.image_size), mode='bilinear', align_corners=False)
     with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
-      return self.network(x).float()
+      logits = self.network(x).float()
+    return logits.log_softmax(-1) if label is None else F.cross_entropy(logits, label)
 
 
 class TorchSide(worker.Side):
@@ -42,6 +44,8 @@ class TorchSide(worker.Side):
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision('high')
+    if os.environ.get(worker.TINY):
+      pytorch_twin.TABLE = worker.tiny_table(pytorch_twin.TABLE)
 
   def describe(self) -> dict[str, Any]:
     """Versions."""
@@ -79,7 +83,8 @@ class TorchSide(worker.Side):
       from safetensors.torch import load_file
 
       self.module.network.load_state_dict(load_file(weights))
-    self.model = torch.compile(self.module, mode=compile_mode) if compile_mode else self.module
+    how = {'backend': 'aot_eager'} if os.environ.get(worker.TINY) else {'mode': compile_mode}  # C++ takes minutes
+    self.model = torch.compile(self.module, **how) if compile_mode else self.module
     self._optimizer = torch.optim.SGD(self.module.parameters(), lr=learning_rate, momentum=0.9, fused=True)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (batch_size, input_size, input_size, 1), np.uint8)
@@ -91,11 +96,11 @@ class TorchSide(worker.Side):
     """One step: the loss of training, or log-probabilities."""
     if self._inference:
       return self._log_probabilities(batch)
-    return pytorch_twin.train_step(self.model, self._optimizer, *batch)
+    return pytorch_twin.update(self.model, self._optimizer, *batch)
 
   @torch.inference_mode()
   def _log_probabilities(self, batch):
-    return self.model(batch[0]).log_softmax(-1)
+    return self.model(batch[0])
 
   def loss_of(self, result: torch.Tensor) -> float:
     """The mean loss of a training step."""
@@ -124,6 +129,24 @@ class TorchSide(worker.Side):
       self.wait()
 
     return multiply
+
+  def profile(self, steps: int, before: int) -> dict[str, Any]:
+    """Where the time of a step goes.
+
+    Returns:
+      `wall`, milliseconds of a step without the profiler; `dearest`, rows of (operator or kernel, ms a step, calls a
+      step); `launches`, calls in a step.
+    """
+    wall = 1e3 * self.run(steps, before)
+    kinds = torch.profiler.ProfilerActivity
+    activity, own = (kinds.CPU, 'self_cpu_time_total')
+    if self.device == 'cuda':
+      activity, own = kinds.CUDA, 'self_device_time_total'
+    with torch.profiler.profile(activities=[activity]) as profile:
+      self.run(steps, before=0)
+    rows = [(e.key, getattr(e, own) / 1e3 / steps, e.count / steps) for e in profile.key_averages()]
+    dearest = sorted(rows, key=lambda row: -row[1])[: hlo.DEAREST]
+    return {'wall': wall, 'dearest': dearest, 'launches': sum(row[2] for row in rows)}
 
   def save(self, path: str) -> None:
     """Writes the weights as safetensors."""

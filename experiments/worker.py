@@ -9,10 +9,12 @@ import itertools
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,8 +24,11 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
+TINY = 'EXPERIMENTS_TINY'  # set where both sides take a small network
 OUT_OF_MEMORY = ('out of memory', 'resource_exhausted', 'bad_alloc', "can't allocate memory", 'signal 9')
 EVALUATION_BATCH = 256
+PATIENCE = 10.0  # seconds that a process may take to end by itself
+LOG_BYTES = 4000  # of what a process printed
 
 
 class WorkerError(Exception):
@@ -52,17 +57,26 @@ class Worker(contextlib.AbstractContextManager):
     self._process = subprocess.Popen(
       [sys.executable, '-m', module, *arguments],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=variables,
+      process_group=0,  # with its compilers, so all can be ended together
     )  # fmt: skip
 
-  def ask(self, do: str, **arguments) -> Any:
+  def ask(self, do: str, seconds: float | None = None, **arguments) -> Any:
     """Calls the method `do` in the worker, waits, and returns its result.
 
+    Args:
+      do: name of the method.
+      seconds: limit for the answer, after which the process is killed; None for no limit.
+      **arguments: of the method.
+
     Raises:
-      WorkerError: the method raised, or the process has ended.
+      WorkerError: the method raised, the process has ended, or the answer took too long.
     """
     try:
       self._process.stdin.write(json.dumps({'do': do, **arguments}) + '\n')
       self._process.stdin.flush()
+      if not select.select([self._process.stdout], [], [], seconds)[0]:
+        self._kill()
+        raise WorkerError(f'{do} took longer than {seconds:.0f} s')
       line = self._process.stdout.readline()
     except BrokenPipeError:
       line = ''
@@ -74,20 +88,33 @@ class Worker(contextlib.AbstractContextManager):
     return answer['result']
 
   def __exit__(self, *_) -> None:
-    self.close()
+    self.close(0 if sys.exception() else PATIENCE)
 
-  def close(self) -> None:
-    """Ends the process."""
+  def close(self, patience: float = PATIENCE) -> None:
+    """Ends the process; kills it if that takes longer than `patience`, in seconds."""
     with contextlib.suppress(BrokenPipeError):  # the process may be dead
       self._process.stdin.close()
-    self._process.wait()
+    try:
+      self._process.wait(patience)
+    except subprocess.TimeoutExpired:
+      self._kill()
     self._process.stdout.close()
     self._stderr.close()
 
+  def log(self) -> str:
+    """The end of what the process has printed."""
+    file = self._stderr.fileno()
+    size = os.fstat(file).st_size
+    return os.pread(file, LOG_BYTES, max(0, size - LOG_BYTES)).decode(errors='replace')  # the process writes on
+
+  def _kill(self) -> None:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+
   def _last_words(self) -> str:
     status = self._process.wait()
-    self._stderr.seek(0)
-    lines = self._stderr.read().strip().splitlines() or ['it printed nothing']
+    lines = self.log().strip().splitlines() or ['it printed nothing']
     return f'ended by signal {-status}' if status < 0 else f'ended with status {status}: {lines[-1]}'
 
 
@@ -119,16 +146,22 @@ class Side:
   `wait`, `multiply` and `device_memory`, and sets `image_size` and `batches` (endless, on the device).
   """
 
+  steps_a_call = 1  # steps that `step` takes
+
   def run(self, steps: int, before: int = 1) -> float:
-    """Takes `before + steps` steps; returns the seconds of one of the last `steps`, with all work on the device."""
-    for batch in itertools.islice(self.batches, before):  # the process was idle: the first step is slower
+    """Takes about `before + steps` steps; returns the seconds of one of the last ones, with all work on the device.
+
+    Both numbers are rounded up to whole calls of `step`.
+    """
+    calls = -(-steps // self.steps_a_call)
+    for batch in itertools.islice(self.batches, -(-before // self.steps_a_call)):  # after idling the first is slower
       self.step(batch)
     self.wait()
     begin = time.perf_counter()
-    for batch in itertools.islice(self.batches, steps):
+    for batch in itertools.islice(self.batches, calls):
       self.step(batch)
     self.wait()
-    return (time.perf_counter() - begin) / steps
+    return (time.perf_counter() - begin) / (calls * self.steps_a_call)
 
   def train(self, folder: str, first: int, steps: int) -> list[float]:
     """Trains on the batches `first` to `first + steps` of `order.npy` in `folder`; returns the losses."""
@@ -171,6 +204,11 @@ class Side:
     return peak, self.device_memory()
 
 
+def tiny_table(table: dict[str, Sequence[int]]) -> dict[str, list[int]]:
+  """Three narrow blocks of a network's table, which compile in seconds: for `TINY`."""
+  return {name: [max(4, n // 16) for n in table[name]] for name in ('inception_3b', 'inception_4e', 'inception_5b')}
+
+
 def enlarged(images: np.ndarray, image_size: int) -> np.ndarray:
   """Enlarges uint8 `[B, 28, 28, 1]` to `[B, image_size, image_size, 1]` by a whole factor, then pads with zeros.
 
@@ -208,7 +246,11 @@ def training_images() -> tuple[np.ndarray, np.ndarray]:
   return fashion_mnist('train')
 
 
-def run_main(arguments: Sequence[str], each_line: Callable[[subprocess.Popen, str], None] | None = None) -> int:
+def run_main(
+  arguments: Sequence[str],
+  each_line: Callable[[subprocess.Popen, str], None] | None = None,
+  seconds: float | None = None,
+) -> int:
   """Runs `python main.py ARGUMENTS` in the root of the repository; returns its exit status.
 
   Ctrl-C reaches main.py directly; SIGTERM is passed on. In both cases this waits until main.py has saved and ended.
@@ -216,19 +258,26 @@ def run_main(arguments: Sequence[str], each_line: Callable[[subprocess.Popen, st
   Args:
     arguments: command line of main.py.
     each_line: called with the process and each line that it prints. By default main.py prints to the terminal.
+    seconds: limit, after which main.py gets SIGTERM and saves; `2 * PATIENCE` later it is killed.
   """
   piped = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True} if each_line else {}
-  before = {}
+  before, timers = {}, []
   try:
     process = subprocess.Popen([sys.executable, 'main.py', *arguments], cwd=ROOT, **piped)
     # Handlers instead of SIG_IGN, which main.py would inherit.
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    if seconds is not None:
+      timers = [threading.Timer(seconds, process.terminate), threading.Timer(seconds + 2 * PATIENCE, process.kill)]
+    for timer in timers:
+      timer.start()
     if each_line:
       for line in process.stdout:
         each_line(process, line)
     return process.wait()
   finally:
+    for timer in timers:
+      timer.cancel()
     for number, handler in before.items():
       signal.signal(number, handler)
 

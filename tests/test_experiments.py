@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -6,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import benchmark, choices, jax_side, profile_step, tables, worker
+from experiments import benchmark, choices, contest, gpu, gpu_stages, hlo, jax_side, profile_step, tables, worker
 from experiments.tables import Case
+from googlenet_jax import recipe
 from googlenet_jax.model import layers
 
 CASE = Case('training', 32, 100, 'float32')
@@ -175,7 +180,7 @@ def test_the_report_says_who_is_missing_and_keeps_every_block(tmp_path):
 
 
 def test_contenders_that_do_not_fit_together_are_timed_alone(monkeypatch):
-  def contest(case, entries, machine, options):
+  def pretend(case, entries, machine, settings):
     names = list(entries)
     together = len(names) > 1
     seconds = {} if together or names == ['compiled'] else {names[0]: [1.0]}
@@ -184,23 +189,23 @@ def test_contenders_that_do_not_fit_together_are_timed_alone(monkeypatch):
     by_name = {'products': {name: [1e12] for name in seconds}, 'made': {}, 'memory': {}}
     return {'seconds': seconds, 'errors': errors, 'multiply_adds': 7, **by_name}
 
-  monkeypatch.setattr(benchmark, 'contest', contest)
-  result = benchmark.measure(CASE, dict.fromkeys(NAMES), {}, None)
+  monkeypatch.setattr(benchmark, 'contest', pretend)
+  result = benchmark.measure(CASE, dict.fromkeys(NAMES), {}, benchmark.parse([]))
   assert result['alone']
   assert result['seconds'] == {'ours': [1.0], 'eager': [1.0]}
   assert result['errors'] == {'compiled': 'RESOURCE_EXHAUSTED: Out of memory'}
 
 
 class FakeWorker:
-  """Takes a second a step; 'broken' fails in its second block."""
+  """Takes 0.25 s a step; 'broken' fails in its second block."""
 
-  log = []
+  told = []
 
   def __init__(self, module, platform, environment):
     self.name, self.blocks = module, 0
 
-  def ask(self, do, **arguments):
-    self.log.append((self.name, do))
+  def ask(self, do, seconds=None, **arguments):
+    self.told.append((self.name, do))
     if do == 'run':
       self.blocks += arguments['steps'] == 8
       if self.name == 'broken' and self.blocks == 2:
@@ -210,27 +215,34 @@ class FakeWorker:
     return {'describe': {'versions': {}}, 'make': made, 'memory': (1, 2), 'product': 1e9}[do]
 
   def close(self):
-    self.log.append((self.name, 'close'))
+    self.told.append((self.name, 'close'))
+
+  def log(self):
+    return f'{self.name} says'
 
 
 def test_contenders_take_turns_forwards_and_backwards(monkeypatch):
-  monkeypatch.setattr(benchmark, 'Worker', FakeWorker)
-  monkeypatch.setattr(FakeWorker, 'log', [])
-  entries = {name: benchmark.Contender(name) for name in ('ours', 'broken', 'eager')}
-  result = benchmark.contest(CASE, entries, MACHINE, benchmark.parse(['--repeats=3']))
+  monkeypatch.setattr(contest, 'Worker', FakeWorker)
+  monkeypatch.setattr(FakeWorker, 'told', [])
+  entries = {name: contest.Contender(name) for name in ('ours', 'broken', 'eager')}
+  result = contest.contest(CASE, entries, MACHINE, contest.Settings('', repeats=3, block_seconds=2.0))
   assert result['seconds'] == {'ours': [0.25] * 3, 'eager': [0.25] * 3}
   assert list(map(str, result['errors'].values())) == ['broken']
+  assert result['logs'] == {'broken': 'broken says'}
   assert result['memory'] == {'ours': (1, 2), 'eager': (1, 2)}
-  products = [i for i, (_, do) in enumerate(FakeWorker.log) if do == 'product']
-  turns = [name for name, do in FakeWorker.log[products[1] : products[2]] if do == 'run'][3:]  # 3 trials come first
+  products = [i for i, (_, do) in enumerate(FakeWorker.told) if do == 'product']
+  turns = [name for name, do in FakeWorker.told[products[1] : products[2]] if do == 'run'][3:]  # 3 trials come first
   assert turns == ['ours', 'broken', 'eager', 'eager', 'broken', 'ours', 'ours', 'eager']
-  assert sorted(name for name, do in FakeWorker.log if do == 'close') == ['broken', 'eager', 'ours']
+  assert sorted(name for name, do in FakeWorker.told if do == 'close') == ['broken', 'eager', 'ours']
 
 
-def test_every_form_replaces_something():
-  for name, (replacements, options) in jax_side.FORMS.items():
-    assert all(getattr(module, attribute) is not value for module, attribute, value in replacements), name
-    assert replacements or options, name
+def test_every_form_changes_something():
+  for name, form in (jax_side.CPU_FORMS | jax_side.GPU_FORMS).items():
+    assert all(getattr(module, attribute) is not value for module, attribute, value in form.replace), name
+    assert form.replace or form.keys or form.options, name
+    assert set(form.keys) <= set(recipe.KEYS), name
+  stages = [stage for stage in gpu.STAGES if stage.measure is gpu_stages.forms]
+  assert {name for stage in stages for name in stage.arguments['names']} <= set(jax_side.GPU_FORMS)
 
 
 @pytest.mark.usefixtures('small_network')
@@ -245,14 +257,38 @@ def test_the_jax_side_trains_predicts_and_takes_other_forms(monkeypatch):
   assert side.run(steps=1, before=0) > 0
   assert side.loss_of(side.step(next(side.batches))) == pytest.approx(np.log(10), abs=0.5)
   assert side.predict(next(side.batches)).shape == (2,)
-  monkeypatch.setattr(layers, '_cpu', layers._cpu)  # restores after the test what the form replaces
   for form in (None, "XLA's layers"):
     side.make('inference', image_size=32, batch_size=2, form=form)
     convolutions.append(side.compiled.as_text().count(' convolution('))
   assert convolutions[0] < convolutions[1]
+  assert side.make('training', image_size=32, batch_size=2, form='10 steps a call')['runs_on'].endswith(
+    '10 steps a call'
+  )
+  assert side.run(steps=15, before=0) > 0
+  assert int(side.state.step) == 20  # whole calls
 
 
-# profile_step.py ------------------------------------------------------------------------------------------------------
+def test_every_form_of_a_layer_changes_the_program_for_a_gpu():
+  first = layers.Conv(1, 8, 7, 2, rngs=nnx.Rngs(0))
+  several = [layers.Conv(8, 4, 1, norm='batch', rngs=nnx.Rngs(0)) for _ in range(2)]
+
+  def loss(x):
+    return sum(y.sum() for y in layers.read_one_map(several, layers.max_pool(first(x), 2)))
+
+  def program():
+    jax.clear_caches()
+    return jax.jit(jax.grad(loss)).trace(jnp.ones((2, 32, 32, 1))).lower(lowering_platforms=('cuda',)).as_text()
+
+  ours = program()
+  for name in gpu.LAYERS:
+    with contextlib.ExitStack() as stack:
+      for module, attribute, value in jax_side.GPU_FORMS[name].replace:
+        stack.enter_context(mock.patch.object(module, attribute, value))
+      assert program() != ours, name
+  assert program() == ours
+
+
+# hlo.py ------------------------------------------------------------------------------------------------------------
 
 
 def test_instructions_have_kinds_and_origins():
@@ -265,11 +301,11 @@ def test_instructions_have_kinds_and_origins():
     return layers.conv(layers.max_pool(y, 1), kernel3).sum() ** 2 + (z**2).sum() + (small**2).sum()
 
   text = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(x, kernels, kernel3, patched).compile().as_text()
-  instructions = profile_step.parse(text).values()
-  kinds = collections.Counter(profile_step.kind(instruction, {kernel3.size}) for instruction in instructions)
+  instructions = hlo.parse(text).values()
+  kinds = collections.Counter(hlo.kind(instruction, {kernel3.size}) for instruction in instructions)
   for direction in ('forward', 'input gradient', 'kernel gradient'):
     assert kinds[f'1x1 product: {direction}'] == (2 if direction == 'forward' else 1)
-    assert kinds[f'convolution, larger kernel: {direction}'] >= 2
+    assert kinds[f'convolution, larger kernel: {direction}'] >= 1
   assert kinds['max-pool: forward'] >= 1
   assert kinds['max-pool: backward'] >= 1
   assert any('layers.max_pool' in instruction.functions for instruction in instructions)
@@ -277,10 +313,227 @@ def test_instructions_have_kinds_and_origins():
 
 def test_calls_of_cudnn_are_convolutions():
   text = 'custom_call_target="__cudnn$conv{}"'
-  make = lambda call: profile_step.Instruction('f32[7,7,1,64]', 'custom-call', 'jit(step)', (), text.format(call))
-  kinds = [profile_step.kind(make(call), set()) for call in ('Forward', 'BackwardInput', 'BackwardFilter')]
+  make = lambda call: hlo.Instruction('f32[7,7,1,64]', 'custom-call', 'jit(step)', (), text.format(call))
+  kinds = [hlo.kind(make(call), set()) for call in ('Forward', 'BackwardInput', 'BackwardFilter')]
   directions = ('forward', 'input gradient', 'kernel gradient')
   assert kinds == [f'convolution, larger kernel: {direction}' for direction in directions]
+
+
+def test_a_loop_counts_as_what_is_inside():
+  def loop(x):
+    return jax.lax.scan(lambda x, _: (jnp.sin(x @ x), None), x, length=5)[0]
+
+  instructions = hlo.parse(jax.jit(loop).lower(jnp.ones((8, 8))).compile().as_text())
+  assert any(' dot(' in instruction.text for instruction in instructions.values())
+  assert not any(instruction.op == 'while' for instruction in instructions.values())
+
+
+def trace(**lines):
+  """A trace of one GPU: events (kernel, instruction or None, nanoseconds) by name of the line."""
+  simple = types.SimpleNamespace
+  made = [
+    simple(
+      name=line.replace('_', ' '),
+      events=[simple(name=k, stats=[('hlo_op', op)] if op else [], duration_ns=ns) for k, op, ns in events],
+    )
+    for line, events in lines.items()
+  ]
+  return simple(planes=[simple(name='/host:CPU', lines=made), simple(name='/device:GPU:0', lines=made)])
+
+
+def test_the_trace_of_a_gpu_is_read_by_stream_and_instruction():
+  text = """HloModule jit_step
+
+FileNames
+1 "/somewhere/googlenet_jax/model/gpu_layers.py"
+
+FunctionNames
+1 "max_pool"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=1}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+
+ENTRY %main.1 (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %pool.2 = f32[4]{0} fusion(%p), kind=kLoop, metadata={op_name="jit(step)/transpose(jvp())/add" stack_frame_id=1}
+  ROOT %conv.3 = f32[64]{0} custom-call(%pool.2), custom_call_target="__cudnn$convForward", window={size=1x1}
+}
+"""
+  events = [('kernel_a', 'pool.2', 3_000_000), ('kernel_a', 'pool.2', 1_000_000), ('kernel_b', 'conv.3', 2_000_000)]
+  data = trace(Stream_7=[*events, ('memcpy', None, 1_000_000)], XLA_Ops=events)
+  found = hlo.profile(data, text, steps=2, kernel_sizes={64})
+  assert found['dearest'][0] == ('pool.2', 2.0, 'max-pool: backward', 'gpu_layers.max_pool, backward', 'f32[4]')
+  assert found['kinds'] == {'max-pool: backward': 2.0, '1x1 product: kernel gradient': 1.0, 'other': 0.5}
+  assert found['launches'] == 2
+  assert 'Ours: 4 ms and 2 instructions' in profile_step.jax_section({'wall': 4.0, **found})
+
+
+# gpu.py ---------------------------------------------------------------------------------------------------------------
+
+GPU = {'platform': 'gpu', 'device': 'some GPU', 'versions': {'jax': '1', 'driver': '5'}}
+
+
+def stage(name, measure, expected=1.0, limit=10.0, **arguments):
+  return gpu.Stage(name, expected, limit, measure, arguments)
+
+
+def test_a_stage_that_fails_or_does_not_fit_costs_only_itself():
+  def good(machine, seconds, value):
+    return {'value': value, 'seconds': seconds, 'notes': ['one form is missing']}
+
+  def bad(machine, seconds):
+    raise worker.WorkerError('CUDA error')
+
+  records = []
+  stages = [
+    stage('a', bad),
+    stage('b', good, value=1),
+    stage('c', good, 60, value=2),
+    stage('d', good, limit=99, value=3),
+  ]
+  gpu.run(stages, 50, GPU, records.append)
+  assert [record['name'] for record in records] == list('abcd')
+  assert [record['kind'] for record in records] == ['failed', 'good', 'skipped', 'good']
+  assert records[0]['notes'] == ['WorkerError: CUDA error']
+  assert records[1]['seconds'] == 10  # its own limit
+  assert records[2]['notes'] == ['skipped: it takes about 60 s, and 50 s are left']
+  assert 49 < records[3]['seconds'] <= 50  # what is left of the budget
+  assert records[3]['device'] == 'some GPU'
+
+
+def test_a_worker_is_killed_when_its_time_is_up(tmp_path):
+  (tmp_path / 'side.py').write_text(
+    'import time\nfrom experiments import worker\n'
+    'class Side:\n'
+    '  def wait(self):\n    print("compiling", flush=True)\n    time.sleep(60)\n'
+    'worker.serve(Side())\n'
+  )
+  begin = time.monotonic()
+  with worker.Worker('side', environment={'PYTHONPATH': str(tmp_path)}) as child:
+    with pytest.raises(worker.WorkerError, match='^wait took longer than 2 s$'):
+      child.ask('wait', seconds=2)
+    assert 'compiling' in child.log()
+  assert time.monotonic() - begin < 30
+
+
+def test_forms_share_a_process_until_one_fails(monkeypatch):
+  class Forms(FakeWorker):
+    def ask(self, do, seconds=None, **arguments):
+      assert seconds > 0
+      if arguments.get('form') == 'latency hiding':
+        raise worker.WorkerError('No such compile option')
+      return super().ask(do, **arguments) if do != 'run' else 0.5
+
+    def __init__(self, module, platform):
+      super().__init__(module, platform, {})
+      self.told.append((module, 'start'))
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      self.close()
+
+  monkeypatch.setattr(gpu_stages, 'Worker', Forms)
+  monkeypatch.setattr(Forms, 'told', [])
+  found = gpu_stages.forms(GPU, 100, CASE, 'a recipe', ['no graphs', 'latency hiding', "XLA's layers"])
+  assert [row['form'] for row in found['rows']] == ['ours', 'no graphs', "XLA's layers"]
+  assert found['notes'] == [f'{CASE}: latency hiding is missing: No such compile option']
+  assert sum(do == 'start' for _, do in Forms.told) == 2
+  found = gpu_stages.forms(GPU, 0, CASE, 'a recipe', [])
+  assert (found['kind'], found['notes']) == ('failed', [f'{CASE}: ours: no time left'])
+
+
+def test_the_tables_of_a_gpu(tmp_path):
+  case, best = Case('training', 32, 100, 'float32'), Case('training', 32, 50, 'bfloat16')
+  row = lambda form, *seconds: {'form': form, 'seconds': seconds, 'start_seconds': 9.0, 'runs_on': '1 device'}
+  measured = {
+    'train-32': ('turns', {'case': case}, {'rows': tables.rows(CASE, RESULT), 'logs': {'eager': 'what it said'}}),
+    'best': ('forms', {'case': best, 'config': 'b.py'}, {'rows': [row('ours', 0.1, 0.2, 0.1), row('no graphs', 0.2)]}),
+    'fashion': ('accuracy', {'config': 'configs/fashion.py'}, {'runs': []}),
+    'profile-224': ('skipped', {}, {}),
+  }
+  records = [
+    {'name': name, 'kind': kind, 'arguments': arguments, 'notes': ['no time'], 'commit': 'abc', **found}
+    | {'device': 'some GPU', 'versions': {'jax': '1'}}
+    for name, (kind, arguments, found) in measured.items()
+  ]
+  summary = lambda accuracy: {'summary': {'test_accuracy': accuracy, 'epochs': 2.0}, 'seconds': 50.0}
+  records[2]['runs'] = [
+    {'run': 'seed 0', **summary(0.9), 'views': {'1': {'6': 0.95}}},
+    {'run': 'seed 1', **summary(0.8)},
+  ]
+  gpu.gpu_report.write(records, tmp_path)
+  lines = (tmp_path / 'speed.md').read_text().splitlines()
+  assert '- some GPU, jax 1, commit abc' in lines
+  assert '| training | 32 | 100 | float32 | 200 (500 ms) | 100 (1e+03 ms) | - | - | 4 |' in lines
+  assert '| training, `b.py` | 32 | 50 | bfloat16 | 500 (100 ms) | - | - | - | - |' in lines
+  assert '| no graphs | 250 | 200 | 200 to 200 | 2 | 1 device | 9 |' in lines
+  assert '- profile-224: no time' in lines
+  lines = (tmp_path / 'accuracy.md').read_text().splitlines()
+  assert '| fashion | seed 0 | 0.9000 | 2 | 50 | 1 x 6: 0.9500 |' in lines
+  assert '| fashion | mean of 2 | 0.8500 | - | 50 |  |' in lines
+  assert 'what it said' in (tmp_path / 'log.txt').read_text()
+  assert json.loads((tmp_path / 'results.json').read_text())[0]['name'] == 'train-32'
+  assert not (tmp_path / 'profile.md').exists()
+
+
+def test_earlier_results_can_be_joined(tmp_path, monkeypatch):
+  for number, name in enumerate(('train-32', 'best')):
+    record = {'name': name, 'kind': 'failed', 'arguments': {}, 'notes': [f'why {number}'], 'commit': '', 'versions': {}}
+    (tmp_path / f'{number}.json').write_text(json.dumps([{**record, 'device': 'some GPU'}]))
+  joined = [f'--join={tmp_path}/{number}.json' for number in range(2)]
+  monkeypatch.setattr(sys, 'argv', ['gpu.py', '--stages=none', f'--output={tmp_path / "out"}', *joined])
+  gpu.main()
+  text = (tmp_path / 'out' / 'speed.md').read_text()
+  assert '- train-32: why 0\n- best: why 1' in text
+
+
+def test_stages_are_chosen_by_name_and_shrink(capsys):
+  assert [stage.name for stage in gpu.parse(['--stages=fashion,train-224']).stages] == ['train-224', 'fashion']
+  assert gpu.parse([]).stages == gpu.SPEED
+  assert gpu.parse(['--tiny']).stages == gpu.STAGES
+  assert len({stage.name for stage in gpu.STAGES}) == len(gpu.STAGES)
+  for stage in map(gpu_stages.tiny, gpu.STAGES):
+    assert stage.expected < 10
+    assert 'case' not in stage.arguments or stage.arguments['case'].batch_size == 4
+  with pytest.raises(SystemExit):
+    gpu.parse(['--stages=nothing'])
+  assert 'no nothing; choose from speed, accuracy, all, none, train-224' in capsys.readouterr().err
+
+
+def test_as_many_members_as_fit_are_evaluated_together(tmp_path, monkeypatch):
+  def pretend(arguments, seconds):
+    flags = dict(argument[2:].split('=', 1) for argument in arguments)
+    workdir = pathlib.Path(flags['workdir'])
+    if 'mode' in flags:
+      models = len(list(workdir.glob('member_*')))
+      (workdir / 'evaluation.json').write_text(json.dumps({'table': table(1, 0.5, 0.4) + table(models, 0.3, 0.2)}))
+      return
+    assert flags['config.ensemble.members'] == '3'
+    for number in range(2):
+      folder = workdir / f'member_{number}'
+      folder.mkdir(parents=True)
+      (folder / 'run.json').write_text(json.dumps({'recipe': {'ensemble': {'members': 3}}}))
+      if number < ended:
+        (folder / 'summary.json').write_text(json.dumps({'test_accuracy': 0.5, 'train_seconds': 7.0}))
+
+  monkeypatch.setattr(worker, 'run_main', pretend)
+  monkeypatch.setattr(gpu_stages, 'ROOT', tmp_path)
+  workdir = tmp_path / 'runs' / 'gpu' / 'best'
+  ended = 2
+  found = gpu_stages.ensemble(GPU, 100, 'configs/best.py', members=3, crops='1,10')
+  assert [run['run'] for run in found['runs']] == ['member_0', 'member_1', '2 members together']
+  assert found['runs'][-1]['views'] == {'1': {'1': 0.5, '10': 0.6}, '2': {'1': 0.7, '10': 0.8}}
+  assert json.loads((workdir / 'member_1' / 'run.json').read_text())['recipe']['ensemble']['members'] == 2
+  assert found['notes'][0].startswith('configs/best.py: 2 of 3 members ended in ')
+  ended = 1
+  found = gpu_stages.ensemble(GPU, 100, 'configs/best.py', members=3, crops='1,10')
+  assert [run['run'] for run in found['runs']] == ['member_0']
+  assert found['runs'][0]['views']['1'] == {'1': 0.5, '10': 0.6}
 
 
 # Programs that train --------------------------------------------------------------------------------------------------
@@ -313,6 +566,14 @@ def test_an_interrupted_experiment_waits_until_main_has_saved(tmp_path, number):
     process.send_signal(number)
   assert process.wait(30) == 128 + number
   assert (tmp_path / 'saved').read_text() == str(int(number))
+
+
+def test_a_training_is_told_to_save_when_its_time_is_up(tmp_path, monkeypatch):
+  (tmp_path / 'main.py').write_text(SLOW_TO_SAVE)
+  monkeypatch.setattr(worker, 'ROOT', tmp_path)
+  monkeypatch.chdir(tmp_path)
+  assert worker.run_main([], seconds=2) == 128 + signal.SIGTERM
+  assert (tmp_path / 'saved').exists()
 
 
 def table(models, *errors):
