@@ -1,7 +1,7 @@
 """Made for the shortest training to a test accuracy of 0.94 on Fashion-MNIST, on one GPU.
 
   python main.py --config=configs/fashion_speed.py
-  python -m experiments.gpu --stages=fashion_speed
+  python -m experiments.gpu --stages=fashion-speed
 
 Nothing here is measured yet. The second command will measure it. The goal is a mean of 0.94 over 5 seeds, in less than
 60 seconds on one H200, from the command to the result, with a warm compilation cache.
@@ -10,8 +10,9 @@ Why these values:
 
 - 15 epochs of 107 steps. Loading the data and the compiled programs takes the same time for any number of epochs, so a
   few more epochs cost little, and each one makes 0.94 safer. Batches of 512 halve the number of steps.
-- The rate rises to 0.2 in 2 epochs and falls in a straight line to zero. A rate that ends at zero does what averaged
-  weights would do; without them an evaluation takes half the time.
+- The rate rises to 0.2 in 2 epochs and falls in a straight line to zero. Per image this is the
+  rate of `fashion_best`. A rate that ends at zero does much of what averaged weights do; without them an evaluation
+  takes half the time.
 - Images change little: alternating mirroring and shifts up to 2 pixels. In short trainings on a CPU, erasing and larger
   changes cost accuracy (docs/protocol.md). Alternating mirroring shows each image equally often either way, which
   matters most when there are few epochs.
