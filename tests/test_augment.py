@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 from scipy.stats import kstest, uniform
 
 from configs import default
-from googlenet_jax.data import augment, random_keys
+from googlenet_jax.data import augment, colour, random_keys
 
 
 @functools.partial(jax.jit, static_argnames='count')
@@ -19,7 +19,7 @@ def keys(step=0, seed=0, count=64):
 
 prepare = jax.jit(augment.prepare, static_argnames=('image_size', 'padding', 'resize'))
 random_crop = jax.jit(augment.random_crop, static_argnames=('out', 'min_area', 'max_aspect', 'random_kernel'))
-photometric = jax.jit(augment.photometric, static_argnames='strength')
+photometric = jax.jit(colour.photometric, static_argnames='strength')
 random_erasing = jax.jit(augment.random_erasing, static_argnames='probability')
 
 
@@ -181,7 +181,7 @@ def test_photometric_distortions_are_pils(name):
   enhance = getattr(ImageEnhance, name)(Image.fromarray(image))
   operation = ['Brightness', 'Contrast', 'Color'].index(name)
   for factor in (0.6, 1.0, 1.4):
-    ours = jax.jit(augment.enhance)(np.float32(image) / 255, operation, factor)
+    ours = jax.jit(colour.enhance)(np.float32(image) / 255, operation, factor)
     assert np.abs(255 * np.asarray(ours) - np.asarray(enhance.enhance(factor), np.float32)).max() < 1.5
 
 
@@ -204,8 +204,8 @@ def test_photometric_distortions_come_in_any_order_and_with_the_light():
     for order in itertools.permutations(range(3)):
       picture = image[0]
       for operation in order:
-        picture = augment.enhance(picture, jnp.int32(operation), factors[operation])
-      pictures.append(augment.light(picture[None], 0.1, jax.random.fold_in(key, 2)[None])[0])
+        picture = colour.enhance(picture, jnp.int32(operation), factors[operation])
+      pictures.append(colour.light(picture[None], 0.1, jax.random.fold_in(key, 2)[None])[0])
     return jnp.stack(pictures)
 
   found = np.isclose(in_all_orders(keys(count=256)), out[:, None], atol=1e-5).all((2, 3, 4))  # image, order
@@ -215,8 +215,8 @@ def test_photometric_distortions_come_in_any_order_and_with_the_light():
 
 def test_light_is_coloured_by_the_principal_components():
   image = jnp.full((2048, 2, 2, 3), 0.5)
-  out = np.asarray(jax.jit(augment.light)(image, 0.1, keys(count=2048)))[:, 0, 0] - 0.5
-  light = np.array(augment.LIGHT)
+  out = np.asarray(jax.jit(colour.light)(image, 0.1, keys(count=2048)))[:, 0, 0] - 0.5
+  light = np.array(colour.LIGHT)
   np.testing.assert_allclose(np.cov(out.T), 0.01 * light @ light.T, atol=3e-5)
 
 
