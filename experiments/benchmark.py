@@ -126,7 +126,7 @@ def report(machine: dict[str, Any], results: dict[Case, dict[str, Any]], options
     'GFLOP/s counts convolutions, the backward pass as two forward passes. Beside it stands the share of what a',
     f'{size}x{size} matrix product of that dtype reached in this run, in the faster framework.',
     '',
-    tables.comparison(by_case),
+    tables.summary(by_case),
     tables.details(by_case),
     *notes,
   ]

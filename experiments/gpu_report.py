@@ -8,8 +8,6 @@ from typing import Any
 from experiments import profile_step, tables
 from experiments.tables import OURS, Case, number
 
-PYTORCH = ('eager', 'reduce-overhead', 'max-autotune')
-
 
 def write(records: list[dict[str, Any]], folder: pathlib.Path) -> None:
   """Writes all files; see gpu.py for what they hold.
@@ -43,48 +41,27 @@ def heading(records: list[dict[str, Any]]) -> str:
 
 def speed(records: list[dict[str, Any]]) -> str:
   """The summary, all contenders, forms, and notes."""
-  timed = [r for r in records if r['kind'] == 'turns']
-  other_forms = [r for r in records if r['kind'] == 'forms']
   by_case: dict[Case, list[dict[str, Any]]] = {}
-  for record in timed:
+  other_forms = [r for r in records if r['kind'] == 'forms']
+  for record in (r for r in records if r['kind'] == 'turns'):
     rows = by_case.setdefault(Case(*record['arguments']['case']), [])
     names = {row['contender'] for row in rows}  # a case may have two stages, and then ours is there twice
     rows += [row for row in record['rows'] if row['contender'] not in names]
+  shown = dict(by_case)
+  for record in other_forms:
+    case = Case(*record['arguments']['case'])
+    ours = [case.batch_size / statistics.median(row['seconds']) for row in record['rows'] if row['form'] == OURS]
+    if ours and case not in by_case:  # PyTorch has no twin of this network
+      case = case._replace(mode=f'{case.mode}, `{record["arguments"]["config"]}`')
+      shown.setdefault(case, [{'contender': OURS, 'images_per_second': ours[0], 'ratio': None}])
   parts = ['# Speed on a GPU\n', heading(records)]
-  if by_case or other_forms:
-    parts += [
-      'Images per second (milliseconds a step). A ratio is the median over turns.\n',
-      summary(by_case, other_forms),
-    ]
   if by_case:
+    parts += ['Images per second (milliseconds a step). A ratio is the median over turns.\n', tables.summary(shown)]
     parts += ['## All contenders\n', tables.details(by_case)]
   parts += [forms_table(record) for record in other_forms]
   if notes := [f'- {record["name"]}: {note}' for record in records for note in record['notes']]:
     parts += ['## What is missing\n', '\n'.join(notes)]
   return '\n'.join(parts)
-
-
-def summary(by_case: dict[Case, list[dict[str, Any]]], other_forms: list[dict[str, Any]]) -> str:
-  """One line for each case: ours, each PyTorch, and ours divided by the best of them."""
-  lines = []
-  for case, rows in by_case.items():
-    found = {row['contender']: row for row in rows}
-    speeds = [_speed(case, found[name]['images_per_second']) if name in found else '-' for name in (OURS, *PYTORCH)]
-    ratios = [found[name]['ratio'] for name in PYTORCH if name in found and found[name]['ratio']]
-    lines.append([*map(str, case), *speeds, number(min(ratios, default=None))])
-  for record in other_forms:
-    case, config = Case(*record['arguments']['case']), record['arguments']['config']
-    ours = [row for row in record['rows'] if row['form'] == OURS]
-    if ours and case not in by_case:
-      seconds = statistics.median(ours[0]['seconds'])
-      name = f'{case.mode}, `{config}`'
-      line = [name, *map(str, case[1:]), _speed(case, case.batch_size / seconds), '-', '-', '-', '-']
-      lines += [line] if name not in [line[0] for line in lines] else []
-  return tables.table(['', 'pixels', 'batch', 'dtype', OURS, *PYTORCH, 'ours / the best of them'], lines)
-
-
-def _speed(case: Case, images_per_second: float) -> str:
-  return f'{number(images_per_second)} ({1e3 * case.batch_size / images_per_second:.3g} ms)'
 
 
 def forms_table(record: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ GPU_FORMS = {
   '10 steps a call': Form(keys={'steps_per_call': 10}),
   '40 steps a call': Form(keys={'steps_per_call': 40}),
   'optimizer leaf by leaf': Form(((packing, 'pack_state', lambda s: s), (packing, 'unpack_state', lambda s: s))),
-  'no graphs': Form(options=_command_buffers()),
+  'no graphs': Form(options={'xla_gpu_graph_min_graph_size': 1_000_000}),
   'graphs with convolutions': Form(options=_command_buffers(*GRAPHS, 'CONVOLUTION')),
   'graphs with convolutions and loops': Form(options=_command_buffers(*GRAPHS, 'CONVOLUTION', 'WHILE', 'CONDITIONAL')),
   'fused convolutions': Form(options={'xla_gpu_experimental_enable_conv_fusion': True}),

@@ -44,12 +44,12 @@ def cpu_model() -> str:
 
 
 def _commit() -> str:
-  """The commit that is checked out, with a '+' if files have changed since; empty without git."""
+  """The commit that is checked out, with a '+' if files have changed since; without git, the environment's COMMIT."""
   try:
     run = lambda *words: subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return run('rev-parse', '--short', 'HEAD').strip() + '+' * bool(run('status', '--porcelain', '-uno').strip())
   except (OSError, subprocess.CalledProcessError):
-    return ''
+    return os.environ.get('COMMIT', '')
 
 
 COMMIT = _commit()  # when the script starts
@@ -133,23 +133,26 @@ def rows(case: Case, result: dict[str, Any]) -> list[dict[str, Any]]:
   return out
 
 
-def comparison(by_case: dict[Case, list[dict[str, Any]]]) -> str:
-  """One line for each case: ours beside the best PyTorch; empty where one side is missing.
+def summary(by_case: dict[Case, list[dict[str, Any]]]) -> str:
+  """One line for each case: ours, every PyTorch, and ours divided by the best of them; empty without PyTorch.
 
   'Stock' PyTorch runs without the huge pages that our program requests.
   """
-  lines = []
+  rows = [row for case_rows in by_case.values() for row in case_rows]
+  names = [n for n in dict.fromkeys(row['contender'] for row in rows) if not n.startswith(f'{OURS}/')]
+  others = [n for n in names if n != OURS]
+  if not others:
+    return ''
+  stock, lines = [n for n in others if 'huge pages' not in n], []
   for case, case_rows in by_case.items():
-    ours = [row for row in case_rows if row['contender'] == OURS]
-    others = [row for row in case_rows if not row['contender'].startswith(OURS)]
-    line = [*map(str, case), number(ours[0]['images_per_second'] if ours else None)]
-    for candidates in ([row for row in others if 'huge pages' not in row['contender']], others):
-      best = max(candidates, key=lambda row: row['images_per_second'], default={})
-      name = f' ({best["contender"]})' if best else ''
-      line += [number(best.get('images_per_second')) + name, number(best.get('ratio'))]
-    lines.append(line)
-  head = ['', 'pixels', 'batch', 'dtype', 'ours, images/s', 'best stock PyTorch', 'ours / it', 'best PyTorch at all']
-  return table([*head, 'ours / it'], lines) if any(line[5] != '-' for line in lines) else ''
+    found = {row['contender']: row for row in case_rows}
+    speeds = [found[n]['images_per_second'] if n in found else None for n in names]
+    times = [f' ({1e3 * case.batch_size / speed:.3g} ms)' if speed else '' for speed in speeds]
+    ratio = lambda group: min([found[n]['ratio'] for n in group if n in found and found[n]['ratio']], default=None)  # noqa: B023
+    ratios = [number(ratio(group)) for group in ((stock, others) if stock != others else (others,))]
+    lines.append([*map(str, case), *map(''.join, zip(map(number, speeds), times, strict=True)), *ratios])
+  last = ['ours / best stock PyTorch', 'ours / best'] if stock != others else ['ours / best PyTorch']
+  return table(['', 'pixels', 'batch', 'dtype', *names, *last], lines)
 
 
 def details(by_case: dict[Case, list[dict[str, Any]]]) -> str:

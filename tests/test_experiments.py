@@ -54,15 +54,19 @@ def test_rows_are_medians_and_ratios_compare_one_turn():
 
 def test_tables_leave_out_empty_columns_and_mark_what_is_missing():
   by_case = {CASE: tables.rows(CASE, {**RESULT, 'seconds': {'eager': [1.0]}})}
-  assert tables.comparison(by_case).splitlines()[-1] == (
-    '| training | 32 | 100 | float32 | - | 100 (eager) | - | 100 (eager) | - |'
-  )
+  assert tables.summary(by_case).splitlines()[-1] == '| training | 32 | 100 | float32 | 100 (1e+03 ms) | - |'
   details = tables.details(by_case)
   assert 'runs on' in details
   assert 'GFLOP/s' in details
   assert 'GPU' not in details
   assert len(tables.as_csv(by_case).splitlines()) == 2
-  assert tables.comparison({CASE: tables.rows(CASE, {**RESULT, 'seconds': {'ours': [0.5]}})}) == ''
+  assert tables.summary({CASE: tables.rows(CASE, {**RESULT, 'seconds': {'ours': [0.5]}})}) == ''
+  by_case = {
+    CASE: [*tables.rows(CASE, RESULT), {'contender': 'eager/huge pages', 'images_per_second': 125, 'ratio': 3.0}]
+  }
+  head, _, line = tables.summary(by_case).splitlines()
+  assert head.endswith('| ours | eager | compiled | eager/huge pages | ours / best stock PyTorch | ours / best |')
+  assert line.endswith('| 200 (500 ms) | 100 (1e+03 ms) | 25 (4e+03 ms) | 125 (800 ms) | 4 | 3 |')
 
 
 def test_without_ours_there_is_no_ratio():
@@ -221,11 +225,13 @@ class FakeWorker:
     return f'{self.name} says'
 
 
-def test_contenders_take_turns_forwards_and_backwards(monkeypatch):
+@pytest.mark.parametrize('together', [False, True])
+def test_contenders_take_turns_forwards_and_backwards(monkeypatch, together):
   monkeypatch.setattr(contest, 'Worker', FakeWorker)
   monkeypatch.setattr(FakeWorker, 'told', [])
   entries = {name: contest.Contender(name) for name in ('ours', 'broken', 'eager')}
-  result = contest.contest(CASE, entries, MACHINE, contest.Settings('', repeats=3, block_seconds=2.0))
+  settings = contest.Settings('', repeats=3, block_seconds=2.0, seconds=100, together=together)
+  result = contest.contest(CASE, entries, MACHINE, settings)
   assert result['seconds'] == {'ours': [0.25] * 3, 'eager': [0.25] * 3}
   assert list(map(str, result['errors'].values())) == ['broken']
   assert result['logs'] == {'broken': 'broken says'}
@@ -394,7 +400,7 @@ def test_a_stage_that_fails_or_does_not_fit_costs_only_itself():
     stage('c', good, 60, value=2),
     stage('d', good, limit=99, value=3),
   ]
-  gpu.run(stages, 50, GPU, records.append)
+  gpu.run(stages, time.monotonic() + 50, GPU, records.append)
   assert [record['name'] for record in records] == list('abcd')
   assert [record['kind'] for record in records] == ['failed', 'good', 'skipped', 'good']
   assert records[0]['notes'] == ['WorkerError: CUDA error']
@@ -469,8 +475,8 @@ def test_the_tables_of_a_gpu(tmp_path):
   gpu.gpu_report.write(records, tmp_path)
   lines = (tmp_path / 'speed.md').read_text().splitlines()
   assert '- some GPU, jax 1, commit abc' in lines
-  assert '| training | 32 | 100 | float32 | 200 (500 ms) | 100 (1e+03 ms) | - | - | 4 |' in lines
-  assert '| training, `b.py` | 32 | 50 | bfloat16 | 500 (100 ms) | - | - | - | - |' in lines
+  assert '| training | 32 | 100 | float32 | 200 (500 ms) | 100 (1e+03 ms) | 25 (4e+03 ms) | 4 |' in lines
+  assert '| training, `b.py` | 32 | 50 | bfloat16 | 500 (100 ms) | - | - | - |' in lines
   assert '| no graphs | 250 | 200 | 200 to 200 | 2 | 1 device | 9 |' in lines
   assert '- profile-224: no time' in lines
   lines = (tmp_path / 'accuracy.md').read_text().splitlines()
