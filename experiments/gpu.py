@@ -35,7 +35,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments import contest, gpu_report, gpu_stages, tables, worker
-from experiments.gpu_stages import accuracy, ensemble, forms, profile, turns
+from experiments.gpu_stages import accuracy, ensemble, forms, products, profile, turns
 from experiments.tables import Case
 
 BEST, DEFAULT = 'configs/fashion_best.py', 'configs/default.py'
@@ -80,6 +80,7 @@ SPEED = [
   _forms('forms-224', 60, 130, LARGE, DEFAULT, *LAYERS, '10 steps a call'),
   Stage('profile-224', 25, 60, profile, {'case': LARGE, 'config': DEFAULT}),
   Stage('profile-best', 25, 60, profile, {'case': SHAPE_OF_BEST, 'config': BEST}),
+  Stage('product', 20, 60, products, {'dtypes': ('bfloat16', 'float32')}),
   _forms('options-best', 60, 150, SHAPE_OF_BEST, BEST, *OPTIONS),
   _forms('options-224', 60, 150, LARGE, DEFAULT, *OPTIONS),
   _turns('train-96', 60, 120, Case('training', 96, 256, 'bfloat16'), EAGER, GRAPHS),

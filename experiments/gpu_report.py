@@ -59,6 +59,10 @@ def speed(records: list[dict[str, Any]]) -> str:
     parts += ['Images per second (milliseconds a step). A ratio is the median over turns.\n', tables.summary(shown)]
     parts += ['## All contenders\n', tables.details(by_case)]
   parts += [forms_table(record) for record in other_forms]
+  for record in (r for r in records if r['kind'] == 'products'):
+    lines = [[name, *(number(rate / 1e12) for rate in rates.values())] for name, rates in record['products'].items()]
+    head = [f'{record["size"]}x{record["size"]} matrix product, TFLOP/s', *record['arguments']['dtypes']]
+    parts.append(tables.table(head, lines))
   if notes := [f'- {record["name"]}: {note}' for record in records for note in record['notes']]:
     parts += ['## What is missing\n', '\n'.join(notes)]
   return '\n'.join(parts)

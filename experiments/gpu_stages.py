@@ -27,6 +27,7 @@ def tiny(stage: Any) -> Any:
   if case := arguments.get('case'):
     # CPUs compute bfloat16 slowly.
     arguments['case'] = Case(case.mode, TINY_SIZES[case.image_size], TINY_BATCH, 'float32')
+    arguments |= {'names': arguments['names'][:2]} if 'names' in arguments else {}
   if 'keys' in arguments or 'crops' in arguments:
     keys = ('epochs=1', 'max_steps=2', 'batch_size=32', 'log_every_steps=1')
     arguments |= {'config': 'configs/digits.py', 'keys': keys}
@@ -86,6 +87,17 @@ def profile(machine: dict[str, Any], seconds: float, case: Case, **arguments) ->
   """Profiles ours with a recipe `config`, or PyTorch with a `compile_mode`."""
   module, end = TORCH if 'compile_mode' in arguments else JAX, time.monotonic() + seconds
   return {'found': profile_step.measure(module, {}, case, STEPS, machine['platform'], end, **arguments)}
+
+
+def products(machine: dict[str, Any], seconds: float, dtypes: list[str]) -> dict[str, Any]:
+  """FLOP/s of a large matrix product, by framework and dtype; float32 is TF32 on a GPU."""
+  end, found = time.monotonic() + seconds, {}
+  size = 128 if os.environ.get(TINY) else contest.PRODUCT[machine['platform']]
+  for framework, module in (('JAX', JAX), ('PyTorch', TORCH)):
+    with Worker(module, machine['platform']) as process:
+      ask = lambda dtype: process.ask('product', max(0.1, end - time.monotonic()), size=size, dtype=dtype, repeats=9)
+      found[framework] = {dtype: ask(dtype) for dtype in dtypes}
+  return {'size': size, 'products': found}
 
 
 # Accuracy ------------------------------------------------------------------------------------------------------------

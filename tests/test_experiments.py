@@ -459,6 +459,7 @@ def test_the_tables_of_a_gpu(tmp_path):
   measured = {
     'train-32': ('turns', {'case': case}, {'rows': tables.rows(CASE, RESULT), 'logs': {'eager': 'what it said'}}),
     'best': ('forms', {'case': best, 'config': 'b.py'}, {'rows': [row('ours', 0.1, 0.2, 0.1), row('no graphs', 0.2)]}),
+    'product': ('products', {'dtypes': ['x']}, {'size': 8, 'products': {'JAX': {'x': 2.5e12}}}),
     'fashion': ('accuracy', {'config': 'configs/fashion.py'}, {'runs': []}),
     'profile-224': ('skipped', {}, {}),
   }
@@ -468,7 +469,7 @@ def test_the_tables_of_a_gpu(tmp_path):
     for name, (kind, arguments, found) in measured.items()
   ]
   summary = lambda accuracy: {'summary': {'test_accuracy': accuracy, 'epochs': 2.0}, 'seconds': 50.0}
-  records[2]['runs'] = [
+  records[3]['runs'] = [
     {'run': 'seed 0', **summary(0.9), 'views': {'1': {'6': 0.95}}},
     {'run': 'seed 1', **summary(0.8)},
   ]
@@ -478,6 +479,7 @@ def test_the_tables_of_a_gpu(tmp_path):
   assert '| training | 32 | 100 | float32 | 200 (500 ms) | 100 (1e+03 ms) | 25 (4e+03 ms) | 4 |' in lines
   assert '| training, `b.py` | 32 | 50 | bfloat16 | 500 (100 ms) | - | - | - |' in lines
   assert '| no graphs | 250 | 200 | 200 to 200 | 2 | 1 device | 9 |' in lines
+  assert lines[lines.index('| 8x8 matrix product, TFLOP/s | x |') + 2] == '| JAX | 2.5 |'
   assert '- profile-224: no time' in lines
   lines = (tmp_path / 'accuracy.md').read_text().splitlines()
   assert '| fashion | seed 0 | 0.9000 | 2 | 50 | 1 x 6: 0.9500 |' in lines
