@@ -1,7 +1,8 @@
 """Faster forms of operations that XLA:CPU runs slowly. The mathematics is the same; `layers.py` uses them on a CPU.
 
 - 1x1 convolutions are matrix products. Those that read the same map share one product per gradient.
-- A pass of a 3x3 or 5x5 convolution is a product of patches and a matrix where that is faster (`PATCHES_UP_TO`).
+- 3x3 and 5x5 convolutions of many tiles take fewer multiplications (`winograd.py`, `TILES`).
+- Otherwise a pass of them is a product of patches and a matrix where that is faster (`PATCHES_UP_TO`).
 - The gradient of max-pooling gathers by the indices of the maxima. XLA's select-and-scatter is single-threaded.
 - Max-pooling and its gradient are compiled as separate calls (`unfused`).
 
@@ -18,12 +19,20 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from googlenet_jax.model import winograd
+
 # Largest maps on which a convolution is a product of patches, in pixels of the shorter side. The keys are sides of the
 # kernel; the values are for the forward pass, the gradient of the input and the gradient of the kernel. Larger maps use
 # XLA's convolution. Measured on one processor with AVX2 and one with AVX-512 (experiments/results/layer_speed*.md).
 # Where single layers disagreed, the time of whole steps decided (ablation_cpu.md). XLA is several times slower if a
 # kernel is larger than its map. Patches take memory: 7 MB per image at 56 pixels (the paper's conv2 at 224).
 PATCHES_UP_TO = {3: (8, 3, 56), 5: (7, 4, 2)}
+
+# Sides of Winograd's tiles to choose from, in pixels: the one that takes the fewest products. Tiles of 3 and 4 round
+# twice as much as PyTorch does, tiles of 2 less than PyTorch (5x5 kernels: 1.7 times), so training has tiles of 2 only.
+TILES = {'inference': (2, 3, 4), 'forward': (2,), 'input gradient': (2,), 'kernel gradient': (2,)}
+MIN_TILES = 64  # in the batch: with fewer, transforming the kernel costs more than it saves
+LESS_THAN = 0.7  # of the plain form's products; otherwise transforming the map costs more than it saves
 
 
 def unfused(function: Callable) -> Callable:
@@ -61,6 +70,30 @@ def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   """XLA's own `layers.conv`, on every backend; see there for arguments."""
   pad = (kernel.shape[0] // 2,) * 2
   return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """The CPU's form of `layers.conv` for images, which have few channels; see there for arguments.
+
+  The gradient of the kernel is a product of patches. XLA has two forms for it, a slow and a fast one, and takes the
+  slow one inside a loop. The two round differently, and several steps in a call would not be those of single calls.
+  """
+  return xla_conv(x, kernel, stride)
+
+
+def _strided_conv_backward(stride, saved, gradient):
+  x, kernel = saved
+  k = kernel.shape[0]
+  dx = jax.linear_transpose(lambda x: xla_conv(x, kernel, stride), x)(gradient)
+  rows, columns = (stride * (size - 1) + 1 for size in gradient.shape[1:3])
+  x = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+  patches = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)]
+  dkernel = jnp.einsum('bhwi,bhwo->io', jnp.concatenate(patches, axis=-1), gradient)
+  return *dx, dkernel.reshape(kernel.shape)
+
+
+strided_conv.defvjp(lambda x, kernel, stride: (xla_conv(x, kernel, stride), (x, kernel)), _strided_conv_backward)
 
 
 def pointwise(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
@@ -118,27 +151,48 @@ def _patches_kernel_gradient(x, gradient, k):
   return jnp.stack([jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)])
 
 
-def _by_size(x, kernel, limit):
+def _tile(x, k, sides):
+  """Returns the side of the tile that takes the fewest products, or None where Winograd's form does not pay."""
+  images, height, width, _ = x.shape
+  found = []
+  for m in sides if x.dtype.itemsize >= 4 else ():  # transforms in bfloat16 would round too much
+    if winograd.possible(x.shape, k, m):
+      tiles, points = winograd.counts(x.shape, k, m)
+      plain = len(_taps(k, height, width)) * height * width
+      if images * tiles >= MIN_TILES and tiles * points <= LESS_THAN * plain:
+        found.append((tiles * points, m))
+  return min(found, default=(0, None))[1]
+
+
+def _by_size(x, kernel, limit, sides):
+  if m := _tile(x, kernel.shape[0], sides):
+    return winograd.conv(x, kernel, m)
   form = _patches_conv if min(x.shape[1:3]) <= limit else xla_conv
   return form(x, kernel)
 
 
 @jax.custom_vjp
 def _conv(x, kernel):
-  return _by_size(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0])
+  return _by_size(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0], TILES['inference'])
+
+
+def _conv_forward(x, kernel):
+  return _by_size(x, kernel, PATCHES_UP_TO[kernel.shape[0]][0], TILES['forward']), (x, kernel)
 
 
 def _conv_backward(saved, gradient):
   x, kernel = saved
   k = kernel.shape[0]
   _, input_limit, kernel_limit = PATCHES_UP_TO[k]
-  dx = _by_size(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit)
+  dx = _by_size(gradient, kernel[::-1, ::-1].swapaxes(2, 3), input_limit, TILES['input gradient'])
+  if m := _tile(x, k, TILES['kernel gradient']):
+    return dx, winograd.kernel_gradient(x, gradient, k, m)
   if min(x.shape[1:3]) <= kernel_limit:
     return dx, _patches_kernel_gradient(x, gradient, k)
   return dx, *jax.linear_transpose(functools.partial(xla_conv, x), kernel)(gradient)
 
 
-_conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
