@@ -1,12 +1,14 @@
 """The tables of gpu.py, made from its records."""
 
 import json
+import os
 import pathlib
 import statistics
 from typing import Any
 
 from experiments import profile_step, tables
 from experiments.tables import OURS, Case, number
+from experiments.worker import TINY
 
 
 def write(records: list[dict[str, Any]], folder: pathlib.Path) -> None:
@@ -36,7 +38,8 @@ def heading(records: list[dict[str, Any]]) -> str:
     line = f'{record["device"]}, {versions}, commit {record["commit"] or "unknown"}'
     lines.setdefault(line, []).append(record['name'])
   told = [f'{line}: {", ".join(names)}' if len(lines) > 1 else line for line, names in lines.items()]
-  return f'{tables.written_by()}\n' + '\n'.join(f'- {line}' for line in told) + '\n'
+  tiny = ['In miniature on a CPU: these figures mean nothing.'] if os.environ.get(TINY) else []
+  return '\n'.join([tables.written_by(), *(f'- {line}' for line in told), *tiny, ''])
 
 
 def speed(records: list[dict[str, Any]]) -> str:
