@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from jax import lax
 
 from googlenet_jax.host import sharding
@@ -217,6 +218,34 @@ def test_a_cpu_does_not_use_xlas_slow_forms():
   x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
   assert 'scatter(' not in compiled(lambda x, _: layers.max_pool(x, 2), x, kernel)  # nor select-and-scatter
   assert 'convolution(' not in compiled(layers.pointwise, x, kernel[0, 0])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('train', [True, False])
+def test_batch_norm_equals_flaxs(train, dtype):
+  """In float32 bit for bit: values, running statistics and gradients. In bfloat16 within its 8 bits."""
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(1, 2, size=(3, 5, 4, 6)), dtype)
+  vectors = [rng.uniform(0.5, 1.5, 6).astype(np.float32) for _ in range(4)]
+  options = {'momentum': 0.9, 'epsilon': 1e-3}
+  graphdef, state = nnx.split(nnx.BatchNorm(6, dtype=dtype, rngs=nnx.Rngs(0), **options))
+
+  def flaxs(x, *vectors):
+    values = dict(zip(('scale', 'bias', 'mean', 'var'), vectors, strict=True))
+    layer = nnx.merge(graphdef, {name: nnx.to_pure_dict(state)[name] * 0 + a for name, a in values.items()})
+    return layer(x, use_running_average=not train), ((layer.mean[...], layer.var[...]) if train else ())
+
+  ours = lambda x, *vectors: layers.batch_norm(x, *vectors, train=train, **options)
+
+  def results(function):
+    y, pullback, statistics = jax.vjp(function, x, *vectors, has_aux=True)
+    return y, statistics, pullback(jnp.cos(x))
+
+  found, expected = jax.jit(lambda: (results(ours), results(flaxs)))()
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert a.dtype == b.dtype
+    a, b = np.asarray(a.astype(jnp.float32)), np.asarray(b.astype(jnp.float32))
+    np.testing.assert_allclose(a, b, rtol=0, atol=0 if dtype == jnp.float32 else 0.02 * abs(b).max())
 
 
 def test_windows_of_another_size_need_ceil_mode():

@@ -44,10 +44,10 @@ def read_one_map(finish: Callable, x: jax.Array, kernels: Sequence[jax.Array], v
   Returns:
     For each kernel: a map `[B, H, W, C_out]` and a tuple of vectors `[C_out]`.
   """
-  ends = np.cumsum([kernel.shape[1] for kernel in kernels])[:-1].tolist()
-  joined = [jnp.concatenate(each) for each in zip(*vectors, strict=True)]
-  out = finish(xla_conv(x, jnp.concatenate(kernels, axis=1)[None, None]), *joined)
-  maps, *found = [jnp.split(array, ends, axis=-1) for array in (out[0], *out[1])]
+  widths = [kernel.shape[1] for kernel in kernels]
+  joined = [lax.concatenate(each, 0) for each in zip(*vectors, strict=True)]
+  y, found = finish(xla_conv(x, lax.concatenate(kernels, 1)[None, None]), *joined)
+  maps, *found = [lax.split(array, widths, axis=array.ndim - 1) for array in (y, *found)]
   return [(y, tuple(each[i] for each in found)) for i, y in enumerate(maps)]
 
 
@@ -128,6 +128,14 @@ class _Axis(NamedTuple):
       if -self.groups < d < self.count:
         yield d
 
+  def taps(self, d: int) -> np.ndarray:
+    """Returns the tap with which window n + d reads each pixel of group n, outside of the window if it does not."""
+    return np.arange(self.stride) + self.before - self.stride * d
+
+  def to_groups(self, d: int) -> tuple[int, int, int]:
+    """Returns the padding that moves window n + d to group n."""
+    return -d, self.groups - self.count + d, 0
+
 
 def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
   """The GPU's form of `layers.max_pool`; see there for arguments. Windows have at most 7 pixels a side."""
@@ -167,42 +175,42 @@ def _views(x, rows, columns):
 
 
 def _max_pool_forward(x, rows, columns):
-  views = _views(x, rows, columns)
-  best = functools.reduce(lax.max, views.values())
-  # The index is that of the first view with the maximum: the last assignment wins. Rows before columns would take as
-  # many operations: within one kernel the maxima of a row are computed again for each window that reads the row.
-  *others, last = views
-  index = lax.full_like(best, last, jnp.int8)
-  for tap in reversed(others):
-    index = lax.select(lax.eq(views[tap], best), lax.full_like(index, tap), index)
+  """Returns the maxima and the indices of the first ones.
+
+  Each view is compared with the maximum so far. A comparison of the whole maximum for equality would be wrong: XLA may
+  compute the map again in another kernel, with other roundings, and then no view equals the maximum. Rows before
+  columns would save nothing: in one kernel the maxima of a row are computed again for each window that reads the row.
+  """
+  best = index = None
+  for tap, view in _views(x, rows, columns).items():
+    if best is None:
+      best, index = view, lax.full_like(view, tap, jnp.int8)
+      continue
+    index = lax.select(lax.gt(view, best), lax.full_like(index, tap), index)  # strictly: the first maximum wins ties
+    best = lax.max(best, view)
   return best, index
 
 
 def _max_pool_backward(rows, columns, index, gradient):
-  """Sums over the windows that read a pixel. One elementwise expression, which XLA fuses with sums of gradients.
+  """Sums over the windows that read a pixel, as one elementwise expression. XLA can fuse it with other sums.
 
-  Pixels are in groups of stride x stride, and a group is read by the same windows: with stride 1 by nine, with stride 2
-  by four. A group's axes are separate here, so that a window is broadcast over its group.
+  Pixels are in groups of `stride` x `stride`. A group is read by nine windows with stride 1 and by four with stride 2.
+  A group has axes of its own here, and the windows are broadcast over it.
   """
-  images, features = index.shape[0], index.shape[3]
-  dtype = gradient.dtype
-  wide = jnp.promote_types(dtype, jnp.float32)  # rounding each sum to bfloat16 would take operations
+  images, features, dtype = index.shape[0], index.shape[3], gradient.dtype
   dims = (images, rows.count, rows.stride, columns.count, columns.stride, features)
-  gradient, index = (lax.broadcast_in_dim(array, dims, (0, 1, 3, 5)) for array in (gradient.astype(wide), index))
+  wide = gradient.astype(jnp.promote_types(dtype, jnp.float32))  # rounding each sum to bfloat16 would take operations
+  wide, index = (lax.broadcast_in_dim(array, dims, (0, 1, 3, 5)) for array in (wide, index))
+  zeros, zero, none = lax.full_like(wide, 0), jnp.zeros((), wide.dtype), (0, 0, 0)
   total = None
   for d in rows.shifts():
     for e in columns.shifts():
-      i = lax.broadcasted_iota(jnp.int8, dims, 2) + jnp.int8(rows.before - rows.stride * d)  # the tap for a pixel
-      j = lax.broadcasted_iota(jnp.int8, dims, 4) + jnp.int8(columns.before - columns.stride * e)
-      part = lax.select(lax.eq(index, jnp.int8(ROW) * i + j), gradient, lax.full_like(gradient, 0))
-      down, right = (
-        (-shift, axis.groups - axis.count + shift, 0) for axis, shift in ((rows, d), (columns, e))
-      )  # from windows to groups of pixels
-      none = (0, 0, 0)
-      part = lax.pad(part, jnp.zeros((), wide), (none, down, none, right, none, none))
-      total = part if total is None else total + part
-  whole = total.reshape(images, rows.stride * rows.groups, columns.stride * columns.groups, features)
-  return (whole[:, : rows.size, : columns.size].astype(dtype),)
+      tap = np.int8(ROW * rows.taps(d)[:, None] + columns.taps(e))  # [stride, stride], the tap that reads the pixel
+      part = lax.select(lax.eq(index, lax.broadcast_in_dim(tap, dims, (2, 4))), wide, zeros)  # by windows
+      part = lax.pad(part, zero, (none, rows.to_groups(d), none, columns.to_groups(e), none, none))  # by groups
+      total = part if total is None else lax.add(total, part)
+  whole = lax.reshape(total, (images, rows.stride * rows.groups, columns.stride * columns.groups, features))
+  return (lax.slice(whole, (0, 0, 0, 0), (images, rows.size, columns.size, features)).astype(dtype),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)

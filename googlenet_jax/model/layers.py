@@ -71,12 +71,13 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), C_out]`.
   """
+  strided = lambda x, kernel: cpu_layers.strided_conv(x, kernel, stride)
   few = x.shape[-1] <= gpu_layers.FEW_CHANNELS and kernel.shape[0] > 1 and stride <= 2
   return by_platform(
     lambda x, kernel: cpu_layers.xla_conv(x, kernel, stride),
     x,
     kernel,
-    cpu=cpu_layers.conv if stride == 1 else None,
+    cpu=cpu_layers.conv if stride == 1 else strided if few else None,
     gpu=(lambda x, kernel: gpu_layers.conv(x, kernel, stride)) if few else None,
   )
 
