@@ -94,8 +94,8 @@ def profiles(records: list[dict[str, Any]]) -> str:
   for record in records:
     case, mode = Case(*record['arguments']['case']), record['arguments'].get('compile_mode')
     parts.append(f'## {case}, {f"PyTorch, {mode}" if mode else "`" + record["arguments"]["config"] + "`"}\n')
-    section = profile_step.torch_section if mode else profile_step.jax_section
-    parts.append(section(record['found']))
+    found = record['found']
+    parts.append(profile_step.torch_section(found, 'PyTorch') if mode else profile_step.jax_section(found))
   return '\n'.join(parts)
 
 
