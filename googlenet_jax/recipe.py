@@ -71,7 +71,7 @@ KEYS = {
   'average_decay': Key(0.0, 'decay of the averaged weights, which predict; 0: none', NETWORK, least=0, below=1),
   'micro_batches': Key(1, 'parts of a batch that a device takes in turn, to need less memory', least=1),
   'steps_per_call': Key(
-    0, 'most steps in one call of the devices; 0: several where steps are short, but one on a CPU', FREE, least=0, most=1000
+    0, 'most steps in a call of the devices; 0: several where steps are short, one on a CPU', FREE, least=0, most=1000
   ),
   **_model_keys(),
   'data.name': Key('fashion_mnist', 'digits, or an image classification set of TFDS', NETWORK),

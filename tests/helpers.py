@@ -64,7 +64,7 @@ def small_digits():
 
 
 _programs = {}
-ARGUMENTS = ('seed', 'max_steps', 'log_every_steps', 'checkpoint_every_steps')  # keys that are in no program
+ARGUMENTS = ('seed', 'max_steps', 'log_every_steps', 'checkpoint_every_steps', 'steps_per_call')  # in no program
 
 
 def share_programs(patch):
@@ -84,6 +84,7 @@ def share_programs(patch):
 
   for module, name in (
     (loop, 'make_train_step'),
+    (loop, 'make_train_steps'),
     (statistics, 'make_statistics_step'),
     (classifier, 'make_predict_step'),
   ):

@@ -92,9 +92,9 @@ def test_the_bar_fits_the_terminal(columns, shown, terminal, monkeypatch):
   screen = terminal(columns)
   progress = console.Progress(11990, 46900, 469)
   now = 1000.0  # the first step compiles
-  for _ in range(10):
+  for step in range(11991, 12001):
     now += 1.0
-    progress.advance()
+    progress.advance(step)
   progress.show(LONG_RUN)
   console.say('epoch 25: a line above the bar')
   progress.close()
@@ -108,8 +108,8 @@ def test_the_bar_fits_the_terminal(columns, shown, terminal, monkeypatch):
 def test_the_bar_of_a_short_run_has_room_for_everything(terminal):
   screen = terminal(80)
   progress = console.Progress(0, 132, 22)
-  for _ in range(3):
-    progress.advance()
+  for step in (1, 2, 3):
+    progress.advance(step)
   progress.show(record(3))
   progress.close()
   (line,), _ = screen.close()
@@ -160,7 +160,7 @@ def test_seconds_are_seen_on_a_narrow_terminal(columns, shown, terminal):
 def test_compiling_under_the_bar_leaves_the_bar_whole(terminal):
   screen = terminal(80)
   progress = console.Progress(0, 20, 10)
-  progress.advance()
+  progress.advance(1)
   with console.waiting('compiling the evaluation'):
     console.say('another line')
   progress.close()
@@ -204,13 +204,26 @@ def test_waiting_is_not_part_of_the_time_left(terminal, monkeypatch):
   monkeypatch.setattr(time, 'perf_counter', lambda: now)
   screen = terminal(80)
   progress = console.Progress(0, 20, 10)
-  progress.advance()
+  progress.advance(1)
   now += 3.0
-  progress.advance()
+  progress.advance(2)
   with console.waiting('compiling the evaluation'):
     now += 100.0
   progress.close()
   assert screen.close()[0][-1].endswith('2/20, 54s left')
+
+
+def test_the_time_left_counts_from_the_end_of_the_first_call(terminal, monkeypatch):
+  now = 0.0
+  monkeypatch.setattr(time, 'perf_counter', lambda: now)
+  screen = terminal(80)
+  progress = console.Progress(0, 40, 10)
+  now = 100.0  # the first call compiles, and takes ten steps
+  progress.advance(10)
+  now += 5.0
+  progress.advance(20)
+  progress.close()
+  assert screen.close()[0][-1].endswith('20/40, 10s left')
 
 
 def test_a_closed_pipe_does_not_hide_an_exception(monkeypatch):

@@ -81,8 +81,8 @@ def stopped(whole, tmp_path_factory):
   """The same run, which a signal stopped in its sixth step; and what it printed."""
   workdir, advance = tmp_path_factory.mktemp('stopped'), console.Progress.advance
 
-  def advance_and_kill(self):
-    advance(self)
+  def advance_and_kill(self, step):
+    advance(self, step)
     advance_and_kill.steps += 1
     if advance_and_kill.steps == 6:
       os.kill(os.getpid(), signal.SIGTERM)
@@ -142,6 +142,33 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(whole, stoppe
   loop.train(small_config(**CONFIG), copy(workdir, tmp_path), StopRequest())
   assert 'continuing after step 6 of 22' in capsys.readouterr().out
   assert_same_run(tmp_path, whole.workdir)
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_several_steps_a_call_stop_and_continue_bit_for_bit(tmp_path, monkeypatch, capsys):
+  """Checkpoints, log points and epochs keep their steps; that the steps are those of single calls: test_step.py."""
+  config, stop = small_config(**CONFIG, steps_per_call=5, checkpoint_every_steps=9), StopRequest()
+  reference, workdir = tmp_path / 'reference', tmp_path / 'stopped'
+  loop.train(config, reference, stop)
+  ends, advance = [], console.Progress.advance
+
+  def advance_and_stop(self, step):
+    ends.append(step)
+    advance(self, step)
+    stop.signal = signal.SIGTERM if step == 10 else None
+
+  monkeypatch.setattr(console.Progress, 'advance', advance_and_stop)
+  loop.train(config, workdir, stop)
+  assert '4 steps a call; the training images lie on the devices, 0 MB on each' in (printed := capsys.readouterr().out)
+  assert 'stopped at step 10 of 22, saved' in printed
+  stop.signal = None
+  loop.train(config, workdir, stop)
+  # Log points at multiples of 4, ends of epochs at 11 and 22, checkpoints at 9 and 18. Calls have four steps or one.
+  assert ends == [4, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20, 21, 22]
+  assert_same_run(workdir, reference)
+  steps = lambda folder: [r['step'] for r in read_log(folder) if r['split'] == 'train']
+  assert steps(reference) == [4, 8, 9, 11, 12, 16, 18, 20, 22]
+  assert steps(workdir) == [4, 8, 9, 10, 11, 12, 16, 18, 20, 22]
 
 
 @pytest.mark.usefixtures('no_pictures')

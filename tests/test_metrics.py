@@ -67,3 +67,10 @@ def test_json_gives_the_same_sums_back():
 def test_a_jitted_function_may_return_them():
   found = jax.jit(lambda x: Metrics({'loss': x.sum()}, (x > 1).sum(), jnp.int32(len(x))))(jnp.arange(4.0))
   assert jax.device_get(found) == Metrics({'loss': 6.0}, 2, 4)
+
+
+def test_the_steps_of_a_call_are_taken_apart():
+  call = Metrics({'loss': jnp.array([1.0, 2.0])}, jnp.array([3, 4]), jnp.array([16, 16]))
+  steps = Metrics.by_step([call, Metrics({'loss': jnp.float32(5)}, jnp.int32(6), jnp.int32(8))])
+  assert [(float(s.losses['loss']), int(s.correct), int(s.count)) for s in steps] == [(1, 3, 16), (2, 4, 16), (5, 6, 8)]
+  assert {type(value) for s in steps for value in jax.tree.leaves(s)} <= {np.int32, np.float32}

@@ -131,7 +131,7 @@ def train_both(twin, real, dtype, mesh):
   tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, STEPS))
   graphdef, state = first_state(config, twin, dtype, tx, mesh)
   optimizer = torch.optim.SGD(twin.parameters(), lr=config.learning_rate, momentum=config.momentum)
-  train_step = step.make_train_step(graphdef, tx, config, mesh)
+  train_step = step.make_train_step(graphdef, tx, config, mesh, 1)
   prepare = jax.jit(lambda image: augment.prepare(image, 32, config.augment.padding))
   for i in range(STEPS):
     batch = {'image': real[0][i * BATCH :][:BATCH], 'label': real[1][i * BATCH :][:BATCH]}

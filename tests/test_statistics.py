@@ -10,7 +10,7 @@ from helpers import small_config, small_table
 from jax import lax
 
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.data import augment, datasets, pipeline, random_keys
+from googlenet_jax.data import augment, datasets, mixing, pipeline, random_keys
 from googlenet_jax.evaluation import statistics
 from googlenet_jax.evaluation.evaluate import evaluate
 from googlenet_jax.host import sharding
@@ -51,7 +51,7 @@ def trained(digits):
   """The state after a few steps on two devices."""
   tx = optimizers.make_optimizer(config(), optimizers.learning_rate_schedule(config(), 90))
   graphdef, state = create_state(config(), 10, 1, tx, mesh(2))
-  step = make_train_step(graphdef, tx, config(), mesh(2))
+  step = make_train_step(graphdef, tx, config(), mesh(2), 10)
   batches = pipeline.train_batches(digits.train, 16, SEED, 0, mesh(2))
   for _ in range(STEPS):
     state, _ = step(state, next(batches))
@@ -153,3 +153,29 @@ def test_a_young_network_predicts_far_better_with_them(found, trained, digits):
   _, fitting = evaluate(classifier, test)
   assert fitting.loss < 0.5 * running.loss
   assert fitting.loss < np.log(10)
+
+
+def test_they_are_of_images_as_training_mirrors_and_mixes_them(digits):
+  """Three batches of the second epoch, by hand."""
+  recipe = small_config(
+    **{'model.norm': 'batch', 'augment.alternating_flip': True, 'augment.cutmix': 0.7, 'seed': SEED}
+  )
+  tx = optimizers.make_optimizer(recipe, optimizers.learning_rate_schedule(recipe, 90))
+  graphdef, state = create_state(recipe, 10, 1, tx, mesh(1))
+  step_fn, last = statistics.make_statistics_step(graphdef, recipe, mesh(1)), len(digits.train) // 16 + 6
+  (found,) = statistics.recompute(step_fn, networks(state), digits.train, recipe, SEED, last, mesh(1))
+
+  @jax.jit
+  def first_maps(batch, step):
+    keys = random_keys.example_keys(SEED, step, jnp.arange(16))
+    image, _ = mixing.training_input(batch, keys, recipe)
+    kernel, dimensions = state.params['conv1']['kernel'], ('NHWC', 'HWIO', 'NHWC')
+    return lax.conv_general_dilated(image, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=dimensions)
+
+  maps = []
+  for step in range(last - BATCHES, last):
+    indices = pipeline.train_indices(step, len(digits.train), 16, SEED)
+    mirrored = augment.alternating_mirror(jnp.int32(SEED), indices, jnp.int32(1))
+    maps.append(np.asarray(first_maps({**digits.train.batch(indices), 'mirrored': mirrored}, step), np.float64))
+  np.testing.assert_allclose(found['conv1']['norm']['mean'], np.mean(maps, axis=(0, 1, 2, 3)), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found['conv1']['norm']['var'], np.var(maps, axis=(0, 1, 2, 3)), rtol=1e-4)

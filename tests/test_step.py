@@ -17,7 +17,7 @@ from googlenet_jax.model import googlenet, layers
 from googlenet_jax.training import loop, optimizers
 from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import create_state, networks
-from googlenet_jax.training.step import make_train_step
+from googlenet_jax.training.step import make_train_step, make_train_steps
 
 FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augment.flip': True}
 AUXILIARY = {'model.auxiliary': 'adaptive_pool'}
@@ -48,7 +48,7 @@ class Program:
     self.config, self.mesh = config, sharding.make_mesh(jax.devices()[:devices])
     self.tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
     self.graphdef, state = create_state(config, 10, 1, self.tx, self.mesh)
-    self.step = make_train_step(self.graphdef, self.tx, config, self.mesh)
+    self.step = make_train_step(self.graphdef, self.tx, config, self.mesh, 10)
     if config.dtype == 'float64':
       state = jax.tree.map(lambda a: a.astype(config.dtype) if a.dtype == jnp.float32 else a, state)
     self.first = jax.device_get(state)
@@ -174,6 +174,62 @@ def test_a_step_whose_loss_is_not_finite_says_so():
   assert first.is_finite()
   assert not np.isfinite(bad.losses['loss'])
   assert not bad.is_finite()
+
+
+def digits_with_indices(number):
+  return {**batch(number), 'index': np.arange(16 * number, 16 * number + 16, dtype=np.int32)}
+
+
+def one_by_one_and_in_a_call(ours, packed, options=None):
+  """State and metrics after steps 8 to 11, over the end of an epoch, in both ways."""
+  first = ours.first.replace(step=np.int32(8))
+  data = sharding.replicate(datasets.load('digits').train.batch(np.s_[:]), ours.mesh)
+  batches = [digits_with_indices(number) for number in (8, 9, 10, 11)]
+  indices = jax.device_put(np.stack([b['index'] for b in batches]), sharding.cut_steps(ours.mesh))
+  batches = [sharding.shard_batch(b, ours.mesh) for b in batches]
+  state, metrics = sharding.replicate(first, ours.mesh), []
+  step = ours.step.lower(state, batches[0]).compile(options)
+  for each in batches:
+    state, found = step(state, each)
+    metrics.append(found)
+  steps = make_train_steps(ours.graphdef, ours.tx, ours.config, ours.mesh, 10, packed)
+  other = sharding.replicate(first, ours.mesh)
+  other, sums = steps.lower(other, data, indices).compile(options)(other, data, indices)
+  return jax.device_get((state, metrics)), (jax.device_get(other), Metrics.by_step([sums]))
+
+
+@pytest.mark.parametrize(
+  ('devices', 'packed', 'changes'),
+  [
+    (2, True, {**FULL, 'average_decay': 0.5, 'weight_decay': 1e-3, 'augment.erasing': 0.5, 'augment.cutmix': 0.5}),
+    (1, False, {**FULL, 'augment.flip': False, 'augment.alternating_flip': True, 'augment.mixup': 0.2}),
+  ],
+)
+def test_several_steps_in_a_call_are_the_steps_one_by_one(devices, packed, changes, monkeypatch):
+  """In float64: tests compile without optimisation, and the two programs then round differently."""
+  monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+  with jax.enable_x64(True):
+    ours = Program(devices, small_config(dtype='float64', **changes))
+    (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, packed)
+  assert jax.tree.structure(other) == jax.tree.structure(state)
+  assert int(other.step) == 12
+  np.testing.assert_allclose(losses(metrics), losses(sums), rtol=1e-6)
+  assert len(set(losses(metrics))) == 4
+  assert_close(state.params, other.params, 1e-6)
+  assert_close(state.averaged, other.averaged, 1e-6)
+  assert_close(state.opt_state, other.opt_state, 1e-5)
+  assert [m.correct for m in metrics] == [m.correct for m in sums]
+
+
+def test_several_steps_in_a_call_are_exact_as_users_compile_them(monkeypatch):
+  """Bit for bit on a CPU, with XLA's own options instead of those of the tests."""
+  monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+  options = {'xla_backend_optimization_level': 3, 'xla_cpu_use_fusion_emitters': True}
+  ours = Program(1, small_config(**FULL, average_decay=0.5, weight_decay=1e-3))
+  (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, None, options)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+  jax.tree.map(np.testing.assert_array_equal, metrics, sums)
 
 
 class Saved:

@@ -1,13 +1,16 @@
+import dataclasses
 import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small_config
 
 import googlenet_jax
 from googlenet_jax.classifier import Classifier
+from googlenet_jax.data import augment, datasets, mixing, pipeline, random_keys
 from googlenet_jax.data.splits import Dataset, Split
 from googlenet_jax.evaluation import galleries, plots
 from googlenet_jax.evaluation.evaluate import Evaluation
@@ -104,7 +107,7 @@ def test_an_ended_run_says_how_to_continue_it(config, classifier, hours):
 
 
 @pytest.mark.parametrize(
-  ('schedule', 'noted'), [('step', False), ('constant', False), ('cosine', True), ('one_cycle', True)]
+  ('schedule', 'noted'), [('step', False), ('constant', False), ('cosine', True), ('linear', True), ('one_cycle', True)]
 )
 def test_another_length_of_a_schedule_that_depends_on_it_is_said(schedule, noted, classifier, hours):
   hours(0.0)
@@ -140,7 +143,10 @@ def test_augmentations_are_named():
     'padding': 2,
     'shift': 3,
     'flip': True,
+    'alternating_flip': True,
     'erasing': 0.25,
+    'cutmix': 0.5,
+    'mixup': 0.2,
   }
   assert summary.augmentations_in_words(small_config(**{f'augment.{k}': v for k, v in every.items()}).augment) == [
     'random crops of 8 to 100 % of the area',
@@ -149,7 +155,10 @@ def test_augmentations_are_named():
     'padding of 2 px',
     'shifts up to 3 px',
     'mirroring',
+    'mirroring in every second epoch',
     'erasing with probability 0.25',
+    'a rectangle of the next image with probability 0.5 (CutMix)',
+    'blended with the next image (mixup of strength 0.2)',
   ]
 
 
@@ -163,21 +172,36 @@ def drawn(monkeypatch):
   return calls
 
 
-def test_the_first_batch_is_drawn_without_its_canvas(drawn, mesh, tmp_path):
-  config = small_config(**{'augment.flip': True, 'name': 'mine'})
+def test_the_first_batch_is_drawn_without_its_canvas(drawn, tmp_path):
+  config = small_config(**{'augment.flip': True, 'name': 'mine', 'batch_size': 8})
   sizes = np.stack([np.arange(1, 9), np.full(8, 6)], 1).astype(np.int32)
   split = split_of(8, sizes=sizes)
-  batch = sharding.shard_batch(split.batch(np.arange(8)), mesh)
-  summary.draw_samples(config, tmp_path, dataset_of(), batch, seed=3)
+  summary.draw_samples(config, tmp_path, dataclasses.replace(dataset_of(), train=split), seed=3)
   stored, seen, names, path, title, words = drawn['augmentations']
-  # The first device holds half of the batch.
-  assert [image.shape for image in stored] == [(height, 6, 1) for height in range(1, 5)]
-  np.testing.assert_array_equal(stored[3], split.images[3, :4, :6])
-  assert (seen.shape, seen.dtype) == ((4, 17, 17, 1), np.float32)
-  assert names == [CLASSES[label] for label in split.labels[:4]]
+  order = pipeline.train_indices(0, 8, 8, 3)
+  assert [image.shape for image in stored] == [(height, 6, 1) for height in order + 1]
+  np.testing.assert_array_equal(stored[3], split.images[order[3], : order[3] + 1, :6])
+  assert (seen.shape, seen.dtype) == ((8, 17, 17, 1), np.float32)
+  assert names == [CLASSES[label] for label in split.labels[order]]
   assert path == tmp_path / 'augmentations.png'
   assert title == 'recipe mine: the first training batch of animals'
   assert words == ['mirroring']
+
+
+@pytest.mark.parametrize('mixed', ['cutmix', 'mixup'])
+def test_the_picture_shows_mirrored_and_mixed_images(mixed, drawn, tmp_path):
+  """The last image of the picture is mixed with one that is not drawn."""
+  config = small_config(**{'augment.alternating_flip': True, f'augment.{mixed}': 0.9, 'batch_size': 20, 'seed': 3})
+  dataset = datasets.load('digits')
+  summary.draw_samples(config, tmp_path, dataset, seed=3)
+  stored, seen, *_ = drawn['augmentations']
+  assert len(stored) == len(seen) == summary.SAMPLES
+  indices = pipeline.train_indices(0, len(dataset.train), 20, 3)
+  batch = {**dataset.train.batch(indices), 'mirrored': augment.alternating_mirror(jnp.int32(3), indices, jnp.int32(0))}
+  keys = random_keys.example_keys(3, jnp.int32(0), jnp.arange(20))
+  expected, weight = jax.jit(lambda: mixing.training_input(batch, keys, config))()
+  np.testing.assert_allclose(seen, expected[: summary.SAMPLES], atol=1e-5)
+  assert (np.asarray(weight) < 1).any()
 
 
 def records():
@@ -204,11 +228,10 @@ def test_titles_name_the_recipe_and_the_final_figures(name, shown, drawn, tmp_pa
   assert drawn['confusion'] == (evaluation, CLASSES, workdir / 'confusion.png', title)
 
 
-def test_only_the_first_process_draws(drawn, mesh, tmp_path, monkeypatch):
+def test_only_the_first_process_draws(drawn, tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   config, dataset = small_config(), dataset_of()
-  batch = sharding.shard_batch(split_of(8).batch(np.arange(8)), mesh)
-  summary.draw_samples(config, tmp_path, dataset, batch, 0)
+  summary.draw_samples(config, tmp_path, dataset, 0)
   summary.draw_curves(config, [*records()], tmp_path, dataset)
   summary.draw_answers(config, None, tmp_path, dataset, 1)
   assert drawn == {}

@@ -123,17 +123,17 @@ class Progress:
 
   def __init__(self, first_step: int, last_step: int, steps_per_epoch: int):
     """Starts at `first_step` and ends at `last_step`."""
-    self._first_step, self._last_step, self._steps_per_epoch = first_step, last_step, steps_per_epoch
+    self._first_timed, self._last_step, self._steps_per_epoch = first_step, last_step, steps_per_epoch
     self._epochs = -(-last_step // steps_per_epoch)
-    self._began: float | None = None  # when the first step ended: compiling comes before it and is not counted
+    self._began: float | None = None  # when the first call ended: compiling comes before it and is not counted
     self._record: dict[str, Any] = {}
     self._bar = _LiveLine(self._line, total=last_step, initial=first_step)
 
-  def advance(self) -> None:
-    """Counts a step."""
+  def advance(self, step: int) -> None:
+    """Moves the bar to a step."""
     if self._began is None:
-      self._began = time.perf_counter() - _waited
-    self._bar.update(1)
+      self._began, self._first_timed = time.perf_counter() - _waited, step
+    self._bar.update(step - self._bar.n)
 
   def show(self, record: dict[str, Any]) -> None:
     """Shows a log point.
@@ -161,7 +161,7 @@ class Progress:
       parts['loss'] = f'loss {self._record["loss"]:.3f}'
       parts['accuracy'] = f'acc {self._record["accuracy"]:.3f}'
       parts['speed'] = f'{self._record["examples_per_second"]:.0f} img/s'
-    timed = step - self._first_step - 1  # the clock starts at the end of the first step
+    timed = step - self._first_timed  # the clock starts at the end of the first call
     if timed > 0 and step < self._last_step:
       seconds = time.perf_counter() - _waited - self._began
       parts['left'] = f'{_short_duration(seconds / timed * (self._last_step - step))} left'

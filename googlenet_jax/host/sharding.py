@@ -37,6 +37,11 @@ def cut(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(AXIS))
 
 
+def cut_steps(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of the batches of several steps, `[steps, B, ..]`: each batch is cut over the devices."""
+  return NamedSharding(mesh, P(None, AXIS))
+
+
 def replicate(tree, mesh: Mesh):
   """Puts a tree of arrays, the same in every process, whole on every device."""
   return jax.device_put(tree, whole(mesh))
@@ -48,9 +53,9 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 
 
 def steps_ahead() -> int:
-  """Returns how many steps the host may start before the device has finished the current one.
+  """Returns how many calls of a step the host may start before the device has finished the current one.
 
-  With two steps a GPU or TPU stays busy while the host works. A CPU gains nothing from it, and each started step holds
+  With two calls a GPU or TPU stays busy while the host works. A CPU gains nothing from it, and each started call holds
   its working memory.
   """
   return 0 if jax.default_backend() == 'cpu' else 2

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,11 @@ from googlenet_jax.evaluation.evaluate import Evaluation, evaluate
 from googlenet_jax.host import checkpoints, console, files, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.training import optimizers, summary
+from googlenet_jax.training import feed, optimizers, summary
 from googlenet_jax.training.log import MetricsLog
 from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import TrainState, create_state, items, networks, restore, with_statistics
-from googlenet_jax.training.step import make_train_step
+from googlenet_jax.training.step import make_train_step, make_train_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,22 +111,18 @@ def train_steps(
 ) -> tuple[TrainState, dict[str, Evaluation]]:
   """Runs the loop: steps, log points, evaluations and checkpoints, until the last step or a signal."""
   config, first_step = plan.config, int(state.step)
-  batches = pipeline.train_batches(plan.dataset.train, config.batch_size, int(state.seed), first_step, plan.mesh)
-  batch = next(batches)
-  train_step = compile_train_step(plan, state, batch, meta)
+  calls = compile_train_step(plan, state, meta)
   epoch, recent, evaluations, ahead = Metrics(**meta['epoch_sums']), [], {}, sharding.steps_ahead()
   can_evaluate = False  # evaluation is compiled at its first use, so the first step does not wait for it
   progress, watch = console.Progress(first_step, plan.last_step, plan.steps_per_epoch), console.Stopwatch()
   with contextlib.closing(progress):
     watch.start()
-    for step in range(first_step + 1, plan.last_step + 1):
-      state, metrics = train_step(state, batch)
+    for step, train_step, arguments in calls:  # often one step a call; `step` is the last one, see feed.py
+      state, metrics = train_step(state, *arguments)
       recent.append(metrics)
-      progress.advance()
       if len(recent) > ahead:
         recent[-1 - ahead].count.block_until_ready()
-      if step < plan.last_step:
-        batch = next(batches)
+      progress.advance(step)
       ends_epoch = step % plan.steps_per_epoch == 0 or step == plan.last_step
       save_now = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
       stop_now = stop.signal  # read once: a signal that comes later is answered after the next step
@@ -135,7 +131,7 @@ def train_steps(
 
       # Log the mean over the steps since the last log point
       seconds = watch.stop()
-      interval, epoch = add_up(plan, jax.device_get(recent), step, epoch, saved)
+      interval, epoch = add_up(plan, Metrics.by_step(recent), step, epoch, saved)
       recent.clear()
       count_up(meta, seconds, interval, epoch)
       record = make_record(plan, step, 'train', interval.mean(), interval.count / seconds)
@@ -199,22 +195,24 @@ def new_meta(config: ConfigDict) -> dict[str, Any]:
   return {**counts, 'epoch_sums': Metrics.zero().to_json(), 'epochs': config.epochs}
 
 
-def compile_train_step(
-  plan: Plan, state: TrainState, batch: dict[str, jax.Array], meta: dict[str, Any]
-) -> Callable[..., Any]:
-  """Compiles the training step before the clock starts, and draws `augmentations.png` at the same time."""
+def compile_train_step(plan: Plan, state: TrainState, meta: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+  """Compiles the training step before the clock starts, and draws `augmentations.png` at the same time.
+
+  Returns:
+    The calls that train, see `feed.calls`.
+  """
   meta['epochs'] = plan.config.epochs
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     samples = None
     if int(state.step) == 0:
-      samples = pool.submit(summary.draw_samples, plan.config, plan.workdir, plan.dataset, batch, int(state.seed))
+      samples = pool.submit(summary.draw_samples, plan.config, plan.workdir, plan.dataset, int(state.seed))
     with console.waiting('compiling the training step', 'once; later about 10 s') as waiting:
-      step = make_train_step(plan.classifier.graphdef, plan.tx, plan.config, plan.mesh)
-      compiled = step.lower(state, batch).compile()
+      makers = (plan.classifier.graphdef, plan.tx, plan.config, plan.mesh, plan.steps_per_epoch)
+      calls = feed.calls(plan, state, make_train_step(*makers), make_train_steps(*makers))
     meta['compile_seconds'] += waiting.seconds
     if samples is not None:
       samples.result()
-  return compiled
+  return calls
 
 
 def add_up(

@@ -1,5 +1,6 @@
 """What training counts: sums over examples. The device makes them; the host adds and divides them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,15 @@ class Metrics(struct.PyTreeNode):
   def zero(cls) -> 'Metrics':
     """Sums over no examples."""
     return cls({}, 0, 0)
+
+  @staticmethod
+  def by_step(calls: Sequence['Metrics']) -> list['Metrics']:
+    """Returns the sums of each step, on the host; those of a call may have a leading axis, one entry for each step."""
+    steps = []
+    for call in jax.device_get(calls):
+      call = jax.tree.map(np.atleast_1d, call)
+      steps += [jax.tree.map(lambda values, i=i: values[i], call) for i in range(len(call.count))]
+    return steps
 
   def add(self, other: 'Metrics') -> 'Metrics':
     """Adds sums that are on the host, in double precision."""

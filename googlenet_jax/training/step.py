@@ -1,6 +1,7 @@
 """The training step: forward, backward, update, on every device at once."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data import random_keys
+from googlenet_jax.data import augment, random_keys
 from googlenet_jax.host import sharding
-from googlenet_jax.training import optimizers
+from googlenet_jax.training import optimizers, packing
 from googlenet_jax.training.loss import loss_fn
 from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import TrainState
@@ -67,7 +68,34 @@ def update(
   )
 
 
-def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh):
+def _make_step(
+  graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: ConfigDict, steps_per_epoch: int
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Returns the step `(state, batch) -> (state, metrics)`; the state may be packed, see packing.py."""
+  grad_fn = jax.grad(functools.partial(loss_fn, graphdef=graphdef, config=config), has_aux=True)
+
+  def step(state, batch):
+    is_packed = isinstance(state.params, packing.Packed)
+    count = batch['label'].shape[0]
+    keys = random_keys.example_keys(state.seed, state.step, jnp.arange(count))
+    if config.augment.alternating_flip:
+      mirrored = augment.alternating_mirror(state.seed, batch['index'], state.step // steps_per_epoch)
+      batch = {**batch, 'mirrored': mirrored}
+    params, batch_stats = state.params, state.batch_stats
+    if is_packed:
+      params, batch_stats = packing.unpack(params), packing.unpack(batch_stats)
+    batch_stats, grads, losses, correct = gradients(grad_fn, params, batch_stats, batch, keys, config.micro_batches)
+    if is_packed:
+      batch_stats, grads = packing.pack(batch_stats), packing.pack(grads)
+    metrics = Metrics(jax.tree.map(lambda loss: loss * count, losses), correct, jnp.int32(count))
+    return update(state, batch_stats, grads, tx, config), metrics
+
+  return step
+
+
+def make_train_step(
+  graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh, steps_per_epoch: int
+) -> Callable[..., tuple[TrainState, Metrics]]:
   """Builds the jitted step `(state, batch) -> (state, metrics)`; the state given is donated.
 
   The step is written for the whole batch. The batch is cut over the devices of the mesh, and XLA adds what the devices
@@ -76,16 +104,48 @@ def make_train_step(graphdef: nnx.GraphDef, tx: optax.GradientTransformation, co
   as exact, and longer. Only with micro-batches on several devices it exchanged less: it added the gradients of all
   micro-batches before the exchange, and XLA exchanges them for each one.
   """
-  grad_fn = jax.grad(functools.partial(loss_fn, graphdef=graphdef, config=config), has_aux=True)
-
-  def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-    count = batch['label'].shape[0]
-    keys = random_keys.example_keys(state.seed, state.step, jnp.arange(count))
-    batch_stats, grads, losses, correct = gradients(
-      grad_fn, state.params, state.batch_stats, batch, keys, config.micro_batches
-    )
-    metrics = Metrics(jax.tree.map(lambda loss: loss * count, losses), correct, jnp.int32(count))
-    return update(state, batch_stats, grads, tx, config), metrics
-
+  step = _make_step(graphdef, tx, config, steps_per_epoch)
   whole, cut = sharding.whole(mesh), sharding.cut(mesh)
   return jax.jit(step, in_shardings=(whole, cut), out_shardings=whole, donate_argnums=0)
+
+
+def make_train_steps(
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  config: ConfigDict,
+  mesh: Mesh,
+  steps_per_epoch: int,
+  packed: bool | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Builds several steps in one call: `(state, data, indices) -> (state, metrics)`; the state given is donated.
+
+  The data set lies on the devices, and each step gathers its batch there. The host starts one program for all steps.
+  On a CPU the results are those of `make_train_step`, bit for bit. With `packed` they differ by rounding: XLA fuses
+  other operations, and a fused product and sum are rounded once.
+
+  Args:
+    graphdef: the network.
+    tx: the optimizer.
+    config: the recipe.
+    mesh: devices that share a batch.
+    steps_per_epoch: for random choices that depend on the epoch.
+    packed: whether the state is packed during the call, see packing.py; by default on all devices but a CPU.
+
+  Returns:
+    Jitted function. `data` is the whole training set, a dict of arrays `[N, ..]`, whole on every device. `indices` is
+    int32 `[steps, B]`, cut along B. Metrics have a leading axis `[steps]`.
+  """
+  step = _make_step(graphdef, tx, config, steps_per_epoch)
+  whole, cut, cut_steps = sharding.whole(mesh), sharding.cut(mesh), sharding.cut_steps(mesh)
+  if packed is None:
+    packed = mesh.devices.flat[0].platform != 'cpu'
+
+  def steps(state, data, indices):
+    def take_one(state, index):
+      batch = {name: array[index] for name, array in data.items()} | {'index': index}
+      return step(state, lax.with_sharding_constraint(batch, cut))
+
+    state, metrics = lax.scan(take_one, packing.pack_state(state) if packed else state, indices)
+    return packing.unpack_state(state), metrics
+
+  return jax.jit(steps, in_shardings=(whole, whole, cut_steps), out_shardings=whole, donate_argnums=0)

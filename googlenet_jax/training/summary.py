@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from googlenet_jax import __version__
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.data import augment, random_keys
+from googlenet_jax.data import augment, mixing, pipeline, random_keys
 from googlenet_jax.data.splits import Dataset, pictures
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files
@@ -93,7 +93,7 @@ def where_it_stands(
       )
   if step:
     lines.append(f'continuing after step {step} of {last_step}')
-    if config.schedule in ('cosine', 'one_cycle') and config.epochs != epochs_before:
+    if config.schedule in ('cosine', 'linear', 'one_cycle') and config.epochs != epochs_before:
       lines.append(
         f'note: the {config.schedule} schedule is now spread over {config.epochs} epochs instead of {epochs_before}: '
         'the learning rate jumps, and the run is that of neither recipe'
@@ -110,32 +110,38 @@ def augmentations_in_words(options: Any) -> list[str]:
     f'padding of {options.padding} px': options.padding,
     f'shifts up to {options.shift} px': options.shift,
     'mirroring': options.flip,
+    'mirroring in every second epoch': options.alternating_flip,
     f'erasing with probability {options.erasing:g}': options.erasing,
+    f'a rectangle of the next image with probability {options.cutmix:g} (CutMix)': options.cutmix,
+    f'blended with the next image (mixup of strength {options.mixup:g})': options.mixup,
   }
   return [text for text, on in used.items() if on]
 
 
-def draw_samples(
-  config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, batch: dict[str, jax.Array], seed: int
-) -> None:
-  """Draws `augmentations.png`: images of the first batch, as stored and as the network sees them."""
+def draw_samples(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, seed: int) -> None:
+  """Draws `augmentations.png`: images of the first batch, as stored and as the network sees them.
+
+  Each image is mixed with the next one, as in training. With micro-batches training takes another one.
+  """
   if not files.is_writer():
     return
   from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
 
-  # The part of the batch that this process holds begins at position 0.
-  shown = {name: array.addressable_shards[0].data[:SAMPLES] for name, array in batch.items()}
-  count = len(shown['label'])
+  indices = pipeline.train_indices(0, len(dataset.train), config.batch_size, seed)[: SAMPLES + 1]
+  shown = {**dataset.train.batch(indices), 'index': indices}
 
   @jax.jit
-  def see(seed, image, sizes):
-    keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(count))
-    return augment.augment(image, keys, config.image_size, config.augment, sizes)
+  def see(seed, batch):
+    keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(len(batch['label'])))
+    if config.augment.alternating_flip:
+      batch = {**batch, 'mirrored': augment.alternating_mirror(seed, batch['index'], jnp.int32(0))}
+    return mixing.training_input(batch, keys, config)[0][:SAMPLES]
 
-  seen = see(seed, shown['image'], shown.get('size'))
-  names = [dataset.class_names[label] for label in np.asarray(shown['label'])]
+  seen = see(seed, shown)  # of one image more than are drawn, because the last one is mixed with it
+  shown = {name: array[:SAMPLES] for name, array in shown.items()}
+  names = [dataset.class_names[label] for label in shown['label']]
   galleries.augmentations(
-    pictures(jax.device_get(shown)),
+    pictures(shown),
     np.asarray(seen),
     names,
     workdir / 'augmentations.png',

@@ -1,0 +1,126 @@
+"""How the training step gets its batches, and how many steps one call of the devices takes.
+
+A small data set lies on the devices, and one call takes several steps: short steps then wait neither for the host nor
+for images. Otherwise the host prepares and sends the batch of each step.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from googlenet_jax.data import pipeline
+from googlenet_jax.data.splits import RecordImages, Split
+from googlenet_jax.host import console, sharding
+from googlenet_jax.model.googlenet import count_multiply_adds
+from googlenet_jax.training.state import TrainState
+
+MOST_STEPS = 10  # in a call, where the recipe does not say
+# A step is short if it has fewer multiply-adds on each device. It takes some milliseconds on a large GPU, and about
+# 0.1 s on a small one, which then still answers a signal after about two seconds. The limit is a guess.
+SHORT_STEP = 5e11
+# A data set may take this much memory on each device: Fashion-MNIST takes 47 MB.
+RESIDENT_BYTES = 2**30
+
+
+def is_small(split: Split) -> bool:
+  """Returns whether a data set is in memory and small enough to lie on every device."""
+  return not isinstance(split.images, RecordImages) and split.images.nbytes <= RESIDENT_BYTES
+
+
+def most_steps(plan: Any) -> int:
+  """Returns the most steps that a call may take; `steps_per_call` of the recipe decides if it is set."""
+  config = plan.config
+  if not is_small(plan.dataset.train):
+    return 1
+  if config.steps_per_call:
+    return config.steps_per_call
+  if plan.mesh.devices.flat[0].platform == 'cpu':
+    return 1
+  forward = count_multiply_adds(plan.classifier.shape, config.image_size) * config.batch_size / plan.mesh.size
+  return MOST_STEPS if 3 * forward <= SHORT_STEP else 1  # the backward pass costs two forward passes
+
+
+def call_ends(first_step: int, last_step: int, most: int, every: Sequence[int]) -> Iterator[int]:
+  """Yields the number of steps taken after each call.
+
+  Calls take `most` steps or one, because each length is a program of its own. No call goes beyond a multiple of a
+  number in `every`, where the loop has something to do.
+
+  Args:
+    first_step: steps taken before the first call.
+    last_step: steps taken after the last call.
+    most: steps in a long call.
+    every: numbers of steps; 0 stands for none.
+  """
+  step = first_step
+  while step < last_step:
+    stop = min([last_step, *((step // n + 1) * n for n in every if n)])
+    step += most if stop - step >= most else 1
+    yield step
+
+
+def best_length(last_step: int, most: int, every: Sequence[int]) -> int:
+  """Returns the number of steps in a long call, at most `most`, that makes the fewest calls.
+
+  Args:
+    last_step: steps in all.
+    most: largest length.
+    every: see `call_ends`.
+  """
+  some = min(last_step, max(every))  # the pattern is about the same afterwards
+  return min(range(1, most + 1), key=lambda length: (sum(1 for _ in call_ends(0, some, length, every)), length))
+
+
+def calls(
+  plan: Any, state: TrainState, one_step: Callable[..., Any], several_steps: Callable[..., Any]
+) -> Iterator[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
+  """Compiles the training step for a state, and returns the calls that train from there to the last step.
+
+  Args:
+    plan: the `loop.Plan`.
+    state: where training stands.
+    one_step: from `step.make_train_step`.
+    several_steps: from `step.make_train_steps`.
+
+  Returns:
+    Iterator over the steps taken after a call, the compiled function, and its arguments after the state.
+  """
+  config = plan.config
+  every = (plan.steps_per_epoch, config.log_every_steps, config.checkpoint_every_steps)
+  length = best_length(plan.last_step, most_steps(plan), every)
+  if length == 1:
+    return _streamed(plan, state, one_step)
+  return _resident(plan, state, several_steps, length, every)
+
+
+def _streamed(plan, state, one_step):
+  first = int(state.step)
+  batches = pipeline.train_batches(plan.dataset.train, plan.config.batch_size, int(state.seed), first, plan.mesh)
+  batch = next(batches)
+  compiled = one_step.lower(state, batch).compile()
+  steps = range(first + 1, plan.last_step + 1)
+  return ((step, compiled, (batch,)) for step, batch in zip(steps, itertools.chain([batch], batches), strict=False))
+
+
+def _resident(plan, state, several_steps, length, every):
+  first, seed, split, batch_size = int(state.step), int(state.seed), plan.dataset.train, plan.config.batch_size
+  data = sharding.replicate(split.batch(np.s_[:]), plan.mesh)
+  megabytes = sum(array.nbytes for array in data.values()) / 1e6
+  console.say(f'{length} steps a call; the training images lie on the devices, {megabytes:.0f} MB on each')
+
+  def spans():
+    return itertools.pairwise([first, *call_ends(first, plan.last_step, length, every)])
+
+  def indices(begin, end):
+    batches = [pipeline.train_indices(step, len(split), batch_size, seed) for step in range(begin, end)]
+    share = pipeline.my_share(np.stack(batches))
+    return jax.make_array_from_process_local_data(sharding.cut_steps(plan.mesh), share)
+
+  compiled = {}
+  for begin, end in spans():
+    if end - begin not in compiled:
+      compiled[end - begin] = several_steps.lower(state, data, indices(begin, end)).compile()
+  return ((end, compiled[end - begin], (data, indices(begin, end))) for begin, end in spans())
