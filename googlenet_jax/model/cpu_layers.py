@@ -29,7 +29,8 @@ from googlenet_jax.model import winograd
 PATCHES_UP_TO = {3: (8, 3, 56), 5: (7, 4, 2)}
 
 # Sides of Winograd's tiles to choose from, in pixels: the one that takes the fewest products. Tiles of 3 and 4 round
-# twice as much as PyTorch does, tiles of 2 less than PyTorch (5x5 kernels: 1.7 times), so training has tiles of 2 only.
+# two to five times as much as PyTorch, tiles of 2 less than PyTorch (5x5 kernels: two to six times as much). So training
+# has tiles of 2 only.
 TILES = {'inference': (2, 3, 4), 'forward': (2,), 'input gradient': (2,), 'kernel gradient': (2,)}
 MIN_TILES = 64  # in the batch: with fewer, transforming the kernel costs more than it saves
 LESS_THAN = 0.7  # of the plain form's products; otherwise transforming the map costs more than it saves

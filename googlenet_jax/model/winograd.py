@@ -6,7 +6,7 @@ One dimension first. A tile of `m` results of a kernel with `k` taps reads `m + 
 multiplications of a tile become `n * n` matrix products over channels, each for all tiles of all images.
 
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016, arXiv:1509.09308. Points that are
-reciprocal in pairs round best; integers, as in the paper, are three times worse (experiments/results/README.md).
+reciprocal in pairs round best; the integers of the paper round two to four times worse (experiments/results/README.md).
 """
 
 import functools
