@@ -28,9 +28,9 @@ from googlenet_jax.model import winograd
 # kernel is larger than its map. Patches take memory: 7 MB per image at 56 pixels (the paper's conv2 at 224).
 PATCHES_UP_TO = {3: (8, 3, 56), 5: (7, 4, 2)}
 
-# Sides of Winograd's tiles to choose from, in pixels: the one that takes the fewest products. Tiles of 3 and 4 round
-# two to five times as much as PyTorch, tiles of 2 less than PyTorch (5x5 kernels: two to six times as much). So training
-# has tiles of 2 only.
+# Sides of Winograd's tiles, in pixels: the one that takes the fewest products is chosen. Tiles of 3 and 4 round two
+# to five times as much as PyTorch. Tiles of 2 round less than PyTorch for 3x3 kernels, up to six times as much for 5x5.
+# So training has tiles of 2 only.
 TILES = {'inference': (2, 3, 4), 'forward': (2,), 'input gradient': (2,), 'kernel gradient': (2,)}
 MIN_TILES = 64  # in the batch: with fewer, transforming the kernel costs more than it saves
 LESS_THAN = 0.7  # of the plain form's products; otherwise transforming the map costs more than it saves
