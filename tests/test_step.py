@@ -1,4 +1,5 @@
 import functools
+import os
 import types
 
 import jax
@@ -224,7 +225,9 @@ def test_several_steps_in_a_call_are_the_steps_one_by_one(devices, packed, chang
 def test_several_steps_in_a_call_are_exact_as_users_compile_them(monkeypatch):
   """Bit for bit on a CPU, with XLA's own options instead of those of the tests."""
   monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
-  options = {'xla_backend_optimization_level': 3, 'xla_cpu_use_fusion_emitters': True}
+  options = {'xla_backend_optimization_level': 3}
+  if 'xla_cpu_use_fusion_emitters' in os.environ['XLA_FLAGS']:
+    options['xla_cpu_use_fusion_emitters'] = True
   ours = Program(1, small_config(**FULL, average_decay=0.5, weight_decay=1e-3))
   (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, None, options)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
