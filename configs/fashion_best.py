@@ -50,4 +50,5 @@ def get_config():
   config.augment.erasing = 0.5
   config.data.validation_examples = 5000
   config.ensemble.initial_weights = 'different'
+  config.evaluate_every_epochs = 5  # on a large GPU an evaluation takes as long as an epoch
   return config

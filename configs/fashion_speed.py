@@ -42,4 +42,5 @@ def get_config():
   config.augment.shift = 2
   config.augment.alternating_flip = True
   config.data.validation_examples = 5000
+  config.evaluate_every_epochs = 15  # only at the end
   return config

@@ -97,8 +97,9 @@ KEYS = {
   'ensemble.member': Key(0, 'number of this network, if members are trained apart', least=0, most=999),
   'ensemble.side_by_side': Key(False, 'train members at the same time, each on its share of the devices', FREE),
   'ensemble.initial_weights': Key('same', 'initial weights of members; paper: same', choices=('same', 'different')),
+  'evaluate_every_epochs': Key(1, 'epochs between two evaluations, each with a checkpoint', FREE, least=1),
   'log_every_steps': Key(50, 'steps between two log points', FREE, least=1),
-  'checkpoint_every_steps': Key(0, 'steps between checkpoints inside an epoch; 0: at its end only', FREE, least=0),
+  'checkpoint_every_steps': Key(0, 'steps between other checkpoints; 0: none', FREE, least=0),
 }
 LENGTH = ('epochs', 'max_steps')  # how long a run is
 KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}

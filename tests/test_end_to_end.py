@@ -170,6 +170,19 @@ def test_several_steps_a_call_stop_and_continue_bit_for_bit(tmp_path, monkeypatc
 
 
 @pytest.mark.usefixtures('no_pictures')
+def test_evaluations_need_not_follow_every_epoch(tmp_path, capsys):
+  config = small_config(**{**CONFIG, 'epochs': 3, 'evaluate_every_epochs': 2, 'log_every_steps': 100})
+  loop.train(config, tmp_path, StopRequest())
+  assert [(r['split'], r['step']) for r in read_log(tmp_path)] == [
+    ('train', 11), ('train', 22), ('test', 22), ('test_raw', 22), ('train', 33), ('test', 33), ('test_raw', 33)
+  ]  # fmt: skip
+  assert checkpoints.Checkpoints(tmp_path).steps() == [33, 22]
+  lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('epoch ')]
+  assert [line[:8] for line in lines] == ['epoch 1:', 'epoch 2:', 'epoch 3:']
+  assert ['test loss' in line for line in lines] == [False, True, True]
+
+
+@pytest.mark.usefixtures('no_pictures')
 def test_a_stop_in_the_first_epoch_saves_at_once_and_says_so_where_it_is_loaded(stopped, tmp_path, capsys):
   workdir, printed = stopped
   assert 'compiling the evaluation' not in printed

@@ -61,6 +61,7 @@ def test_who_may_change_a_key():
     'data.data_dir',
     'ensemble.members',
     'ensemble.side_by_side',
+    'evaluate_every_epochs',
     'log_every_steps',
     'checkpoint_every_steps',
   }

@@ -124,6 +124,7 @@ def train_steps(
         recent[-1 - ahead].count.block_until_ready()
       progress.advance(step)
       ends_epoch = step % plan.steps_per_epoch == 0 or step == plan.last_step
+      evaluate_now = step % (config.evaluate_every_epochs * plan.steps_per_epoch) == 0 or step == plan.last_step
       save_now = config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
       stop_now = stop.signal  # read once: a signal that comes later is answered after the next step
       if not (ends_epoch or save_now or stop_now or step % config.log_every_steps == 0):
@@ -138,17 +139,16 @@ def train_steps(
       log.write(record)
 
       # Evaluate, with batch statistics that fit the weights
-      save = ends_epoch or save_now or stop_now
-      if (ends_epoch or save_now) and not can_evaluate:
+      save = evaluate_now or save_now or stop_now
+      if (evaluate_now or save_now) and not can_evaluate:
         state, can_evaluate = compile_evaluation(plan, state, meta), True
       elif save and can_evaluate:  # if a signal comes before that, there is no time to compile
         state = fit_statistics(plan, state)
-      if ends_epoch:
-        evaluations = evaluate_and_log(plan, state, log)
+      evaluations = evaluate_and_log(plan, state, log) if evaluate_now else {}
 
       # Save before printing, because printing fails if the terminal or pipe is closed
       if save:
-        validation = evaluations.get('validation') if ends_epoch else None
+        validation = evaluations.get('validation')
         fresh = can_evaluate or plan.statistics_step is None
         saved.save(step, items(state), meta, validation and validation.accuracy, fresh)
 
@@ -156,6 +156,7 @@ def train_steps(
       progress.show(record)
       if ends_epoch:
         console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations))
+      if evaluate_now:
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
       if stop_now:
         break
