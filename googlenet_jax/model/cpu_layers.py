@@ -155,6 +155,8 @@ def _patches_kernel_gradient(x, gradient, k):
 def _tile(x, k, sides):
   """Returns the side of the tile that takes the fewest products, or None where Winograd's form does not pay."""
   images, height, width, _ = x.shape
+  if not isinstance(images, int):  # exported for any batch size
+    return None
   found = []
   for m in sides if x.dtype.itemsize >= 4 else ():  # transforms in bfloat16 would round too much
     if winograd.possible(x.shape, k, m):
