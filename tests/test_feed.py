@@ -33,6 +33,7 @@ def test_calls_end_where_the_loop_has_something_to_do(first, last, most, every, 
     (1000, 10, [100, 50, 0], 10),
     (1000, 16, [100, 50, 0], 10),  # 16 makes as many calls and leaves single steps
     (1000, 10, [214, 1000, 0], 10),
+    (1620, 3, [108, 54, 0], 3),  # fashion_speed: no single steps
     (1000, 12, [11, 4, 9], 4),  # ends at 4, 8, 9, 10, 11
     (3, 10, [100, 50], 3),
     (1000, 1, [100, 50], 1),
@@ -80,9 +81,8 @@ def test_several_steps_a_call_are_for_short_steps_and_small_data_sets(changes, i
 
 def test_each_device_counts_its_own_work(monkeypatch):
   config = small_config(batch_size=64)
-  monkeypatch.setattr(feed, 'count_multiply_adds', lambda *_: feed.SHORT_STEP / 3 / 16)  # 16 images are just short
-  assert feed.most_steps(plan_of(config, SMALL, devices=4)) == feed.MOST_STEPS
-  assert feed.most_steps(plan_of(config, SMALL, devices=2)) == 1
+  monkeypatch.setattr(feed, 'count_multiply_adds', lambda *_: feed.CALL_WORK / 3 / 64)  # a step of 64 images fills a call
+  assert [feed.most_steps(plan_of(config, SMALL, devices=n)) for n in (1, 2, 4, 16)] == [1, 2, 4, feed.MOST_STEPS]
 
 
 class Step:

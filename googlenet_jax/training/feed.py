@@ -18,9 +18,9 @@ from googlenet_jax.model.googlenet import count_multiply_adds
 from googlenet_jax.training.state import TrainState
 
 MOST_STEPS = 10  # in a call, where the recipe does not say
-# A step is short if it has fewer multiply-adds on each device. It takes some milliseconds on a large GPU, and about
-# 0.1 s on a small one, which then still answers a signal after about two seconds. The limit is a guess.
-SHORT_STEP = 5e11
+# Multiply-adds of a call on each device, at most. A signal is answered after three calls. They take about two seconds
+# on a GPU that does 4e12 multiply-adds a second, and a fraction of one on a large GPU.
+CALL_WORK = 2.5e12
 # A data set may take this much memory on each device: Fashion-MNIST takes 47 MB.
 RESIDENT_BYTES = 2**30
 
@@ -40,7 +40,8 @@ def most_steps(plan: Any) -> int:
   if plan.mesh.devices.flat[0].platform == 'cpu':
     return 1
   forward = count_multiply_adds(plan.classifier.shape, config.image_size) * config.batch_size / plan.mesh.size
-  return MOST_STEPS if 3 * forward <= SHORT_STEP else 1  # the backward pass costs two forward passes
+  step = 3 * forward  # the backward pass costs two forward passes
+  return min(MOST_STEPS, max(1, int(CALL_WORK / step)))
 
 
 def call_ends(first_step: int, last_step: int, most: int, every: Sequence[int]) -> Iterator[int]:
