@@ -81,7 +81,7 @@ def test_several_steps_a_call_are_for_short_steps_and_small_data_sets(changes, i
 
 def test_each_device_counts_its_own_work(monkeypatch):
   config = small_config(batch_size=64)
-  monkeypatch.setattr(feed, 'count_multiply_adds', lambda *_: feed.CALL_WORK / 3 / 64)  # a step of 64 images fills a call
+  monkeypatch.setattr(feed, 'count_multiply_adds', lambda *_: feed.CALL_WORK / 3 / 64)  # 64 images fill a call
   assert [feed.most_steps(plan_of(config, SMALL, devices=n)) for n in (1, 2, 4, 16)] == [1, 2, 4, feed.MOST_STEPS]
 
 

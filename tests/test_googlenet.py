@@ -11,7 +11,8 @@ import torch
 from flax import nnx
 
 from googlenet_jax.model import auxiliary_classifiers, googlenet
-from googlenet_jax.model.layers import dropout, local_response_norm, max_pool
+from googlenet_jax.model.layers import dropout, max_pool
+from googlenet_jax.model.normalisation import local_response_norm
 from googlenet_jax.model.options import MIN_IMAGE_SIZE, Options, map_sides
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import lax
 
 from googlenet_jax.host import sharding
-from googlenet_jax.model import cpu_layers, layers
+from googlenet_jax.model import cpu_layers, layers, normalisation
 
 
 def tied(shape, seed=0):
@@ -235,7 +235,7 @@ def test_batch_norm_equals_flaxs(train, dtype):
     layer = nnx.merge(graphdef, {name: nnx.to_pure_dict(state)[name] * 0 + a for name, a in values.items()})
     return layer(x, use_running_average=not train), ((layer.mean[...], layer.var[...]) if train else ())
 
-  ours = lambda x, *vectors: layers.batch_norm(x, *vectors, train=train, **options)
+  ours = lambda x, *vectors: normalisation.batch_norm(x, *vectors, train=train, **options)
 
   def results(function):
     y, pullback, statistics = jax.vjp(function, x, *vectors, has_aux=True)
@@ -292,10 +292,10 @@ def test_dropout_masks_belong_to_the_example():
 
 def test_local_response_norm_equals_pytorch():
   x = np.random.default_rng(0).normal(scale=50, size=(2, 3, 5, 16)).astype(np.float32)
-  ((y, (gradient,)),) = values_and_gradients(layers.local_response_norm, [(x,)], jnp.cos)
+  ((y, (gradient,)),) = values_and_gradients(normalisation.local_response_norm, [(x,)], jnp.cos)
   t = channels_first(x, requires_grad=True)
   expected = torch.nn.LocalResponseNorm(5)(t)
   expected.backward(torch.cos(expected.detach()))
   np.testing.assert_allclose(y, channels_last(expected), rtol=1e-5)
   np.testing.assert_allclose(gradient, channels_last(t.grad), rtol=1e-4, atol=1e-5)
-  assert layers.local_response_norm(jnp.ones((1, 1, 1, 3), jnp.bfloat16)).dtype == jnp.bfloat16
+  assert normalisation.local_response_norm(jnp.ones((1, 1, 1, 3), jnp.bfloat16)).dtype == jnp.bfloat16

@@ -12,7 +12,8 @@ from flax import nnx
 
 from googlenet_jax.data import random_keys
 from googlenet_jax.model import auxiliary_classifiers
-from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, local_response_norm, max_pool, read_one_map, relu
+from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, max_pool, read_one_map, relu
+from googlenet_jax.model.normalisation import local_response_norm
 from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, Options, map_sides
 
 

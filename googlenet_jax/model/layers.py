@@ -1,4 +1,4 @@
-"""Convolution, max-pooling, normalisation and dropout with PyTorch's arithmetic, and gradients that XLA runs fast.
+"""Convolution, max-pooling and dropout with PyTorch's arithmetic, and gradients that XLA runs fast.
 
 Layers take maps `[B, H, W, C]`. `cpu_layers.py` and `gpu_layers.py` replace the operations that XLA runs slowly on a
 CPU or GPU. `by_platform` is the only switch. On a TPU all operations are XLA's own.
@@ -15,6 +15,7 @@ from flax import nnx
 from jax import lax
 
 from googlenet_jax.model import cpu_layers, gpu_layers
+from googlenet_jax.model.normalisation import batch_norm
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -158,28 +159,6 @@ def _relu_forward(x):
 relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y <= 0, 0, gradient),))
 
 
-def local_response_norm(x: jax.Array) -> jax.Array:
-  r"""Normalises responses across neighbouring channels, as in the paper's GoogLeNet.
-
-  $y_c = x_c (1 + \frac{\alpha}{5} \sum_{|c' - c| \le 2} x_{c'}^2)^{-\beta}$ with $\alpha = 10^{-4}$ and
-  $\beta = 0.75$, which is PyTorch's `LocalResponseNorm(5)`. The sum is computed as a product with a band matrix: every
-  backend runs that and its gradient fast.
-
-  Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, section 3.3.
-
-  Args:
-    x: `[B, H, W, C]`.
-
-  Returns:
-    Array of the same shape and dtype; the sum is computed in float32.
-  """
-  channel = np.arange(x.shape[-1])
-  band = (abs(channel[:, None] - channel) <= 2).astype(np.float32)
-  wide = x.astype(jnp.float32)
-  total = jnp.einsum('bhwi,io->bhwo', wide * wide, band, precision=lax.Precision.HIGHEST)
-  return (wide * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
-
-
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
   """Zeroes features with probability `rate` and scales the others by `1 / (1 - rate)`.
 
@@ -276,50 +255,6 @@ class Conv(nnx.Module):
   def _store(self, statistics):
     if statistics:
       self.norm.mean[...], self.norm.var[...] = statistics
-
-
-def batch_norm(
-  x: jax.Array,
-  scale: jax.Array,
-  bias: jax.Array,
-  mean: jax.Array,
-  var: jax.Array,
-  *,
-  train: bool,
-  momentum: float,
-  epsilon: float,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  """Normalises each channel, with the arithmetic of `flax.nnx.BatchNorm` but as a function.
-
-  In float32 results are equal to Flax's bit for bit. In bfloat16 they are more exact: everything inside is float32,
-  where Flax rounds scale, bias and running statistics to bfloat16.
-
-  Source: Ioffe and Szegedy, "Batch normalization", 2015, arXiv:1502.03167.
-
-  Args:
-    x: `[B, H, W, C]`.
-    scale: `[C]`.
-    bias: `[C]`.
-    mean: running mean `[C]`.
-    var: running variance `[C]`.
-    train: normalise with the statistics of the batch instead of the running ones.
-    momentum: what the running statistics keep of their old values in one step.
-    epsilon: is added to the variance.
-
-  Returns:
-    `[B, H, W, C]`, and the new running statistics `(mean, var)`; `()` if not `train`.
-  """
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  statistics = ()
-  if train:
-    count = x.size // x.shape[-1]
-    old_mean, old_var, squares = mean, var, lax.square(wide)
-    mean = lax.reduce_sum(wide, (0, 1, 2)) / count
-    var = lax.reduce_sum(squares, (0, 1, 2)) / count - lax.square(mean)
-    var = lax.max(var, jnp.zeros_like(var))  # rounding can make it negative
-    statistics = momentum * old_mean + (1 - momentum) * mean, momentum * old_var + (1 - momentum) * var
-  y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-  return y.astype(x.dtype), statistics
 
 
 def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> list[jax.Array]:
