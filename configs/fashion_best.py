@@ -18,8 +18,9 @@ the learning rate, and both were stopped at epoch 32 of 60, while the rate was s
 The rest is not measured:
 
 - The rate rises for 2 epochs and falls along a cosine to zero, as in most published recipes for this data set.
-- Mirroring is random, as in the measured runs. Alternating mirroring would show each image exactly 30 times either way.
-  Over 60 epochs random mirroring comes near that. It matters more in short trainings such as `fashion_speed`.
+- Mirroring is random, as in the measured runs. Alternating mirroring would show each image exactly 30 times in
+  each direction. Over 60 epochs random mirroring comes near that. It matters more in short trainings such as
+  `fashion_speed`.
 - There is no CutMix and no mixup. Images are erased, features dropped and labels smoothed already. The published
   results with CutMix come from hundreds of epochs.
 """

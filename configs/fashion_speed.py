@@ -10,9 +10,8 @@ Why these values:
 
 - 15 epochs of 108 steps. Loading the data and the compiled programs takes the same time for any number of epochs, so a
   few more epochs cost little, and each one makes 0.94 safer. Batches of 512 halve the number of steps.
-- The rate rises to 0.2 in 2 epochs and falls in a straight line to zero. Per image this is the
-  rate of `fashion_best`. A rate that ends at zero does much of what averaged weights do; without them an evaluation
-  takes half the time.
+- The learning rate rises to 0.2 in 2 epochs and falls in a straight line to zero. Divided by the
+  batch size it is that of `fashion_best`. There are no averaged weights: with them an evaluation takes twice as long.
 - Images change little: alternating mirroring and shifts up to 2 pixels. In short trainings on a CPU, erasing and larger
   changes cost accuracy (docs/protocol.md). Alternating mirroring shows each image equally often either way, which
   matters most when there are few epochs.

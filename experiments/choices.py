@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
   add('--config', default='configs/fashion_best.py')
   add('--epochs', type=int, help="default: the recipe's")
   add('--seeds', type=int, default=3, help='number of seeds')
-  add('--variants', help=f'names separated by commas; default: all of {", ".join(VARIANTS)}')
+  add('--variants', help=f'names separated by commas; default: all of {", ".join(VARIANTS)}'.replace('%', '%%'))
   add('--set', action='append', default=[], metavar='KEY=VALUE', help='for every run; can be repeated')
   add('--crops', default=','.join(map(str, crops.COUNTS)), help='numbers of crops to evaluate with')
   add('--name', help='of the runs and results; default: the name of the recipe, and the epochs')

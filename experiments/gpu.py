@@ -6,19 +6,21 @@
   python -m experiments.gpu --stages=none --join=first/results.json --join=second/results.json   # only the tables
   python -m experiments.gpu --tiny                         # all of it on a CPU, in miniature
 
-Stages run in the order of `STAGES`, which is the order of their worth. A stage that does not fit into what is left of
-the budget is skipped. A stage works in processes of its own, which are killed when its time is up: a bad stage costs
-only itself. What was measured is written after every stage, to experiments/results/gpu/:
+One call does not measure everything: 400 s are enough for about the first five stages of speed. `--stages` with
+`--join` runs the others. Stages run in the order of `STAGES`, the most useful first. A stage that does not fit into
+what is left of the budget is skipped. A stage works in processes of its own, which are killed when its time is up: a
+stage that fails does not stop the others. What was measured is written after every stage, to experiments/results/gpu/
+or --output:
 
-- `speed.md`: ours beside PyTorch, forms of ours, notes on what is missing
-- `profile.md`: a step by kind of kernel, and the dearest kernels
+- `speed.md`: this program beside PyTorch and without each of its forms, notes on what is missing
+- `profile.md`: a step by kind of kernel, and the slowest kernels
 - `accuracy.md`: accuracy, and seconds from the command to the result
 - `results.json`: every figure; `--join` reads it
 - `log.txt`: what failed programs printed last
 
 Speed needs neither TFDS nor a network. Accuracy needs what main.py needs, such as FASHION_MNIST_DIR, and trains in
-runs/gpu. Both frameworks read uint8 images on the device. Empty caches of compiled programs cost most of the time: a
-second call is faster. Where there is no git, set COMMIT to name the commit in the results.
+runs/gpu, where it replaces earlier runs. Both frameworks read uint8 images on the device. The first call is slow
+because it compiles; a second call is faster. Where there is no git, set COMMIT to name the commit in the results.
 """
 
 import argparse
@@ -26,7 +28,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ SPEED = [
   _turns('train-224', 90, 170, LARGE, EAGER, GRAPHS),
   _turns('train-32', 60, 130, SMALL, EAGER, GRAPHS),
   _forms('best', 35, 120, SHAPE_OF_BEST, BEST, *LAUNCHES, '40 steps a call'),
-  _forms('forms-224', 35, 130, LARGE, DEFAULT, *LAYERS, '10 steps a call'),
+  _forms('forms-224', 35, 130, LARGE, DEFAULT, *LAYERS, *LAUNCHES),
   Stage('profile-224', 25, 60, profile, {'case': LARGE, 'config': DEFAULT}),
   Stage('profile-best', 25, 60, profile, {'case': SHAPE_OF_BEST, 'config': BEST}),
   Stage('product', 20, 60, products, {'dtypes': ('bfloat16', 'float32')}),
@@ -117,6 +118,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   wanted = set((options.stages or ('all' if options.tiny else 'speed')).split(','))
   if unknown := sorted(wanted - set(GROUPS) - set(names)):
     parser.error(f'--stages: no {", ".join(unknown)}; choose from {", ".join([*GROUPS, *names])}')
+  if missing := [str(path) for path in options.join if not path.is_file()]:
+    parser.error(f'--join={missing[0]}: there is no such file')
   wanted |= {stage.name for group in wanted & set(GROUPS) for stage in GROUPS[group]}
   options.stages = [stage for stage in STAGES if stage.name in wanted]
   options.output = options.output or (worker.ROOT / 'runs' / 'tiny' if options.tiny else tables.RESULTS / 'gpu')
@@ -178,7 +181,8 @@ def main() -> None:
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'  # compiles in a sixth of the time
     os.environ |= {worker.TINY: '1', 'XLA_FLAGS': flags, 'OMP_NUM_THREADS': '1'}
     stages = [gpu_stages.tiny(stage) for stage in stages]
-    shutil.rmtree(options.output, ignore_errors=True)
+    for name in gpu_report.FILES:
+      (options.output / name).unlink(missing_ok=True)
   options.output.mkdir(parents=True, exist_ok=True)
 
   def write(record: dict[str, Any]) -> None:

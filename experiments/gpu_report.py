@@ -10,6 +10,8 @@ from experiments import profile_step, tables
 from experiments.tables import OURS, Case, number
 from experiments.worker import TINY
 
+FILES = ('results.json', 'speed.md', 'profile.md', 'accuracy.md', 'log.txt')
+
 
 def write(records: list[dict[str, Any]], folder: pathlib.Path) -> None:
   """Writes all files; see gpu.py for what they hold.
@@ -18,14 +20,15 @@ def write(records: list[dict[str, Any]], folder: pathlib.Path) -> None:
     records: one for each stage, in the order of the stages; see `gpu.run`.
     folder: where to write.
   """
-  (folder / 'results.json').write_text(json.dumps(records, indent=1) + '\n')
+  (folder / FILES[0]).write_text(json.dumps(records, indent=1) + '\n')
   logs = [f'{r["name"]}, {who}:\n{log}\n' for r in records for who, log in r.get('logs', {}).items()]
-  for name, text in (
-    ('speed.md', speed([r for r in records if r['kind'] not in ('accuracy', 'ensemble', 'profile')])),
-    ('profile.md', profiles([r for r in records if r['kind'] == 'profile'])),
-    ('accuracy.md', accuracies([r for r in records if r['kind'] in ('accuracy', 'ensemble')])),
-    ('log.txt', '\n'.join(logs)),
-  ):
+  texts = (
+    speed([r for r in records if r['kind'] not in ('accuracy', 'ensemble', 'profile')]),
+    profiles([r for r in records if r['kind'] == 'profile']),
+    accuracies([r for r in records if r['kind'] in ('accuracy', 'ensemble')]),
+    '\n'.join(logs),
+  )
+  for name, text in zip(FILES[1:], texts, strict=True):
     if text:
       (folder / name).write_text(text.rstrip() + '\n')
 

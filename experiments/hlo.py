@@ -101,7 +101,7 @@ def kind(instruction: Instruction, kernel_sizes: set[int]) -> str:
   inner = instruction.functions[0] if instruction.functions else ''
   text, direction = instruction.text, instruction.direction
   product = ' dot(' in text or '__cublas' in text or '__triton_gemm' in text
-  if inner.startswith(('augment.', 'resample.')):
+  if inner.startswith(('augment.', 'resample.', 'colour.', 'mixing.', 'random_keys.')):
     return 'image preparation'
   if inner.startswith('layers.Linear'):
     return 'linear layer'

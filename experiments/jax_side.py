@@ -66,6 +66,7 @@ CPU_FORMS = {
   "XLA's layers": XLA,
   'no patches': Form(((cpu_layers, 'PATCHES_UP_TO', {}),)),
   'no 1x1 products': Form(((cpu_layers, 'pointwise', _xla_pointwise),)),
+  'no Winograd': Form(((cpu_layers, 'MIN_TILES', 10**9),)),
   "XLA's max-pool": Form(((cpu_layers, 'max_pool', layers.xla_max_pool),)),
   'convolutions by Eigen': Form(options={'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}),
 }

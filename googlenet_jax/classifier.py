@@ -305,7 +305,7 @@ def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str 
   if not saved.is_fresh(number):
     console.say(
       f'note: step {number} in {folder} was saved before the batch statistics of its weights were computed: '
-      'its predictions are poor until the run ends an epoch'
+      'its predictions are poor until the first evaluation of the run'
     )
   saved.close()
   chosen = network['averaged'] or network

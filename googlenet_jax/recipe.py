@@ -71,7 +71,7 @@ KEYS = {
   'average_decay': Key(0.0, 'decay of the averaged weights, which predict; 0: none', NETWORK, least=0, below=1),
   'micro_batches': Key(1, 'parts of a batch that a device takes in turn, to need less memory', least=1),
   'steps_per_call': Key(
-    0, 'most steps in a call of the devices; 0: several where steps are short, one on a CPU', FREE, least=0, most=1000
+    0, 'most steps in a call of the devices; 0: up to ten by their work, one on a CPU', FREE, least=0, most=1000
   ),
   **_model_keys(),
   'data.name': Key('fashion_mnist', 'digits, or an image classification set of TFDS', NETWORK),
@@ -272,7 +272,9 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
   if config.nesterov and not config.momentum:
     raise UserError('config.nesterov needs a config.momentum above 0')
   if config.warmup_epochs and config.schedule == 'one_cycle':
-    raise UserError('config.schedule=one_cycle warms up by itself: set config.warmup_epochs to 0')
+    raise UserError(
+      'config.schedule=one_cycle warms up by itself: set config.warmup_epochs to 0, or choose another schedule'
+    )
   if config.warmup_epochs >= config.epochs:
     raise UserError(f'config.warmup_epochs={config.warmup_epochs:g} must be smaller than config.epochs={config.epochs}')
 

@@ -296,3 +296,10 @@ def test_an_exported_program_runs_the_forms_of_its_platform(monkeypatch):
   assert 'subtract' in exported.mlir_module()
   x = tied(2, 8, 8, 3)
   np.testing.assert_array_equal(exported.call(x), layers.xla_max_pool(x, 2))
+
+
+@pytest.mark.parametrize(('window', 'own'), [(3, True), (7, True), (9, False)])
+def test_windows_too_large_for_the_indices_are_pooled_by_xla(window, own):
+  gradient = jax.jit(jax.grad(lambda x: layers.max_pool(x, 2, window, ceil_mode=True).sum()))
+  text = gradient.trace(jnp.ones((1, 11, 11, 2))).lower(lowering_platforms=('cuda',)).as_text()
+  assert ('select_and_scatter' not in text) == own

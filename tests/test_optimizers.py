@@ -116,3 +116,11 @@ def test_clipping_and_no_decay_of_biases():
 def test_averages_begin_with_little_memory():
   decays = [float(optimizers.average_decay(jnp.int32(step), 0.99)) for step in (0, 8, 90, 10_000)]
   assert decays == pytest.approx([0.1, 0.5, 0.91, 0.99])
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'linear', 'constant'])
+def test_a_warm_up_leaves_a_step_for_the_rest(schedule):
+  config = small_config(schedule=schedule, learning_rate=1.0, epochs=1, warmup_epochs=0.99)
+  rate = optimizers.learning_rate_schedule(config, 10)
+  assert float(rate(8)) == pytest.approx(8 / 9)
+  assert float(rate(9)) == 1.0

@@ -408,7 +408,7 @@ def test_nesterov_needs_momentum():
   [
     (
       {'schedule': 'one_cycle', 'warmup_epochs': 1.0},
-      'config.schedule=one_cycle warms up by itself: set config.warmup_epochs to 0',
+      'config.schedule=one_cycle warms up by itself: set config.warmup_epochs to 0, or choose another schedule',
     ),
     ({'warmup_epochs': 10.0}, 'config.warmup_epochs=10 must be smaller than config.epochs=10'),
     (

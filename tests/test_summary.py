@@ -158,7 +158,7 @@ def test_augmentations_are_named():
     'mirroring in every second epoch',
     'erasing with probability 0.25',
     'a rectangle of the next image with probability 0.5 (CutMix)',
-    'blended with the next image (mixup of strength 0.2)',
+    'blended with the next image (mixup, Beta(0.2, 0.2))',
   ]
 
 

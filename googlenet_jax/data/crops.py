@@ -8,8 +8,8 @@ networks of other sizes the four lengths are in proportion.
 10 crops: corners and middle of the middle square at the smallest of the four lengths, also mirrored. 1 crop: the result
 of `augment.prepare`.
 
-6 views fit networks that were trained on whole images with small shifts: the result of `augment.prepare`, where it is,
-one pixel up and left, and one pixel down and right. All are also mirrored. Zeros fill the edges.
+6 views fit networks that were trained on whole images with small shifts and mirroring: the result of `augment.prepare`
+unmoved, moved one pixel up and left, and moved one pixel down and right. All are also mirrored. Zeros fill the edges.
 """
 
 import math

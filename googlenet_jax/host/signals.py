@@ -32,7 +32,7 @@ class StopRequest:
       os._exit(128 + number)  # SystemExit would wait for threads; a half-written checkpoint does not count
     self.signal = signal.Signals(number)
     # print could fail here: the signal may have interrupted another print.
-    os.write(2, f'\n{self.signal.name}: saving after this step; a second signal ends at once\n'.encode())
+    os.write(2, f'\n{self.signal.name}: saving after the steps under way; a second signal ends at once\n'.encode())
 
   def exit(self) -> None:
     """Says how to continue, and ends the program with the shell's status for the signal."""

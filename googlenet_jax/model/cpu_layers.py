@@ -75,10 +75,11 @@ def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """The CPU's form of `layers.conv` for images, which have few channels; see there for arguments.
+  """The CPU's form of `layers.conv` for grey images; see there for arguments.
 
   The gradient of the kernel is a product of patches. XLA has two forms for it, a slow and a fast one, and takes the
   slow one inside a loop. The two round differently, and several steps in a call would not be those of single calls.
+  With three channels the patches take too much time and memory.
   """
   return xla_conv(x, kernel, stride)
 

@@ -98,6 +98,7 @@ def _patches_conv(x, kernel):
 
 # Max-pooling ---------------------------------------------------------------------------------------------------------
 
+LARGEST_WINDOW = 7  # pixels: side of a window of max-pooling
 ROW = 8  # the index of tap (i, j) is ROW * i + j; taps beside the window then have indices of their own
 
 
@@ -138,7 +139,7 @@ class _Axis(NamedTuple):
 
 
 def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False) -> jax.Array:
-  """The GPU's form of `layers.max_pool`; see there for arguments. Windows have at most 7 pixels a side."""
+  """The GPU's form of `layers.max_pool`; see there for arguments. Windows have at most LARGEST_WINDOW pixels a side."""
   if ceil_mode:
     axes = [_Axis(size, stride, window, 0, -(-(size - window) // stride) + 1) for size in x.shape[1:3]]
   else:
@@ -179,7 +180,8 @@ def _max_pool_forward(x, rows, columns):
 
   Each view is compared with the maximum so far. A comparison of the whole maximum for equality would be wrong: XLA may
   compute the map again in another kernel, with other roundings, and then no view equals the maximum. Rows before
-  columns would save nothing: in one kernel the maxima of a row are computed again for each window that reads the row.
+  columns should save nothing, because within one kernel the maxima of a row are computed again for each window that
+  reads the row. That was not timed.
   """
   best = index = None
   for tap, view in _views(x, rows, columns).items():

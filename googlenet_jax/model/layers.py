@@ -78,7 +78,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     lambda x, kernel: cpu_layers.xla_conv(x, kernel, stride),
     x,
     kernel,
-    cpu=cpu_layers.conv if stride == 1 else strided if few else None,
+    cpu=cpu_layers.conv if stride == 1 else strided if x.shape[-1] == 1 else None,
     gpu=(lambda x, kernel: gpu_layers.conv(x, kernel, stride)) if few else None,
   )
 
@@ -128,7 +128,7 @@ def max_pool(x: jax.Array, stride: int, window: int = 3, ceil_mode: bool = False
     lambda x: xla_max_pool(x, stride, window, ceil_mode),
     x,
     cpu=None if ceil_mode else lambda x: cpu_layers.max_pool(x, stride),
-    gpu=lambda x: gpu_layers.max_pool(x, stride, window, ceil_mode),
+    gpu=None if window > gpu_layers.LARGEST_WINDOW else lambda x: gpu_layers.max_pool(x, stride, window, ceil_mode),
   )
 
 

@@ -1,7 +1,7 @@
 """How the training step gets its batches, and how many steps one call of the devices takes.
 
-A small data set lies on the devices, and one call takes several steps: short steps then wait neither for the host nor
-for images. Otherwise the host prepares and sends the batch of each step.
+Where a data set is small and a step is not too long, the data set lies on the devices and a call takes several steps,
+which then wait neither for the host nor for images. Otherwise the host prepares and sends the batch of each step.
 """
 
 import itertools
@@ -71,7 +71,7 @@ def best_length(last_step: int, most: int, every: Sequence[int]) -> int:
     most: largest length.
     every: see `call_ends`.
   """
-  some = min(last_step, max(every))  # the pattern is about the same afterwards
+  some = min(last_step, 20 * max(every))  # about the same afterwards
   return min(range(1, most + 1), key=lambda length: (sum(1 for _ in call_ends(0, some, length, every)), length))
 
 
@@ -110,7 +110,7 @@ def _resident(plan, state, several_steps, length, every):
   first, seed, split, batch_size = int(state.step), int(state.seed), plan.dataset.train, plan.config.batch_size
   data = sharding.replicate(split.batch(np.s_[:]), plan.mesh)
   megabytes = sum(array.nbytes for array in data.values()) / 1e6
-  console.say(f'{length} steps a call; the training images lie on the devices, {megabytes:.0f} MB on each')
+  console.say(f'{length} steps a call; the training images are in the memory of each device ({megabytes:.2g} MB)')
 
   def spans():
     return itertools.pairwise([first, *call_ends(first, plan.last_step, length, every)])

@@ -33,7 +33,7 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     ValueError: an unknown schedule.
   """
   rate, total = config.learning_rate, config.epochs * steps_per_epoch
-  warmup = round(config.warmup_epochs * steps_per_epoch)
+  warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)  # one step is left for the rest
   match config.schedule:
     case 'step':
       every = config.decay_epochs * steps_per_epoch

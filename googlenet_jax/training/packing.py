@@ -1,8 +1,11 @@
 """A few long arrays instead of hundreds of small ones, so an update of the optimizer is a few programs on the device.
 
 A network with batch normalisation has 173 parameters and 114 statistics. Momentum and averages double or treble that. A
-GPU needs longer to start a program for each than to do the arithmetic. Packing changes no number: the optimizer works
-element by element. Only the norm for `clip_norm` is summed in another order.
+GPU may need longer to start a program for each than to do the arithmetic. Whether packing pays is not measured yet:
+`python -m experiments.gpu --stages=best` tells.
+
+The operations are the same for every element. Only the norm for `clip_norm` is summed in another order. Compiled, the
+results differ by rounding: XLA rounds a product and a sum once where it fuses them, and it fuses other ones.
 """
 
 import math

@@ -120,8 +120,8 @@ def make_train_steps(
   """Builds several steps in one call: `(state, data, indices) -> (state, metrics)`; the state given is donated.
 
   The data set lies on the devices, and each step gathers its batch there. The host starts one program for all steps.
-  On a CPU the results are those of `make_train_step`, bit for bit. With `packed` they differ by rounding: XLA fuses
-  other operations, and a fused product and sum are rounded once.
+  On a CPU the results for grey images are those of `make_train_step`, bit for bit. For coloured ones XLA takes another
+  form of the first layer's gradient inside a loop, and with `packed` it fuses other operations: both round differently.
 
   Args:
     graphdef: the network.
@@ -129,7 +129,7 @@ def make_train_steps(
     config: the recipe.
     mesh: devices that share a batch.
     steps_per_epoch: for random choices that depend on the epoch.
-    packed: whether the state is packed during the call, see packing.py; by default on all devices but a CPU.
+    packed: whether the state is packed during the call, see packing.py; by default on a GPU.
 
   Returns:
     Jitted function. `data` is the whole training set, a dict of arrays `[N, ..]`, whole on every device. `indices` is
@@ -138,11 +138,12 @@ def make_train_steps(
   step = _make_step(graphdef, tx, config, steps_per_epoch)
   whole, cut, cut_steps = sharding.whole(mesh), sharding.cut(mesh), sharding.cut_steps(mesh)
   if packed is None:
-    packed = mesh.devices.flat[0].platform != 'cpu'
+    packed = mesh.devices.flat[0].platform == 'gpu'
 
   def steps(state, data, indices):
     def take_one(state, index):
-      batch = {name: array[index] for name, array in data.items()} | {'index': index}
+      gathered = {name: array.at[index].get(mode='promise_in_bounds') for name, array in data.items()}
+      batch = {**gathered, 'index': index}
       return step(state, lax.with_sharding_constraint(batch, cut))
 
     state, metrics = lax.scan(take_one, packing.pack_state(state) if packed else state, indices)

@@ -113,7 +113,7 @@ def augmentations_in_words(options: Any) -> list[str]:
     'mirroring in every second epoch': options.alternating_flip,
     f'erasing with probability {options.erasing:g}': options.erasing,
     f'a rectangle of the next image with probability {options.cutmix:g} (CutMix)': options.cutmix,
-    f'blended with the next image (mixup of strength {options.mixup:g})': options.mixup,
+    f'blended with the next image (mixup, Beta({options.mixup:g}, {options.mixup:g}))': options.mixup,
   }
   return [text for text, on in used.items() if on]
 
