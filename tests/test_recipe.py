@@ -443,5 +443,5 @@ def test_recipes_for_speed_and_accuracy_evaluate_what_they_train():
     assert config.schedule in ('cosine', 'linear')
     assert config.augment.flip != config.augment.alternating_flip
     assert config.augment.min_area == 1
-    assert config.data.validation_examples == 5000
+    assert config.data.validation_examples >= 4000
     assert config.image_size - 2 * config.augment.padding == 28
