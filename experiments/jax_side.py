@@ -10,7 +10,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import types
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -181,9 +180,7 @@ class JaxSide(worker.Side):
       self.compiled = self._predict.lower(self._variables(), batch).compile(options)
       return
     parts = self.graphdef, tx, self.config, self.mesh, STEPS_PER_EPOCH
-    few = types.SimpleNamespace  # the parts of a `loop.Plan` that decide
-    plan = few(config=self.config, dataset=few(train=split), mesh=self.mesh, classifier=few(shape=network))
-    self.steps_a_call = feed.most_steps(plan)
+    self.steps_a_call = feed.most_steps(self.config, split, network, self.mesh)
     if self.steps_a_call == 1:
       self.compiled = make_train_step(*parts).lower(self.state, batch).compile(options)
       return

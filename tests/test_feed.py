@@ -43,18 +43,12 @@ def test_the_length_of_a_call_makes_the_fewest_calls(last, most, every, length):
   assert feed.best_length(last, most, every) == length
 
 
-def plan_of(config, images, platform='cuda', devices=1, last_step=12):
-  """The parts of a plan that the feed reads, with devices that only have a platform."""
-  labels = np.zeros(len(images), np.int32) if not isinstance(images, RecordImages) else np.zeros(100, np.int32)
-  array = np.array([types.SimpleNamespace(platform=platform)] * devices)
-  return types.SimpleNamespace(
-    config=config,
-    dataset=types.SimpleNamespace(train=Split(images, labels)),
-    mesh=types.SimpleNamespace(devices=array, size=devices),
-    classifier=Classifier(config, [str(i) for i in range(10)], 1, [], sharding.make_mesh(jax.devices()[:1])),
-    steps_per_epoch=5,
-    last_step=last_step,
-  )
+def most_steps(config, images, platform='cuda', devices=1):
+  """On devices that only have a platform."""
+  labels = np.zeros(len(images) if isinstance(images, np.ndarray) else 100, np.int32)
+  mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)] * devices), size=devices)
+  network = Classifier(config, [str(i) for i in range(10)], 1, [], sharding.make_mesh(jax.devices()[:1])).shape
+  return feed.most_steps(config, Split(images, labels), network, mesh)
 
 
 SMALL = np.zeros((100, 8, 8, 1), np.uint8)
@@ -76,13 +70,13 @@ LARGE = np.broadcast_to(SMALL[:1], (2**25, 8, 8, 1))  # 2 GiB, were it written o
   ],
 )
 def test_several_steps_a_call_are_for_short_steps_and_small_data_sets(changes, images, platform, steps):
-  assert feed.most_steps(plan_of(small_config(**changes), images, platform)) == steps
+  assert most_steps(small_config(**changes), images, platform) == steps
 
 
 def test_each_device_counts_its_own_work(monkeypatch):
   config = small_config(batch_size=64)
   monkeypatch.setattr(feed, 'count_multiply_adds', lambda *_: feed.CALL_WORK / 3 / 64)  # 64 images fill a call
-  assert [feed.most_steps(plan_of(config, SMALL, devices=n)) for n in (1, 2, 4, 16)] == [1, 2, 4, feed.MOST_STEPS]
+  assert [most_steps(config, SMALL, devices=n) for n in (1, 2, 4, 16)] == [1, 2, 4, feed.MOST_STEPS]
 
 
 class Step:
@@ -106,7 +100,12 @@ def test_both_ways_train_on_the_same_images():
   for steps_per_call in (1, 4):
     config = small_config(batch_size=8, steps_per_call=steps_per_call, log_every_steps=100)
     plan = types.SimpleNamespace(
-      config=config, dataset=types.SimpleNamespace(train=split), mesh=mesh, steps_per_epoch=5, last_step=12
+      config=config,
+      dataset=types.SimpleNamespace(train=split),
+      mesh=mesh,
+      classifier=types.SimpleNamespace(shape=None),  # the recipe decides
+      steps_per_epoch=5,
+      last_step=12,
     )
     one, several = Step(), Step()
     batches, ends = [], []

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from googlenet_jax.data import pipeline
 from googlenet_jax.data.splits import RecordImages, Split
 from googlenet_jax.host import console, sharding
-from googlenet_jax.model.googlenet import count_multiply_adds
+from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
 from googlenet_jax.training.state import TrainState
 
 MOST_STEPS = 10  # in a call, where the recipe does not say
@@ -30,16 +32,22 @@ def is_small(split: Split) -> bool:
   return not isinstance(split.images, RecordImages) and split.images.nbytes <= RESIDENT_BYTES
 
 
-def most_steps(plan: Any) -> int:
-  """Returns the most steps that a call may take; `steps_per_call` of the recipe decides if it is set."""
-  config = plan.config
-  if not is_small(plan.dataset.train):
+def most_steps(config: ConfigDict, split: Split, network: GoogLeNet, mesh: Mesh) -> int:
+  """Returns the most steps that a call may take; `steps_per_call` of the recipe decides if it is set.
+
+  Args:
+    config: the recipe.
+    split: training images.
+    network: only shapes are read.
+    mesh: devices that share a batch.
+  """
+  if not is_small(split):
     return 1
   if config.steps_per_call:
     return config.steps_per_call
-  if plan.mesh.devices.flat[0].platform == 'cpu':
+  if mesh.devices.flat[0].platform == 'cpu':
     return 1
-  forward = count_multiply_adds(plan.classifier.shape, config.image_size) * config.batch_size / plan.mesh.size
+  forward = count_multiply_adds(network, config.image_size) * config.batch_size / mesh.size
   step = 3 * forward  # the backward pass costs two forward passes
   return min(MOST_STEPS, max(1, int(CALL_WORK / step)))
 
@@ -91,7 +99,8 @@ def calls(
   """
   config = plan.config
   every = (plan.steps_per_epoch, config.log_every_steps, config.checkpoint_every_steps)
-  length = best_length(plan.last_step, most_steps(plan), every)
+  most = most_steps(config, plan.dataset.train, plan.classifier.shape, plan.mesh)
+  length = best_length(plan.last_step, most, every)
   if length == 1:
     return _streamed(plan, state, one_step)
   return _resident(plan, state, several_steps, length, every)
