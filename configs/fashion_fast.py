@@ -2,7 +2,8 @@
 
   python main.py --config=configs/fashion_fast.py
 
-FIGURES
+On 2 cores of an AMD EPYC CPU (family 25, model 17, AVX-512), seed 0: test accuracy 0.927, validation 0.926, 13 1/4
+minutes of training at 689 images/s, 14 1/2 minutes in all.
 
 Chosen on 5,000 held-out training images, seed 0, on the same processor: accuracy 0.926 with these values, and 0.922
 after 8 epochs without mirroring, label smoothing and Nesterov momentum. One run each.
