@@ -346,7 +346,7 @@ def test_a_checkpoint_without_fitting_statistics_is_read_only_if_there_is_no_oth
   assert googlenet_jax.load(tmp_path / 'a').steps == [1]
   assert capsys.readouterr().out == (
     f'note: step 1 in {tmp_path}/a was saved before the batch statistics of its weights were computed: its predictions '
-    'are poor until the run ends an epoch\n'
+    'are poor until the first evaluation of the run\n'
   )
   write_run(tmp_path / 'b', config, (1, states[0], None, True), (2, states[1], None, False))
   assert googlenet_jax.load(tmp_path / 'b').steps == [1]

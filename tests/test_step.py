@@ -228,7 +228,7 @@ def test_several_steps_in_a_call_are_exact_as_users_compile_them(monkeypatch):
   options = {'xla_backend_optimization_level': 3}
   if 'xla_cpu_use_fusion_emitters' in os.environ['XLA_FLAGS']:
     options['xla_cpu_use_fusion_emitters'] = True
-  ours = Program(2, small_config(**FULL, average_decay=0.5, weight_decay=1e-3))
+  ours = Program(1, small_config(**FULL, average_decay=0.5, weight_decay=1e-3))
   (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, None, options)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
