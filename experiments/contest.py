@@ -44,10 +44,8 @@ def describe(device: str) -> dict[str, Any]:
   """
   with Worker(JAX, device) as worker:
     found = worker.ask('describe')
-  if device not in ('auto', found['platform']):
+  if device != found['platform']:
     raise WorkerError(f'JAX finds only {found["platform"]}')
-  if found['platform'] not in PRODUCT:
-    raise WorkerError(f'PyTorch has no {found["platform"]} here: use --device=cpu')
   return found | ({'device': tables.cpu_model()} if found['platform'] == 'cpu' else {})
 
 

@@ -147,7 +147,7 @@ def run(stages: list[Stage], end: float, machine: dict[str, Any], write: Callabl
 
   Args:
     stages: in this order.
-    end: of the budget, by `time.monotonic`.
+    end: when the budget ends, by `time.monotonic`.
     machine: see `describe`.
     write: called with a record after each stage. A record has `name`, `kind`, `arguments`, `taken` (seconds), `notes`,
       what the stage returned, and where it comes from. `kind` is 'skipped' or 'failed' if there are no figures.

@@ -135,7 +135,7 @@ def events(profile: Any, instructions: dict[str, Instruction]) -> Iterator[tuple
 
   Args:
     profile: `jax.profiler.ProfileData`.
-    instructions: of the program, see `parse`.
+    instructions: the program's, see `parse`.
 
   Yields:
     Name of the instruction, and nanoseconds. A kernel of a GPU that has no instruction has its own name.
@@ -155,7 +155,7 @@ def profile(data: Any, text: str, steps: int, kernel_sizes: set[int]) -> dict[st
 
   Args:
     data: `jax.profiler.ProfileData`.
-    text: of the compiled program.
+    text: the compiled program as text.
     steps: steps in the trace.
     kernel_sizes: see `kind`.
 

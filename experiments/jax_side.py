@@ -38,7 +38,7 @@ class Form(NamedTuple):
   """Another form of our program, to see what a choice is worth."""
 
   replace: tuple[tuple[Any, str, Any], ...] = ()  # (module, name, value), while it is traced
-  keys: dict[str, Any] = {}  # of the recipe
+  keys: dict[str, Any] = {}  # keys of the recipe
   options: dict[str, Any] | None = None  # for XLA
 
 
@@ -152,7 +152,7 @@ class JaxSide(worker.Side):
     rng = np.random.default_rng(0)
     count = batch_size if steps_per_call == 1 or not self._training else max(EXAMPLES, batch_size)
     noise, labels = rng.integers(0, 256, (count, input_size, input_size, 1), np.uint8), rng.integers(0, 10, count)
-    jax.clear_caches()  # of what was traced in another form
+    jax.clear_caches()  # forget what was traced in another form
     with contextlib.ExitStack() as stack:
       for module, name, value in form.replace:
         stack.enter_context(mock.patch.object(module, name, value))
@@ -180,11 +180,11 @@ class JaxSide(worker.Side):
       self.compiled = self._predict.lower(self._variables(), batch).compile(options)
       return
     parts = self.graphdef, tx, self.config, self.mesh, STEPS_PER_EPOCH
-    self.steps_a_call = feed.most_steps(self.config, split, network, self.mesh)
+    self.steps_a_call = feed.most_steps(self.config, split, self._multiply_adds, self.mesh)
     if self.steps_a_call == 1:
       self.compiled = make_train_step(*parts).lower(self.state, batch).compile(options)
       return
-    data = sharding.replicate(split.batch(np.arange(len(split))), self.mesh)
+    data = sharding.replicate(split.batch(np.s_[:]), self.mesh)
     shape = INDICES, self.steps_a_call, size
     indices = np.random.default_rng(1).integers(0, len(split), shape).astype(np.int32)
     indices = [jax.device_put(each, sharding.cut_steps(self.mesh)) for each in indices]

@@ -40,7 +40,7 @@ def measure(
     case: what to profile.
     steps: number of steps.
     device: 'cpu' or 'gpu'.
-    end: of the time for it, by `time.monotonic`.
+    end: when its time ends, by `time.monotonic`.
     **arguments: for `make`.
 
   Returns:

@@ -28,7 +28,7 @@ TINY = 'EXPERIMENTS_TINY'  # set where both sides take a small network
 OUT_OF_MEMORY = ('out of memory', 'resource_exhausted', 'bad_alloc', "can't allocate memory", 'signal 9')
 EVALUATION_BATCH = 256
 PATIENCE = 10.0  # seconds that a process may take to end by itself
-LOG_BYTES = 4000  # of what a process printed
+LOG_BYTES = 4000  # kept from what a process printed
 
 
 class WorkerError(Exception):

@@ -24,7 +24,7 @@ from googlenet_jax import runs
 from googlenet_jax.data import augment, crops, pictures, splits
 from googlenet_jax.host import cache, checkpoints, console, sharding
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model.googlenet import GoogLeNet
+from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
 from googlenet_jax.model.options import Options
 
 Images = np.ndarray | jax.Array | str | os.PathLike | Sequence
@@ -176,6 +176,11 @@ class Classifier:
     variables = self.params_shape, self.batch_stats_shape
     run = lambda variables, image: nnx.merge(self.graphdef, *variables).end_points(image)
     return {name: found.shape[1:] for name, found in jax.eval_shape(run, variables, image).items()}
+
+  @functools.cached_property
+  def multiply_adds(self) -> int:
+    """Multiply-adds in the convolutions for one image; counting them traces the network."""
+    return count_multiply_adds(self.shape, self.recipe.image_size)
 
   def with_networks(self, networks: Sequence[tuple[Any, Any]]) -> 'Classifier':
     """Returns a classifier with other weights that shares the compiled programs."""

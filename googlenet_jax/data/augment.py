@@ -136,6 +136,23 @@ def alternating_mirror(seed: jax.Array, index: jax.Array, epoch: jax.Array) -> j
   return jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
 
 
+def with_mirrored(batch: dict[str, jax.Array], seed: jax.Array, epoch: jax.Array, options: Any) -> dict[str, jax.Array]:
+  """Adds `mirrored` from `alternating_mirror` to a batch with `index`, if the recipe has `alternating_flip`.
+
+  Args:
+    batch: `index` int32 `[B]`, and the other arrays of a training batch.
+    seed: int32 scalar, seed of the run.
+    epoch: int32 scalar, number of whole epochs before this one.
+    options: `augment` part of a recipe.
+
+  Returns:
+    The batch, with `mirrored` bool `[B]` or unchanged.
+  """
+  if not options.alternating_flip:
+    return batch
+  return {**batch, 'mirrored': alternating_mirror(seed, batch['index'], epoch)}
+
+
 def random_crop(
   image: jax.Array,
   out: int,

@@ -26,7 +26,7 @@ from googlenet_jax.data import augment, resample
 COUNTS = (1, 6, 10, 144)
 NAMES = {1: '1 crop', 6: '6 views', 10: '10 crops', 144: '144 crops'}
 NOTES = {6: '6 views: mirror and shifts of one pixel'}  # what a table says below
-SHIFTS = ((0, 0), (-1, -1), (1, 1))  # of the 6 views: (down, right) in pixels
+SHIFTS = ((0, 0), (-1, -1), (1, 1))  # the 6 views are moved by these: (down, right) in pixels
 PAPER_SIZE, PAPER_SCALES = 224, (256, 288, 320, 352)
 SQUARES = (0, 1, 2)  # left or upper, middle, right or lower
 MIDDLE = 1
@@ -37,7 +37,7 @@ PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
 
 def label(count: int) -> str:
   """Returns the text of a table's cell: the number, and 'views' where it counts no crops."""
-  return NAMES[count].removesuffix(' crop').removesuffix(' crops')
+  return NAMES[count] if count in NOTES else str(count)
 
 
 def scales(image_size: int) -> tuple[int, ...]:

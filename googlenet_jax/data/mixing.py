@@ -76,7 +76,7 @@ def cutmix(image: jax.Array, probability: float, keys: jax.Array) -> tuple[jax.A
 
   def box(key):
     use, area, row, column = jax.random.uniform(key, (4,))
-    side = jnp.sqrt(area)  # of the rectangle, as a share of the image's side
+    side = jnp.sqrt(area)  # the rectangle's, as a share of the image's side
     rows = jnp.abs(jnp.arange(height) + 0.5 - row * height) < side * height / 2
     columns = jnp.abs(jnp.arange(width) + 0.5 - column * width) < side * width / 2
     return (use < probability) & rows[:, None] & columns

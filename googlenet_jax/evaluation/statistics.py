@@ -27,13 +27,12 @@ EXAMPLES = 1024  # digits after one epoch: test loss 1.04 with 512 to 1,408 imag
 def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh) -> Callable[..., Any]:
   """Builds the jitted step `(params, batch_stats, seed, step, epoch, batch) -> batch_stats`, from this batch alone.
 
-  The images are those that the training step `step` sees, mixed if the recipe mixes them; dropout is off. They were
-  mixed with other images there if the recipe has micro-batches.
+  The images are those that the training step `step` sees, mixed if the recipe mixes them; dropout is off. With
+  micro-batches, the training step mixed them with other images.
   """
 
   def statistics(params, batch_stats, seed, step, epoch, batch):
-    if config.augment.alternating_flip:
-      batch = {**batch, 'mirrored': augment.alternating_mirror(seed, batch['index'], epoch)}
+    batch = augment.with_mirrored(batch, seed, epoch, config.augment)
     keys = random_keys.example_keys(seed, step, jnp.arange(batch['label'].shape[0]))
     network = nnx.merge(graphdef, params, batch_stats)
     network.set_attributes(nnx.BatchNorm, momentum=0.0)

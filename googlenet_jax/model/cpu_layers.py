@@ -86,13 +86,8 @@ def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 def _strided_conv_backward(stride, saved, gradient):
   x, kernel = saved
-  k = kernel.shape[0]
   dx = jax.linear_transpose(lambda x: xla_conv(x, kernel, stride), x)(gradient)
-  rows, columns = (stride * (size - 1) + 1 for size in gradient.shape[1:3])
-  x = jnp.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-  patches = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)]
-  dkernel = jnp.einsum('bhwi,bhwo->io', jnp.concatenate(patches, axis=-1), gradient)
-  return *dx, dkernel.reshape(kernel.shape)
+  return *dx, _patches_kernel_gradient(x, gradient, kernel.shape[0], stride)
 
 
 strided_conv.defvjp(lambda x, kernel, stride: (xla_conv(x, kernel, stride), (x, kernel)), _strided_conv_backward)
@@ -132,11 +127,13 @@ def _taps(k: int, height: int, width: int) -> list[tuple[int, int]]:
   return [(i, j) for i in range(k) for j in range(k) if abs(i - k // 2) < height and abs(j - k // 2) < width]
 
 
-def _patches(x, k):
+def _patches(x, k, stride=1):
   height, width = x.shape[1:3]
   pad = k // 2
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in _taps(k, height, width)], axis=-1)
+  return jnp.concatenate(
+    [x[:, i : i + height : stride, j : j + width : stride] for i, j in _taps(k, height, width)], axis=-1
+  )
 
 
 def _patches_conv(x, kernel):
@@ -145,9 +142,9 @@ def _patches_conv(x, kernel):
   return jnp.einsum('bhwi,io->bhwo', _patches(x, k), matrix)
 
 
-def _patches_kernel_gradient(x, gradient, k):
+def _patches_kernel_gradient(x, gradient, k, stride=1):
   taps = _taps(k, *x.shape[1:3])
-  matrix = jnp.einsum('bhwi,bhwo->io', _patches(x, k), gradient)
+  matrix = jnp.einsum('bhwi,bhwo->io', _patches(x, k, stride), gradient)
   by_tap = dict(zip(taps, jnp.split(matrix, len(taps)), strict=True))
   none = jnp.zeros_like(by_tap[taps[0]])  # for taps that read only padding
   return jnp.stack([jnp.stack([by_tap.get((i, j), none) for j in range(k)]) for i in range(k)])

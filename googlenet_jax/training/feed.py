@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from googlenet_jax.data import pipeline
 from googlenet_jax.data.splits import RecordImages, Split
 from googlenet_jax.host import console, sharding
-from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
 from googlenet_jax.training.state import TrainState
 
 MOST_STEPS = 10  # in a call, where the recipe does not say
@@ -32,13 +31,13 @@ def is_small(split: Split) -> bool:
   return not isinstance(split.images, RecordImages) and split.images.nbytes <= RESIDENT_BYTES
 
 
-def most_steps(config: ConfigDict, split: Split, network: GoogLeNet, mesh: Mesh) -> int:
+def most_steps(config: ConfigDict, split: Split, multiply_adds: int, mesh: Mesh) -> int:
   """Returns the most steps that a call may take; `steps_per_call` of the recipe decides if it is set.
 
   Args:
     config: the recipe.
     split: training images.
-    network: only shapes are read.
+    multiply_adds: in the network, for one image.
     mesh: devices that share a batch.
   """
   if not is_small(split):
@@ -47,7 +46,7 @@ def most_steps(config: ConfigDict, split: Split, network: GoogLeNet, mesh: Mesh)
     return config.steps_per_call
   if mesh.devices.flat[0].platform == 'cpu':
     return 1
-  forward = count_multiply_adds(network, config.image_size) * config.batch_size / mesh.size
+  forward = multiply_adds * config.batch_size / mesh.size
   step = 3 * forward  # the backward pass costs two forward passes
   return min(MOST_STEPS, max(1, int(CALL_WORK / step)))
 
@@ -99,7 +98,7 @@ def calls(
   """
   config = plan.config
   every = (plan.steps_per_epoch, config.log_every_steps, config.checkpoint_every_steps)
-  most = most_steps(config, plan.dataset.train, plan.classifier.shape, plan.mesh)
+  most = most_steps(config, plan.dataset.train, plan.classifier.multiply_adds, plan.mesh)
   length = best_length(plan.last_step, most, every)
   if length == 1:
     return _streamed(plan, state, one_step)

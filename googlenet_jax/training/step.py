@@ -78,9 +78,7 @@ def _make_step(
     is_packed = isinstance(state.params, packing.Packed)
     count = batch['label'].shape[0]
     keys = random_keys.example_keys(state.seed, state.step, jnp.arange(count))
-    if config.augment.alternating_flip:
-      mirrored = augment.alternating_mirror(state.seed, batch['index'], state.step // steps_per_epoch)
-      batch = {**batch, 'mirrored': mirrored}
+    batch = augment.with_mirrored(batch, state.seed, state.step // steps_per_epoch, config.augment)
     params, batch_stats = state.params, state.batch_stats
     if is_packed:
       params, batch_stats = packing.unpack(params), packing.unpack(batch_stats)

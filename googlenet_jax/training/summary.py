@@ -17,7 +17,7 @@ from googlenet_jax.data import augment, mixing, pipeline, random_keys
 from googlenet_jax.data.splits import Dataset, pictures
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files
-from googlenet_jax.model.googlenet import count_multiply_adds, count_parameters
+from googlenet_jax.model.googlenet import count_parameters
 
 # Training on a CPU reaches about this share of a large matrix product, measured with batch normalisation
 # (experiments/results/README.md); without it a little more.
@@ -56,13 +56,12 @@ def introduction(
   size = 'x'.join(map(str, dataset.image_shape))
   if 'size' in dataset.test.batch(np.arange(1)):
     size = f'many sizes, kept within {size}'
-  network = classifier.shape
-  work = count_multiply_adds(network, config.image_size)
+  parameters, work = count_parameters(classifier.shape), classifier.multiply_adds
   return '\n'.join(
     [
       f'googlenet_jax {__version__}, jax {jax.__version__}, {console.device_name(mesh)}; output goes to {workdir}',
       f'{dataset.name}: {len(dataset.train)} train, {held} validation, {len(dataset.test)} test images of {size}',
-      f'GoogLeNet: {count_parameters(network):,} parameters, {work / 1e6:,.0f} M multiply-adds per image of '
+      f'GoogLeNet: {parameters:,} parameters, {work / 1e6:,.0f} M multiply-adds per image of '
       f'{config.image_size}x{config.image_size}x{dataset.image_shape[-1]}',
     ]
   )
@@ -85,7 +84,7 @@ def where_it_stands(
   lines = []
   if jax.default_backend() == 'cpu':
     examples = (last_step - step) * config.batch_size
-    hours = estimate(count_multiply_adds(classifier.shape, config.image_size), examples)
+    hours = estimate(classifier.multiply_adds, examples)
     if hours >= LONG_HOURS:
       lines.append(
         f'No accelerator here: about {hours:.0f} hours for {last_step - step} steps on this CPU. '
@@ -133,11 +132,10 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, se
   @jax.jit
   def see(seed, batch):
     keys = random_keys.example_keys(seed, jnp.int32(0), jnp.arange(len(batch['label'])))
-    if config.augment.alternating_flip:
-      batch = {**batch, 'mirrored': augment.alternating_mirror(seed, batch['index'], jnp.int32(0))}
+    batch = augment.with_mirrored(batch, seed, jnp.int32(0), config.augment)
     return mixing.training_input(batch, keys, config)[0][:SAMPLES]
 
-  seen = see(seed, shown)  # of one image more than are drawn, because the last one is mixed with it
+  seen = see(seed, shown)  # one image more than is drawn, because the last one is mixed with it
   shown = {name: array[:SAMPLES] for name, array in shown.items()}
   names = [dataset.class_names[label] for label in shown['label']]
   galleries.augmentations(
