@@ -16,6 +16,7 @@ class Split:
   images: Any
   labels: np.ndarray  # int32 [N]
   sizes: np.ndarray | None = None  # int32 [N, 2], heights and widths; None for images of one size or on disk
+  files: np.ndarray | None = None  # str [N], paths relative to the folder of the data set; None for sets without files
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -43,7 +44,8 @@ class Split:
     """Returns a split with the examples at `indices`."""
     on_disk = isinstance(self.images, RecordImages)
     images = self.images.take(indices) if on_disk else self.images[indices]
-    return Split(images, self.labels[indices], None if self.sizes is None else self.sizes[indices])
+    sizes, files = (None if array is None else array[indices] for array in (self.sizes, self.files))
+    return Split(images, self.labels[indices], sizes, files)
 
 
 @dataclasses.dataclass(frozen=True)
