@@ -104,9 +104,9 @@ def test_files_that_are_no_pictures_are_one_line(tmp_path):
   fails(tmp_path / 'none.png', 'none.png does not exist: check the path')
   fails(tmp_path, 'is a folder')
   text = tmp_path / 'text.png'
-  for content in (b'', b'hello world\n' * 100):
+  for content, reason in ((b'', 'is empty'), (b'hello world\n' * 100, 'is not a picture that can be read')):
     text.write_bytes(content)
-    fails(text, 'is not a picture that can be read')
+    fails(text, reason)
 
 
 @pytest.mark.parametrize('name', ['photo.jpg', 'drawing.png', 'moving.gif'])

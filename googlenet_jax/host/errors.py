@@ -1,4 +1,6 @@
-"""The one exception for mistakes that the user can correct."""
+"""The one exception for mistakes that the user can correct, and names of files in its text."""
+
+import os
 
 
 class UserError(Exception):
@@ -6,3 +8,8 @@ class UserError(Exception):
 
   `main.py` prints the text as one line and exits with status 2, without a traceback.
   """
+
+
+def one_line(name: str | os.PathLike) -> str:
+  """Returns a name that can be printed in one line: control characters and bytes that are no text become escapes."""
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(name))
