@@ -3,13 +3,12 @@
   classifier = googlenet_jax.load('runs/digits')
   classifier.predict('picture.png')  # Prediction(name='3', probability=0.98, label=3)
 
-Evaluation, crops and ensembles use it too. It reads only the workdir and needs no data set and no training code.
+Evaluation, crops and ensembles use it too. `loading.load` makes one. It needs no data set and no training code.
 """
 
 import copy
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,15 +19,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax import runs
 from googlenet_jax.data import augment, crops, pictures, splits
-from googlenet_jax.host import cache, checkpoints, console, sharding
+from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet
 from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
 from googlenet_jax.model.options import Options
 
 Images = np.ndarray | jax.Array | str | os.PathLike | Sequence
 PARTS = (8, 64)  # images that the network sees at once
+CLASS_MAPS = 'class_maps'  # name of the program that `explain` runs
 
 
 class Prediction(NamedTuple):
@@ -39,16 +39,33 @@ class Prediction(NamedTuple):
   label: int
 
 
+class Explanation(NamedTuple):
+  """Where an image speaks for its likeliest classes: their class activation maps, likeliest class first.
+
+  Source: Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, arXiv:1512.04150.
+  """
+
+  names: tuple[str, ...]  # of the classes
+  probabilities: np.ndarray  # float32 [top]
+  labels: np.ndarray  # int64 [top]
+  maps: np.ndarray  # float32 [top, h, w]: the mean of a map plus the bias of its class is the logit of the class
+  picture: np.ndarray  # uint8 or float32 [H, W, C]: the image, shrunk to `data.canvas` if it is a larger file
+  box: tuple[float, float, float, float]  # top, left, height, width of what the maps cover, in pixels of `picture`
+
+
 def make_network(config: ConfigDict, num_classes: int, channels: int, rngs: nnx.Rngs) -> GoogLeNet:
-  """Makes the network of a recipe."""
-  return GoogLeNet(
-    num_classes,
-    channels,
-    Options(**config.model),
-    image_size=config.image_size,
-    dtype=jnp.dtype(config.dtype),
-    rngs=rngs,
-  )
+  """Makes the network of a recipe.
+
+  Raises:
+    UserError: an option of the recipe does not go with the channels of the images.
+  """
+  options = Options(**config.model)
+  try:
+    options.check(config.image_size, channels)
+  except ValueError as error:
+    raise UserError(f'config.model.{error}') from error
+  dtype = jnp.dtype(config.dtype)
+  return GoogLeNet(num_classes, channels, options, image_size=config.image_size, dtype=dtype, rngs=rngs)
 
 
 def make_predict_step(
@@ -140,14 +157,65 @@ class Classifier:
       UserError: a picture cannot be read.
     """
     batch, single = self._batch(images)
-    if crop_count == 1:
-      step = self._step('logits')
-    else:
-      step = self.predict_step(crop_count)
-    members = np.stack([self._in_parts(step, variables, batch, (len(self.classes),)) for variables in self.networks])
-    members = np.exp(members - members.max(-1, keepdims=True))
-    found = np.mean(members / members.sum(-1, keepdims=True), axis=0, dtype=np.float32)
+    found = self.batch_probabilities(batch, crop_count)
     return found[0] if single else found
+
+  def batch_probabilities(self, batch: dict[str, np.ndarray], crop_count: int = 1) -> np.ndarray:
+    """Returns the probability of each class for a batch of `on_canvas`; see `probabilities`."""
+    step, part = self._step('logits'), PARTS[-1]
+    if crop_count > 1:
+      step, part = self.predict_step(crop_count), crops.batch_size(part, crop_count, self.mesh.size)
+    shape = (len(self.classes),)
+    return mean_softmax([self._in_parts(step, variables, batch, shape, part) for variables in self.networks])
+
+  def explain(self, images: Images, top: int = 3) -> Explanation | list[Explanation]:
+    """Returns the class activation maps of the likeliest classes; for an ensemble, the mean of its members' maps.
+
+    Global average pooling makes a map one product: `inception_5b` times the weights of the last layer.
+
+    Args:
+      images: as for `probabilities`.
+      top: number of classes; all of them if there are fewer.
+
+    Returns:
+      An `Explanation` for one image, a list of them for several.
+
+    Raises:
+      UserError: the network has a fully connected head; see also `probabilities`.
+    """
+    batch, single = self._batch(images)
+    maps, probabilities = self.class_maps(batch)
+    found = []
+    for i, picture in enumerate(splits.pictures(batch)):
+      labels = np.argsort(-probabilities[i], kind='stable')[:top]
+      names = tuple(self.classes[label] for label in labels)
+      own = maps[i].transpose(2, 0, 1)[labels]
+      found.append(Explanation(names, probabilities[i][labels], labels, own, picture, self.box(*picture.shape[:2])))
+    return found[0] if single else found
+
+  def class_maps(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the maps of all classes, float32 `[B, h, w, num_classes]`, and probabilities `[B, num_classes]`.
+
+    Raises:
+      UserError: the network has a fully connected head.
+    """
+    if self.recipe.model.head != 'average_pool':
+      raise UserError(
+        f'model.head={self.recipe.model.head}: class activation maps need global average pooling '
+        '(model.head=average_pool), so this network cannot be explained by them'
+      )
+    shape = (*self.stages[_last_block()][:2], len(self.classes))
+    step = self._step(CLASS_MAPS)
+    members = [self._in_parts(step, variables, batch, shape) for variables in self.networks]
+    biases = [np.asarray(params['logits']['bias']) for params, _ in self.networks]
+    logits = [maps.mean((1, 2)) + bias for maps, bias in zip(members, biases, strict=True)]
+    return np.mean(members, axis=0, dtype=np.float32), mean_softmax(logits)
+
+  def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+    """Returns top, left, height and width of what the network sees of an image, in pixels, padding included."""
+    options = self.recipe.augment
+    corner, extent = augment.seen(np.array([height, width]), self.recipe.image_size, options.padding, options.resize)
+    return tuple(float(value) for value in (*corner, *extent))
 
   def features(self, images: Images, name: str = 'head') -> np.ndarray:
     """Returns the output of a stage of the network. For an ensemble, the first member computes it.
@@ -199,16 +267,25 @@ class Classifier:
 
   def _make_stage(self, name: str) -> Callable[..., Any]:
     def stage(variables, image):
-      return nnx.merge(self.graphdef, *variables).end_points(image)[name].astype(jnp.float32)
+      found = nnx.merge(self.graphdef, *variables).end_points(image)
+      if name == CLASS_MAPS:
+        last, kernel = found[_last_block()].astype(jnp.float32), variables[0]['logits']['kernel']
+        return jnp.einsum('bhwf,fc->bhwc', last, kernel, precision=jax.lax.Precision.HIGHEST)
+      return found[name].astype(jnp.float32)
 
     return _jitted(stage, self.mesh)
 
   def _in_parts(
-    self, step: Callable[..., Any], variables: Any, batch: dict[str, np.ndarray], shape: tuple[int, ...]
+    self,
+    step: Callable[..., Any],
+    variables: Any,
+    batch: dict[str, np.ndarray],
+    shape: tuple[int, ...],
+    most: int = PARTS[-1],
   ) -> np.ndarray:
     """Runs a step over parts of a batch; each part is filled up to one of PARTS, so few programs are compiled."""
     count, outputs = len(batch['image']), [np.empty((0, *shape), np.float32)]
-    size = next((part for part in PARTS if part >= count), PARTS[-1])
+    size = min(most, next((part for part in PARTS if part >= count), PARTS[-1]))
     size = -(-size // self.mesh.size) * self.mesh.size
     for start in range(0, count, size):
       indices = np.arange(start, min(start + size, count))
@@ -238,11 +315,32 @@ class Classifier:
     return {'image': _checked_values(batch)}, single
 
   def _pictures(self, paths: Sequence[str | os.PathLike]) -> dict[str, np.ndarray]:
-    images = [pictures.read(path, self.channels) for path in paths]
-    largest = max(max(image.shape[:2]) for image in images)
-    side = min(self.recipe.data.canvas, 1 << (largest - 1).bit_length())  # powers of two: few programs are compiled
-    canvas, sizes = splits.on_canvas(images, side)
+    return self.on_canvas([pictures.read(path, self.channels) for path in paths])
+
+  def on_canvas(self, images: Sequence[np.ndarray], least: int = 1) -> dict[str, np.ndarray]:
+    """Makes a batch of pictures of many sizes, prepared as training and evaluation prepare them.
+
+    Args:
+      images: uint8 `[h, w, C]` each, as `pictures.read` returns them.
+      least: least side of the canvas in pixels. A canvas of another side is another program to compile.
+
+    Returns:
+      `image` uint8 `[B, side, side, C]` and `size` int32 `[B, 2]`; the side is a power of two, or `data.canvas`.
+    """
+    largest = max(least, *(max(image.shape[:2]) for image in images))
+    canvas, sizes = splits.on_canvas(images, min(self.recipe.data.canvas, 1 << (largest - 1).bit_length()))
     return {'image': canvas, 'size': sizes}
+
+
+def mean_softmax(logits: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns the mean over members of their probabilities, float32, from the logits of each member, `[B, classes]`."""
+  members = np.stack(logits)
+  members = np.exp(members - members.max(-1, keepdims=True))
+  return np.mean(members / members.sum(-1, keepdims=True), axis=0, dtype=np.float32)
+
+
+def _last_block() -> str:
+  return [*googlenet.TABLE][-1]
 
 
 def _checked_values(batch: np.ndarray) -> np.ndarray:
@@ -263,55 +361,3 @@ def split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:
   """Returns the structure of a network, its parameters and its batch statistics, both as pure dicts."""
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-
-def load(workdir: str | os.PathLike, step: int | str | None = None, mesh: Mesh | None = None) -> Classifier:
-  """Loads what a run trained; for the workdir of an ensemble, all its members.
-
-  Args:
-    workdir: folder of the run.
-    step: step of the checkpoint, or 'best' for the best on the validation images. By default the newest. A
-      checkpoint that was saved before its batch statistics were computed is taken only if there is no other.
-    mesh: devices that predict; by default all devices of this process.
-
-  Raises:
-    UserError: there is no run, no such checkpoint, or the members were trained by different recipes.
-  """
-  cache.use_compilation_cache()
-  workdir = pathlib.Path(workdir).expanduser()
-  folders = runs.members(workdir)
-  if len(folders) > 1:
-    if isinstance(step, int):
-      raise UserError(f'{workdir} is an ensemble: --step=N is for a single run; take the newest, or --step=best')
-    runs.check_alike(folders)
-  run = runs.read(folders[0])
-  mesh = mesh or sharding.make_mesh(jax.local_devices())
-  classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
-  for folder in folders:
-    network, number = _read_network(classifier, folder, step)
-    classifier.networks.append(network)
-    classifier.steps.append(number)
-  return classifier
-
-
-def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str | None) -> tuple[tuple[Any, Any], int]:
-  """Reads `(params, batch_stats)` that predict, the averaged ones if there are any, and the step."""
-  if not runs.has_checkpoints(folder):
-    raise UserError(f'{folder} holds no checkpoint yet: train first')
-  both = {'params': classifier.params_shape, 'batch_stats': classifier.batch_stats_shape}
-  wanted = {'step': jax.ShapeDtypeStruct((), jnp.int32), **both}
-  wanted['averaged'] = both if classifier.recipe.average_decay else {}
-  whole = sharding.whole(classifier.mesh)
-  wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
-  saved = checkpoints.Checkpoints(folder, read_only=True)
-  found, _ = saved.restore_whole({'network': wanted}, step, fresh_first=True)
-  network = found['network']
-  number = int(network['step'])
-  if not saved.is_fresh(number):
-    console.say(
-      f'note: step {number} in {folder} was saved before the batch statistics of its weights were computed: '
-      'its predictions are poor until the first evaluation of the run'
-    )
-  saved.close()
-  chosen = network['averaged'] or network
-  return (chosen['params'], chosen['batch_stats']), number

@@ -37,16 +37,14 @@ class Key(NamedTuple):
   above: float | None = None  # the value must be larger
   most: float | None = None  # largest value
   below: float | None = None  # the value must be smaller
-  choices: tuple[str, ...] | None = None
+  choices: tuple[str, ...] | tuple[int, ...] | None = None
 
 
 def _model_keys() -> dict[str, Key]:
   keys = {}
   for field in dataclasses.fields(Options):
-    if field.metadata['in_recipe']:
-      rules = {name: field.metadata[name] for name in ('meaning', 'choices', 'least', 'below')}
-      scope = TRAINING if field.name == 'dropout' else NETWORK
-      keys[f'model.{field.name}'] = Key(field.default, scope=scope, **rules)
+    scope = TRAINING if field.name == 'dropout' else NETWORK
+    keys[f'model.{field.name}'] = Key(field.default, scope=scope, **field.metadata)
   return keys
 
 
@@ -68,18 +66,39 @@ KEYS = {
   'weight_decay': Key(0.0, 'weight decay, applied to kernels only', least=0),
   'clip_norm': Key(0.0, 'largest norm of the whole gradient; 0: no clipping', least=0),
   'label_smoothing': Key(0.0, 'share of the target spread over all classes', least=0, below=1),
+  'class_weights': Key(
+    'none',
+    'weights of the classes in the training loss; balanced: rare classes count as much as common ones',
+    choices=('none', 'balanced'),
+  ),
   'average_decay': Key(0.0, 'decay of the averaged weights, which predict; 0: none', NETWORK, least=0, below=1),
   'micro_batches': Key(1, 'parts of a batch that a device takes in turn, to need less memory', least=1),
   'steps_per_call': Key(
     0, 'most steps in a call of the devices; 0: up to ten by their work, one on a CPU', FREE, least=0, most=1000
   ),
   **_model_keys(),
-  'data.name': Key('fashion_mnist', 'digits, or an image classification set of TFDS', NETWORK),
-  'data.source_dir': Key('', 'folder with the four original .gz files; empty: FASHION_MNIST_DIR', FREE),
+  'data.name': Key('fashion_mnist', 'folder, digits, or an image classification set of TFDS', NETWORK),
+  'data.source_dir': Key(
+    '', 'folder of pictures, or of the four original .gz files; empty for those: FASHION_MNIST_DIR', FREE
+  ),
   'data.data_dir': Key('', 'folder of prepared TFDS sets; empty: ~/tensorflow_datasets', FREE),
-  'data.validation_examples': Key(0, 'training images held out for validation', NETWORK, least=0),
+  'data.validation_examples': Key(0, 'training images held out for validation; not for a folder', NETWORK, least=0),
   'data.canvas': Key(
     512, 'side in pixels; larger images are shrunk to it (sets with many sizes)', NETWORK, least=1, most=4096
+  ),
+  'data.channels': Key(
+    0, 'folder: 1 for grey, 3 for colour; 0: grey if every picture is grey', NETWORK, least=0, most=3
+  ),
+  'data.validation_share': Key(
+    0.1, 'folder: share of the pictures for validation, if there is no validation folder', NETWORK, least=0, below=1
+  ),
+  'data.test_share': Key(
+    0.1, 'folder: share of the pictures for the test, if there is no test folder', NETWORK, above=0, below=1
+  ),
+  'data.split_seed': Key(0, 'folder: seed of the split', NETWORK, least=0, most=2**31 - 1),
+  'data.max_unreadable': Key(0.01, 'folder: largest share of pictures that cannot be read', FREE, least=0, most=1),
+  'data.memory_mb': Key(
+    2000, 'folder: pictures that take more megabytes than this are decoded in each epoch', FREE, least=0
   ),
   'augment.padding': Key(0, 'pixels of zeros on each side', NETWORK, least=0),
   'augment.shift': Key(0, 'largest random shift in pixels', least=0),
@@ -248,7 +267,7 @@ def _problems(key: Key, value: Any) -> Iterator[str]:
   if isinstance(value, float) and not math.isfinite(value):
     yield 'must be finite'
   if key.choices and value not in key.choices:
-    yield f'is unknown: choose from {", ".join(key.choices)}'
+    yield f'is unknown: choose from {", ".join(map(str, key.choices))}'
   bounds = {'at least': key.least, 'above': key.above, 'at most': key.most, 'below': key.below}
   bounds = {word: bound for word, bound in bounds.items() if bound is not None}
   inside = {'at least': operator.ge, 'above': operator.gt, 'at most': operator.le, 'below': operator.lt}
@@ -260,6 +279,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   """Checks keys against each other."""
   _check_schedule(config)
   _check_augmentation(config)
+  _check_data(config)
   ensemble = config.ensemble
   if ensemble.member and ensemble.members > 1:
     raise UserError(
@@ -277,6 +297,31 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
     )
   if config.warmup_epochs >= config.epochs:
     raise UserError(f'config.warmup_epochs={config.warmup_epochs:g} must be smaller than config.epochs={config.epochs}')
+
+
+def _check_data(config: ml_collections.ConfigDict) -> None:
+  data = config.data
+  if data.name != 'folder':
+    for name in ('channels', 'validation_share', 'test_share', 'split_seed', 'max_unreadable', 'memory_mb'):
+      if data[name] != KEYS[f'data.{name}'].default:
+        raise UserError(f'config.data.{name}={data[name]} is for config.data.name=folder: leave it out')
+    return
+  if not data.source_dir:
+    raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
+  if data.data_dir:
+    raise UserError(f'config.data.data_dir={data.data_dir} is for sets of TFDS: leave it out')
+  if data.validation_examples:
+    raise UserError(
+      f'config.data.validation_examples={data.validation_examples} is for other sets: a folder has '
+      'config.data.validation_share'
+    )
+  if data.channels == 2:
+    raise UserError('config.data.channels=2: give 1 for grey, 3 for colour, or 0 to follow the pictures')
+  if data.validation_share + data.test_share >= 1:
+    raise UserError(
+      f'config.data.validation_share={data.validation_share:g} and config.data.test_share={data.test_share:g} leave '
+      'nothing to train on: make them smaller'
+    )
 
 
 def _check_augmentation(config: ml_collections.ConfigDict) -> None:
@@ -315,8 +360,9 @@ def write_table(page: str) -> None:
   words = {FREE: 'yes', TRAINING: 'evaluation only', NETWORK: 'no'}
   for name, key in KEYS.items():
     default = f'{key.default:.4g}' if isinstance(key.default, float) else str(key.default) or '(empty)'
-    new = [choice for choice in key.choices or () if choice not in key.meaning]
-    meaning = f'{key.meaning}: {", ".join(key.choices)}' if new else key.meaning
+    choices = [str(choice) for choice in key.choices or ()]
+    new = [choice for choice in choices if choice not in key.meaning]
+    meaning = f'{key.meaning}: {", ".join(choices)}' if new else key.meaning
     lines.append(f'| `{name}` | {default} | {meaning} | {words[key.scope]} |')
   table = '\n'.join(lines)
   pathlib.Path(page).write_text(f'{before}<!-- keys -->\n\n{table}\n\n<!-- end of keys -->{after}')

@@ -282,14 +282,20 @@ def test_weights_without_auxiliary_classifiers_name_the_first_missing(theirs):
 
 
 # At 47 pixels the last window of every pool reaches over the edge, at 35 that of every second one.
-@pytest.mark.parametrize(('shape', 'transform_input'), [((1, 35, 47), True), ((1, 224, 224), False)])
-def test_logits_equal_torchvisions(shape, transform_input, theirs):
+@pytest.mark.parametrize(('shape', 'published'), [((1, 35, 47), True), ((1, 224, 224), False)])
+def test_logits_equal_torchvisions(shape, published, theirs):
+  """`published` is the preparation of its published weights: our network normalises images in [0, 1] by itself."""
   theirs.eval()
-  theirs.transform_input = transform_input
-  graphdef, weights = ours_from(theirs, transform_input=transform_input)
-  image = colour(shape)
+  theirs.transform_input = published
+  options = torch_weights.describe(numpy_state(theirs)).options if published else torch_weights.TORCHVISION
+  graphdef, weights = ours_from(theirs, **dataclasses.asdict(options))
+  image = normalised = colour(shape)
+  if published:
+    image = normalised - normalised.min()
+    image = image / image.max()
+    normalised = (image - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
   ours = forward(graphdef)(weights.params, weights.batch_stats, image)
-  for name, expected in torch_end_points(theirs, image).items():
+  for name, expected in torch_end_points(theirs, normalised).items():
     assert relative_error(ours[name], expected) < 1e-5, name
 
 

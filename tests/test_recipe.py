@@ -12,7 +12,7 @@ from googlenet_jax.recipe import FREE, KEYS, NETWORK, TRAINING
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / 'configs').glob('[a-z]*.py'))
-NUMBERS = [name for name, key in KEYS.items() if type(key.default) in (int, float)]
+NUMBERS = [name for name, key in KEYS.items() if type(key.default) in (int, float) and not key.choices]
 
 
 def changed(**changes):
@@ -32,7 +32,7 @@ def test_every_key_has_a_meaning_a_type_and_a_scope(name):
   assert key.scope in (NETWORK, TRAINING, FREE)
   if key.choices:
     assert key.default in key.choices
-    assert all(isinstance(choice, str) for choice in key.choices)
+    assert all(type(choice) is type(key.default) for choice in key.choices)
 
 
 def test_numbers_and_nothing_else_have_a_range():
@@ -43,7 +43,8 @@ def test_numbers_and_nothing_else_have_a_range():
 def test_who_may_change_a_key():
   """Listed here a second time, because a wrong scope spoils a run without a word."""
   by_scope = {scope: {name for name, key in KEYS.items() if key.scope == scope} for scope in (NETWORK, FREE)}
-  model = {f'model.{name}' for name in ('inception', 'head', 'stem', 'norm', 'auxiliary')}
+  model = {f'model.{name}' for name in ('inception', 'head', 'stem', 'norm', 'auxiliary', 'pool', 'ch5x5_kernel')}
+  model |= {f'model.{name}' for name in ('transform_input', 'input_mean', 'input_std')}
   data = {f'data.{name}' for name in ('name', 'validation_examples', 'canvas')}
   assert by_scope[NETWORK] == model | data | {
     'image_size',
@@ -348,9 +349,11 @@ def test_numbers_are_finite(name, value):
 
 @pytest.mark.parametrize('name', [name for name, key in KEYS.items() if key.choices])
 def test_choices_are_enforced(name):
+  other = 'other' if isinstance(KEYS[name].default, str) else 99
   with pytest.raises(UserError) as error:
-    recipe.validate(changed(**{name: 'other'}))
-  assert str(error.value) == f"config.{name}='other' is unknown: choose from {', '.join(KEYS[name].choices)}"
+    recipe.validate(changed(**{name: other}))
+  choices = ', '.join(map(str, KEYS[name].choices))
+  assert str(error.value) == f'config.{name}={other!r} is unknown: choose from {choices}'
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import sys
 
@@ -117,6 +118,53 @@ def test_half_precision_widens_exactly(small):
   assert found['logits']['bias'].dtype == found['conv1']['norm']['bias'].dtype == jnp.float32
   np.testing.assert_array_equal(found['logits']['bias'], np.arange(10))
   np.testing.assert_array_equal(found['conv1']['norm']['bias'], np.float32(np.float16(0.1)))
+
+
+@pytest.mark.parametrize(
+  ('options', 'channels'),
+  [
+    ({}, 1),
+    ({'norm': 'batch', 'stem': 'small', 'inception': 'naive'}, 3),
+    ({'ch5x5_kernel': 3, 'auxiliary': 'adaptive_pool'}, 1),
+    ({'head': 'fully_connected'}, 3),
+  ],
+)
+def test_weights_tell_what_network_they_belong_to(options, channels, small_network):
+  options = Options(**options)
+  make = lambda: googlenet.GoogLeNet(7, channels, options, image_size=32, rngs=nnx.Rngs(0))
+  params, batch_stats = nnx.state(nnx.eval_shape(make), nnx.Param, nnx.BatchStat)
+  zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (params, batch_stats))
+  tensors = torch_weights.to_torch(*map(nnx.to_pure_dict, zeros))
+  assert torch_weights.describe(tensors) == (options, 'own', 7, channels)
+
+
+def test_torchvisions_weights_get_the_preparation_of_the_published_ones():
+  tensors = {
+    'conv1.conv.weight': np.zeros((64, 3, 7, 7)),
+    'inception3a.branch3.1.conv.weight': np.zeros((32, 16, 3, 3)),
+    'fc.weight': np.zeros((5, 1024)),
+  }
+  options = dataclasses.replace(torch_weights.PUBLISHED, auxiliary='none')
+  assert torch_weights.describe(tensors) == (options, 'torchvision', 5, 3)
+  found = torch_weights.describe(tensors | {'aux1.conv.conv.weight': np.zeros((128, 512, 1, 1))})
+  assert found.options == torch_weights.PUBLISHED
+  tensors['conv1.conv.weight'] = np.zeros((64, 1, 7, 7))
+  found = torch_weights.describe(tensors)
+  assert (found.channels, found.options.transform_input, found.options.input_mean) == (1, False, '')
+
+
+@pytest.mark.parametrize(
+  ('tensors', 'message'),
+  [
+    ({}, 'conv1.weight is missing or no kernel; the file begins with nothing'),
+    ({'conv1.weight': (64, 3, 7, 7), 'bn1.weight': (64,)}, 'inception_3a.ch5x5.weight is missing .* conv1.weight, bn1'),
+    ({'conv1.conv.weight': (64, 3, 7, 7)}, 'inception3a.branch3.1.conv.weight is missing'),
+    ({'conv1.weight': (64,)}, 'conv1.weight is missing or no kernel'),
+  ],
+)
+def test_other_weights_are_refused(tensors, message):
+  with pytest.raises(UserError, match=f'^no weights of a GoogLeNet: {message}'):
+    torch_weights.describe({name: np.zeros(shape) for name, shape in tensors.items()})
 
 
 def test_an_unknown_naming_is_named(small):

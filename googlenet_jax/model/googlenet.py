@@ -14,7 +14,7 @@ from googlenet_jax.data import random_keys
 from googlenet_jax.model import auxiliary_classifiers
 from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, max_pool, read_one_map, relu
 from googlenet_jax.model.normalisation import local_response_norm
-from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, Options, map_sides
+from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, Options, map_sides, numbers
 
 
 class Widths(NamedTuple):
@@ -152,7 +152,7 @@ class GoogLeNet(nnx.Module):
     """Returns the output of every stage by name. Under jit, unused outputs cost nothing.
 
     Args:
-      image: floating point `[B, H, W, channels]` in [0, 1], or in the range that the weights were trained for.
+      image: floating point `[B, H, W, channels]` in [0, 1].
       train: normalise with the statistics of the batch, and update the running statistics.
       keys: typed keys `[B]` for dropout; None for no dropout.
 
@@ -168,6 +168,11 @@ class GoogLeNet(nnx.Module):
         f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
       )
     out = {}
+    mean, std = (numbers(name, getattr(self.options, name)) for name in ('input_mean', 'input_std'))
+    if mean:
+      image = image - jnp.array(mean, image.dtype)
+    if std:
+      image = image / jnp.array(std, image.dtype)
     if self.options.transform_input:
       image = image * jnp.array(TRANSFORM_SCALE, image.dtype) + jnp.array(TRANSFORM_SHIFT, image.dtype)
     x = out['conv1'] = self.conv1(image, train)  # [B, 112, 112, 64]

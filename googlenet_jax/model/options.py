@@ -1,6 +1,7 @@
 """What can be chosen about the network. Pure Python: checking a recipe needs no JAX."""
 
 import dataclasses
+import math
 from typing import Any
 
 # Smallest input in pixels: the map has at least two pixels before every halving (five, or three).
@@ -15,7 +16,6 @@ def option(
   *,
   least: float | None = None,
   below: float | None = None,
-  in_recipe: bool = True,
 ) -> Any:
   """Makes a field of `Options`.
 
@@ -25,21 +25,17 @@ def option(
     choices: the known values; None if there is no such list.
     least: smallest number; None for no bound.
     below: the number must be smaller than this; None for no bound.
-    in_recipe: whether `model.NAME` is a key of a recipe.
 
   Returns:
     A dataclass field. Its `metadata` holds the other arguments by name.
   """
-  metadata = {'meaning': meaning, 'choices': choices, 'least': least, 'below': below, 'in_recipe': in_recipe}
+  metadata = {'meaning': meaning, 'choices': choices, 'least': least, 'below': below}
   return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The variant of the network; the defaults are d2l's network.
-
-  A recipe sets the fields with `in_recipe` as `model.NAME`. The other fields are for weights from elsewhere.
-  """
+  """The variant of the network; the defaults are d2l's network. A recipe sets the fields as `model.NAME`."""
 
   inception: str = option(
     'reduced', "reduced: the paper's figure 2b; naive: figure 2a, without the 1x1 reductions", ('reduced', 'naive')
@@ -71,14 +67,15 @@ class Options:
     'padded',
     'padded: 3x3 windows with padding 1 halve the maps; torchvision: without padding, in ceil mode, and 2x2 after 4e',
     ('padded', 'torchvision'),
-    in_recipe=False,
   )
-  ch5x5_kernel: int = option(5, 'side of the kernel in the 5x5 branches; 3 in torchvision', (5, 3), in_recipe=False)
+  ch5x5_kernel: int = option(5, 'side of the kernel in the 5x5 branches; 3 in torchvision', (5, 3))
   transform_input: bool = option(
-    False,
-    "first map images with ImageNet's normalisation to [-1, 1], as torchvision's published weights need",
-    in_recipe=False,
+    False, "map images with ImageNet's mean and deviation to [-1, 1], as torchvision's published weights need"
   )
+  input_mean: str = option(
+    '', 'subtracted from images in [0, 1]: one number, or one a channel such as 0.485,0.456,0.406; empty: 0'
+  )
+  input_std: str = option('', 'images are divided by it after that, such as 0.229,0.224,0.225; empty: 1')
 
   def check(self, image_size: int | None, channels: int | None = None) -> None:
     """Checks that there is a network with these options.
@@ -95,6 +92,10 @@ class Options:
       _check_value(field, getattr(self, field.name))
     if self.transform_input and channels not in (None, 3):
       raise ValueError(f'transform_input is for images of 3 channels, not {channels}')
+    for name in ('input_mean', 'input_std'):
+      values = numbers(name, getattr(self, name))
+      if len(values) == 3 and channels not in (None, 3):
+        raise ValueError(f'{name}={getattr(self, name)!r} is for images of 3 channels, not {channels}')
     if image_size is None:
       for name, value in (('head', 'fully_connected'), ('auxiliary', 'average_pool')):
         if getattr(self, name) == value:
@@ -115,6 +116,25 @@ class Options:
 
 
 D2L = Options()
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+  """Returns the numbers in the text of `input_mean` or `input_std`: one, one for each of three channels, or none.
+
+  Raises:
+    ValueError: the text is something else, or a standard deviation is not above 0.
+  """
+  if not text:
+    return ()
+  try:
+    values = tuple(float(part) for part in text.split(','))
+  except ValueError:
+    values = ()
+  if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+    raise ValueError(f'{name}={text!r} must be one number, or three such as 0.485,0.456,0.406')
+  if name == 'input_std' and min(values) <= 0:
+    raise ValueError(f'{name}={text!r} is out of range: a standard deviation must be above 0')
+  return values
 
 
 def _check_value(field: dataclasses.Field, value: Any) -> None:

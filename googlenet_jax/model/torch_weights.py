@@ -3,11 +3,12 @@
 A PyTorch `state_dict` is a flat dict from tensor names to arrays. The arrays here are NumPy's; PyTorch is imported only
 to read or write a `.pth` file. Into a network and back:
 
-  options = dataclasses.replace(torch_weights.TORCHVISION, transform_input=True)  # for torchvision's published weights
-  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(1000, 3, options, rngs=nnx.Rngs(0)))
+  tensors = torch_weights.read('googlenet.pth')
+  what = torch_weights.describe(tensors)
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(what.num_classes, what.channels, what.options, rngs=nnx.Rngs(0)))
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-  weights = torch_weights.from_torch(torch_weights.read('googlenet.pth'), params, batch_stats, 'torchvision')
+  weights = torch_weights.from_torch(tensors, params, batch_stats, what.naming)
   model = nnx.merge(graphdef, weights.params, weights.batch_stats)
   torch_weights.write('back.safetensors', torch_weights.to_torch(*weights, naming='torchvision'))
 
@@ -15,6 +16,7 @@ Kernels are `[k, k, in, out]` and `[in, out]` here, `[out, in, k, k]` and `[out,
 both ways together give the same bits.
 """
 
+import dataclasses
 import importlib
 import io
 import pathlib
@@ -32,9 +34,13 @@ from googlenet_jax.host.files import replacing
 from googlenet_jax.model import googlenet
 from googlenet_jax.model.options import Options
 
-# torchvision's `googlenet` with its auxiliary classifiers. Its published weights also need `transform_input=True`, and
-# images normalised by ImageNet's mean and standard deviation.
+# torchvision's `googlenet` with its auxiliary classifiers.
 TORCHVISION = Options(norm='batch', pool='torchvision', ch5x5_kernel=3, auxiliary='adaptive_pool', dropout=0.2)
+# Its published weights: `torchvision.models.googlenet(weights='IMAGENET1K_V1')` sets `transform_input`, and their
+# `transforms()` normalise images by ImageNet's mean and standard deviation.
+PUBLISHED = dataclasses.replace(
+  TORCHVISION, transform_input=True, input_mean='0.485,0.456,0.406', input_std='0.229,0.224,0.225'
+)
 
 NAMINGS = ('own', 'torchvision')
 COUNTER = 'num_batches_tracked'  # in PyTorch's batch normalisation; with a fixed momentum nothing depends on it
@@ -63,6 +69,61 @@ class Weights(NamedTuple):
   params: dict[str, Any]
   batch_stats: dict[str, Any]
   counters: dict[str, np.ndarray]  # `num_batches_tracked` by PyTorch's name; `to_torch` returns them unchanged
+
+
+class Description(NamedTuple):
+  """What the tensors of a file are weights of."""
+
+  options: Options
+  naming: str  # see `from_torch`
+  num_classes: int
+  channels: int  # of the images
+
+
+def describe(tensors: Mapping[str, np.ndarray]) -> Description:
+  """Finds the network that weights belong to, from the names and shapes of its tensors.
+
+  Some options have no weights. Under torchvision's names they are taken to be those of its published weights
+  (`PUBLISHED`). Under our names they are the defaults: `norm='none'` stands for 'lrn' too, and 'adaptive_pool' for any
+  auxiliary classifiers.
+
+  Args:
+    tensors: name to array, as `read` returns them.
+
+  Returns:
+    What they are; `from_torch` checks every tensor.
+
+  Raises:
+    UserError: they are not weights of a GoogLeNet.
+  """
+  tensors = {name: tuple(array.shape) for name, array in tensors.items()}
+  naming = 'torchvision' if 'conv1.conv.weight' in tensors else 'own'
+
+  def shape_of(*path: str, rank: int = 4) -> tuple[int, ...]:
+    name = _torch_name((*path, 'kernel'), naming)
+    if len(tensors.get(name, ())) != rank:
+      there = ', '.join([*tensors][:3]) or 'nothing'
+      raise UserError(f'no weights of a GoogLeNet: {name} is missing or no kernel; the file begins with {there}')
+    return tensors[name]
+
+  block = next(iter(googlenet.TABLE))
+  conv1, ch5x5, logits = shape_of('conv1'), shape_of(block, 'ch5x5'), shape_of('logits', rank=2)
+  has = lambda *path: _torch_name((*path, 'kernel'), naming) in tensors
+  auxiliary = 'adaptive_pool' if has('aux_4a', 'conv') else 'none'
+  if naming == 'torchvision':
+    options = dataclasses.replace(PUBLISHED, auxiliary=auxiliary)
+    if conv1[1] != 3:  # torchvision has no such network: its preparation is for colours
+      options = dataclasses.replace(options, transform_input=False, input_mean='', input_std='')
+  else:
+    options = Options(
+      inception='reduced' if has(block, 'ch3x3_reduce') else 'naive',
+      head='fully_connected' if has('hidden') else 'average_pool',
+      stem='small' if conv1[2] == 3 else 'article',
+      norm='batch' if _torch_name(('conv1', 'norm', 'scale'), naming) in tensors else 'none',
+      auxiliary=auxiliary,
+    )
+  kernel = 3 if ch5x5[2] == 3 else 5
+  return Description(dataclasses.replace(options, ch5x5_kernel=kernel), naming, logits[0], conv1[1])
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any, naming: str = 'own') -> Weights:
