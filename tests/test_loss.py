@@ -14,7 +14,7 @@ from googlenet_jax.data import datasets, mixing, random_keys
 from googlenet_jax.host import sharding
 from googlenet_jax.model import googlenet
 from googlenet_jax.training import optimizers
-from googlenet_jax.training.loss import loss_fn, soft_targets
+from googlenet_jax.training.loss import loss_fn, soft_targets, weights_of_classes
 from googlenet_jax.training.state import create_state
 from googlenet_jax.training.step import make_train_step
 
@@ -133,3 +133,36 @@ def test_the_training_step_mixes_within_micro_batches(devices, mesh_of):
     state, sharding.shard_batch(images, mesh_of(devices))
   )
   assert float(metrics.losses['loss'] / metrics.count) == pytest.approx(expected, rel=1e-5)
+
+
+def test_balanced_weights_make_every_class_count_the_same():
+  labels = np.array([2, 0, 0, 2, 2, 2, 0, 4])
+  weights = weights_of_classes(labels, 5, 'balanced')
+  np.testing.assert_allclose(weights, [8 / 15, 0, 8 / 20, 0, 8 / 5], rtol=1e-6)  # no image of classes 1 and 3
+  assert weights.dtype == np.float32
+  sums = np.bincount(labels, weights[labels], 5)
+  np.testing.assert_allclose(sums, [8 / 5, 0, 8 / 5, 0, 8 / 5], rtol=1e-6)
+  assert weights_of_classes(labels, 5, 'none') is None
+
+
+@pytest.mark.parametrize('mixed', [{}, MIXED[0]])
+def test_the_loss_with_class_weights_is_pytorchs(mixed):
+  """With two labels or smoothing PyTorch divides by the images; with one label by the sum of their weights."""
+  torch = pytest.importorskip('torch')
+  config = small_config(label_smoothing=0.1 if mixed else 0.0, **mixed)
+  graphdef, params, batch_stats = split(make_network(config, 10, 1, nnx.Rngs(0)))
+  label, weights = batch()['label'], np.linspace(0.2, 3, 10, dtype=np.float32)
+
+  @jax.jit
+  def both():
+    loss, _ = loss_fn(params, batch_stats, batch(), keys(), graphdef, config, weights)
+    image, weight = mixing.training_input(batch(), keys(), config)
+    logits = nnx.merge(graphdef, params, batch_stats)(image)
+    return loss, logits, soft_targets(label, weight, 10, config.label_smoothing)
+
+  loss, logits, targets = (torch.tensor(np.asarray(value)) for value in both())
+  criterion = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights))
+  assert loss.item() == pytest.approx(criterion(logits, targets).item(), rel=1e-5)
+  if not mixed:
+    divided = criterion(logits, torch.tensor(label.astype(np.int64))).item()
+    assert loss.item() == pytest.approx(divided * weights[label].sum() / 16, rel=1e-5)

@@ -193,7 +193,7 @@ def one_by_one_and_in_a_call(ours, packed, options=None):
   for each in batches:
     state, found = step(state, each)
     metrics.append(found)
-  steps = make_train_steps(ours.graphdef, ours.tx, ours.config, ours.mesh, 10, packed)
+  steps = make_train_steps(ours.graphdef, ours.tx, ours.config, ours.mesh, 10, packed=packed)
   other = sharding.replicate(first, ours.mesh)
   other, sums = steps.lower(other, data, indices).compile(options)(other, data, indices)
   return jax.device_get((state, metrics)), (jax.device_get(other), Metrics.by_step([sums]))

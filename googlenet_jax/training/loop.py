@@ -24,6 +24,7 @@ from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import feed, optimizers, summary
 from googlenet_jax.training.log import MetricsLog
+from googlenet_jax.training.loss import weights_of_classes
 from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import TrainState, create_state, items, networks, restore, with_statistics
 from googlenet_jax.training.step import make_train_step, make_train_steps
@@ -208,7 +209,8 @@ def compile_train_step(plan: Plan, state: TrainState, meta: dict[str, Any]) -> I
     if int(state.step) == 0:
       samples = pool.submit(summary.draw_samples, plan.config, plan.workdir, plan.dataset, int(state.seed))
     with console.waiting('compiling the training step', 'once; later about 10 s') as waiting:
-      makers = (plan.classifier.graphdef, plan.tx, plan.config, plan.mesh, plan.steps_per_epoch)
+      weights = weights_of_classes(plan.dataset.train.labels, len(plan.classifier.classes), plan.config.class_weights)
+      makers = (plan.classifier.graphdef, plan.tx, plan.config, plan.mesh, plan.steps_per_epoch, weights)
       calls = feed.calls(plan, state, make_train_step(*makers), make_train_steps(*makers))
     meta['compile_seconds'] += waiting.seconds
     if samples is not None:

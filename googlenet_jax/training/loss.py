@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ def loss_fn(
   keys: jax.Array,
   graphdef: nnx.GraphDef,
   config: ConfigDict,
+  class_weights: np.ndarray | None = None,
 ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array], jax.Array]]:
   """The loss of a batch; `jax.grad` differentiates it.
 
@@ -29,6 +31,7 @@ def loss_fn(
     keys: typed keys `[B]`, one per example.
     graphdef: the network.
     config: the recipe.
+    class_weights: float32 `[num_classes]`, see `weights_of_classes`; None: all 1.
 
   Returns:
     The loss to minimise, and a tuple: the new running statistics, the mean losses by name (see `Metrics`), and the
@@ -38,6 +41,8 @@ def loss_fn(
   image, weight = mixing.training_input(batch, keys, config)
   out = model.end_points(image, train=True, keys=random_keys.stream(keys, random_keys.DROPOUT))
   targets = soft_targets(batch['label'], weight, out['logits'].shape[-1], config.label_smoothing)
+  if class_weights is not None:
+    targets = targets * class_weights  # each class's part of the loss gets its weight, also after mixing
   total = loss = optax.softmax_cross_entropy(out['logits'], targets).mean()
   losses = {'loss': loss}
   if model.auxiliary:
@@ -46,6 +51,27 @@ def loss_fn(
     losses |= {'total': total, **parts}
   correct = (out['logits'].argmax(-1) == batch['label']).sum()
   return total, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), losses, correct)
+
+
+def weights_of_classes(labels: np.ndarray, num_classes: int, kind: str) -> np.ndarray | None:
+  """Returns the weights of the classes in the training loss.
+
+  The weight of class c is N / (K n_c), for N training images, K classes and n_c images of the class. Over the training
+  images the weights are 1 on average, so the loss is divided by the number of images. PyTorch's cross-entropy does the
+  same for probabilities as targets; for numbers as targets it divides by the sum of the weights in the batch.
+
+  Args:
+    labels: int `[N]`, of the training images.
+    num_classes: number of classes K.
+    kind: `class_weights` of the recipe.
+
+  Returns:
+    float32 `[num_classes]`, 0 for a class without images; None for 'none'.
+  """
+  if kind == 'none':
+    return None
+  counts = np.bincount(labels, minlength=num_classes)
+  return np.where(counts > 0, len(labels) / (num_classes * np.maximum(counts, 1)), 0).astype(np.float32)
 
 
 def soft_targets(label: jax.Array, weight: jax.Array | None, num_classes: int, smoothing: float) -> jax.Array:

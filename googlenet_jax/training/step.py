@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
@@ -69,10 +70,15 @@ def update(
 
 
 def _make_step(
-  graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: ConfigDict, steps_per_epoch: int
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  config: ConfigDict,
+  steps_per_epoch: int,
+  class_weights: np.ndarray | None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Returns the step `(state, batch) -> (state, metrics)`; the state may be packed, see packing.py."""
-  grad_fn = jax.grad(functools.partial(loss_fn, graphdef=graphdef, config=config), has_aux=True)
+  loss = functools.partial(loss_fn, graphdef=graphdef, config=config, class_weights=class_weights)
+  grad_fn = jax.grad(loss, has_aux=True)
 
   def step(state, batch):
     is_packed = isinstance(state.params, packing.Packed)
@@ -92,7 +98,12 @@ def _make_step(
 
 
 def make_train_step(
-  graphdef: nnx.GraphDef, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh, steps_per_epoch: int
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  config: ConfigDict,
+  mesh: Mesh,
+  steps_per_epoch: int,
+  class_weights: np.ndarray | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Builds the jitted step `(state, batch) -> (state, metrics)`; the state given is donated.
 
@@ -102,7 +113,7 @@ def make_train_step(
   as exact, and longer. Only with micro-batches on several devices it exchanged less: it added the gradients of all
   micro-batches before the exchange, and XLA exchanges them for each one.
   """
-  step = _make_step(graphdef, tx, config, steps_per_epoch)
+  step = _make_step(graphdef, tx, config, steps_per_epoch, class_weights)
   whole, cut = sharding.whole(mesh), sharding.cut(mesh)
   return jax.jit(step, in_shardings=(whole, cut), out_shardings=whole, donate_argnums=0)
 
@@ -113,6 +124,7 @@ def make_train_steps(
   config: ConfigDict,
   mesh: Mesh,
   steps_per_epoch: int,
+  class_weights: np.ndarray | None = None,
   packed: bool | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Builds several steps in one call: `(state, data, indices) -> (state, metrics)`; the state given is donated.
@@ -127,13 +139,14 @@ def make_train_steps(
     config: the recipe.
     mesh: devices that share a batch.
     steps_per_epoch: for random choices that depend on the epoch.
+    class_weights: see `loss.weights_of_classes`.
     packed: whether the state is packed during the call, see packing.py; by default on a GPU.
 
   Returns:
     Jitted function. `data` is the whole training set, a dict of arrays `[N, ..]`, whole on every device. `indices` is
     int32 `[steps, B]`, cut along B. Metrics have a leading axis `[steps]`.
   """
-  step = _make_step(graphdef, tx, config, steps_per_epoch)
+  step = _make_step(graphdef, tx, config, steps_per_epoch, class_weights)
   whole, cut, cut_steps = sharding.whole(mesh), sharding.cut(mesh), sharding.cut_steps(mesh)
   if packed is None:
     packed = mesh.devices.flat[0].platform == 'gpu'
