@@ -1,6 +1,7 @@
 """Reads picture files that somebody else made: any kind of colours, and any kind of damage."""
 
 import contextlib
+import logging
 import os
 import re
 import stat
@@ -17,25 +18,34 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'PPM', 'WEBP', 'TIFF')
 MOST_PIXELS = 89_478_485  # where PIL suspects a small file that was made to fill the memory
 MOST_BYTES = 1 << 30
+_SMALLER = f'make it smaller than {MOST_PIXELS / 1e6:.0f} million pixels'
 
-_RAW = 'a raw photograph'
+_CONVERT = 'convert it to JPEG or PNG'
 _OTHER_SUFFIXES = {
-  **dict.fromkeys(('.dng', '.nef', '.cr2', '.cr3', '.arw', '.raf', '.orf', '.rw2'), _RAW),  # most look like a TIFF
-  **dict.fromkeys(('.heic', '.heif'), 'a HEIC picture'),
-  **dict.fromkeys(('.svg', '.svgz'), 'an SVG drawing'),
+  # Most of these look like a TIFF with a very small picture.
+  **dict.fromkeys(('.dng', '.nef', '.cr2', '.cr3', '.arw', '.raf', '.orf', '.rw2'), 'is a raw photograph'),
+  **dict.fromkeys(('.heic', '.heif'), 'is a HEIC picture'),
+  **dict.fromkeys(('.svg', '.svgz'), 'is an SVG drawing'),
 }
-_OTHER_STARTS = (  # a wrong ending is common
-  (rb'....ftyp(heic|heix|hevc|mif1|msf1)', 'a HEIC picture'),
-  (rb'....ftypavi[fs]', 'an AVIF picture'),
-  (rb'\xff\x0a|\0\0\0\x0cJXL ', 'a JPEG XL picture'),
-  (rb'\xff\x4f\xff\x51|\0\0\0\x0cjP  ', 'a JPEG 2000 picture'),
-  (rb'(\xef\xbb\xbf)?\s*(<\?xml.*)?(<!--.*-->\s*)?<svg', 'an SVG drawing'),
-  (rb'(\xef\xbb\xbf)?\s*<(!doctype )?html', 'a web page'),
-  (rb'%!PS|\xc5\xd0\xd3\xc6', 'a PostScript file'),
-  (rb'%PDF', 'a PDF file'),
-  (rb'8BPS', 'a Photoshop file'),
-  (rb'PK\x03\x04', 'a ZIP archive'),
-)
+_BROKEN = 'is damaged, or an unusual kind of {}: copy it again, or save it again as JPEG or PNG'
+_REASONS = {  # the start of a file that PIL does not open
+  rb'\xff\xd8\xff': _BROKEN.format('JPEG'),
+  rb'\x89PNG': _BROKEN.format('PNG'),
+  rb'GIF8': _BROKEN.format('GIF'),
+  rb'BM': _BROKEN.format('BMP'),
+  rb'RIFF....WEBP': _BROKEN.format('WebP'),
+  rb'II[*+]\0|MM\0[*+]': _BROKEN.format('TIFF'),
+  rb'....ftyp(heic|heix|hevc|mif1|msf1)': f'is a HEIC picture: {_CONVERT}',
+  rb'....ftypavi[fs]': f'is an AVIF picture: {_CONVERT}',
+  rb'\xff\x0a|\0\0\0\x0cJXL ': f'is a JPEG XL picture: {_CONVERT}',
+  rb'\xff\x4f\xff\x51|\0\0\0\x0cjP  ': f'is a JPEG 2000 picture: {_CONVERT}',
+  rb'(\xef\xbb\xbf)?\s*(<\?xml.*)?(<!--.*-->\s*)?<svg': f'is an SVG drawing: {_CONVERT}',
+  rb'%!PS|\xc5\xd0\xd3\xc6': f'is a PostScript file: {_CONVERT}',
+  rb'%PDF': f'is a PDF file: {_CONVERT}',
+  rb'8BPS': f'is a Photoshop file: {_CONVERT}',
+  rb'(\xef\xbb\xbf)?\s*<(!doctype )?html': 'is a web page: download the picture itself',
+  rb'': 'is not a picture that can be read: give a PNG or JPEG file',
+}
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,7 +56,9 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_PIL_IS_QUIET = ('ignore', None, Warning, re.compile(r'PIL\b'), 0)
+# What PIL says about odd files is for programmers; `read` says what is wrong.
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
+_NO_WARNINGS = ('ignore', None, Warning, re.compile(r'PIL\b'), 0)
 
 
 def is_picture_name(name: str | os.PathLike) -> bool:
@@ -107,8 +119,8 @@ def header(path: str | os.PathLike) -> tuple[int, int, bool]:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
   """Opens a picture file; what goes wrong with it in the `with` block becomes a UserError of one line."""
-  if _PIL_IS_QUIET not in warnings.filters:  # catch_warnings() is not safe in threads
-    warnings.filterwarnings('ignore', module=r'PIL\b')  # about odd metadata
+  if _NO_WARNINGS not in warnings.filters:  # catch_warnings() is not safe in threads
+    warnings.filterwarnings('ignore', module=r'PIL\b')
   path = os.path.expanduser(path)
   name = one_line(path)
   try:
@@ -144,7 +156,7 @@ def _check_file(path: str) -> None:
     raise UserError(f'is too large: {_SMALLER}')
   kind = _OTHER_SUFFIXES.get(os.path.splitext(path)[1].lower())
   if kind:
-    raise UserError(f'is {kind}: convert it to JPEG or PNG')
+    raise UserError(f'{kind}: {_CONVERT}')
 
 
 def _open_image(file) -> Image.Image:
@@ -153,13 +165,8 @@ def _open_image(file) -> Image.Image:
   except UnidentifiedImageError as error:
     file.seek(0)
     start = file.read(1024)
-    for pattern, kind in _OTHER_STARTS:
-      if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
-        raise UserError(f'is {kind}: convert it to JPEG or PNG') from error
-    raise UserError('is not a picture that can be read: give a PNG or JPEG file') from error
-
-
-_SMALLER = f'make it smaller than {MOST_PIXELS / 1e6:.0f} million pixels'
+    reason = next(reason for pattern, reason in _REASONS.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
+    raise UserError(reason) from error
 
 
 def _checked_size(image: Image.Image) -> Image.Image:
