@@ -204,12 +204,6 @@ def test_map_sides_are_those_of_the_network(stem, pool, monkeypatch):
     assert (found['inception_4a'][1], found['inception_5b'][1]) == map_sides(size, stem, pool), size
 
 
-def test_transform_input_is_for_three_channels():
-  assert shapes(make(transform_input=True, channels=3), 32)['logits'] == (2, 10)
-  with pytest.raises(ValueError, match='3 channels, not 1'):
-    make(transform_input=True)
-
-
 def test_images_are_normalised_at_the_entrance(small_network):
   options = Options(input_mean='0.485,0.456,0.406', input_std='0.229,0.224,0.225')
   model = googlenet.GoogLeNet(channels=3, options=options, rngs=nnx.Rngs(0))
@@ -323,7 +317,7 @@ def test_initial_weights_and_biases():
     ({'input_mean': 'grey'}, 224, 3, "input_mean='grey' must be one number"),
     ({'input_mean': 'nan'}, 224, 3, "input_mean='nan' must be one number"),
     ({'input_std': '0.2,0,0.2'}, 224, 3, 'a standard deviation must be above 0'),
-    ({'input_std': '0.2,0.2,0.2'}, 224, 1, "input_std='0.2,0.2,0.2' is for images of 3 channels, not 1"),
+    ({'input_std': '0.2,0.2,0.2'}, 224, 4, "input_std='0.2,0.2,0.2' is for images of 3 channels, not 4"),
   ],
 )
 def test_options_that_make_no_network_are_named(options, image_size, channels, message):

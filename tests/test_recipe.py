@@ -44,7 +44,7 @@ def test_who_may_change_a_key():
   """Listed here a second time, because a wrong scope spoils a run without a word."""
   by_scope = {scope: {name for name, key in KEYS.items() if key.scope == scope} for scope in (NETWORK, FREE)}
   model = {f'model.{name}' for name in ('inception', 'head', 'stem', 'norm', 'auxiliary', 'pool', 'ch5x5_kernel')}
-  model |= {f'model.{name}' for name in ('transform_input', 'input_mean', 'input_std')}
+  model |= {f'model.{name}' for name in ('input_mean', 'input_std')}
   data = {f'data.{name}' for name in ('name', 'validation_examples', 'canvas')}
   assert by_scope[NETWORK] == model | data | {
     'image_size',

@@ -14,7 +14,7 @@ from googlenet_jax.data import random_keys
 from googlenet_jax.model import auxiliary_classifiers
 from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, max_pool, read_one_map, relu
 from googlenet_jax.model.normalisation import local_response_norm
-from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, Options, map_sides, numbers
+from googlenet_jax.model.options import D2L, MIN_IMAGE_SIZE, STAGES, Options, map_sides, numbers
 
 
 class Widths(NamedTuple):
@@ -43,10 +43,7 @@ TABLE = {
 POOL_AFTER = {'inception_3b': 3, 'inception_4e': 2}  # stride 2; torchvision's windows, the paper's are all 3x3
 HIDDEN = 1024  # units in the hidden layer of the fully connected head
 
-# torchvision's `transform_input` maps images normalised by ImageNet's mean and standard deviation to [-1, 1]. Its
-# published weights were trained for that range.
-TRANSFORM_SCALE = (0.229 / 0.5, 0.224 / 0.5, 0.225 / 0.5)
-TRANSFORM_SHIFT = ((0.485 - 0.5) / 0.5, (0.456 - 0.5) / 0.5, (0.406 - 0.5) / 0.5)
+HEADS = ('hidden', 'logits', *auxiliary_classifiers.AFTER)  # what is not a stage of `STAGES`
 
 
 class Inception(nnx.Module):
@@ -148,13 +145,24 @@ class GoogLeNet(nnx.Module):
       return max_pool(x, stride=2, window=window, ceil_mode=True)
     return max_pool(x, stride=2)
 
-  def end_points(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> dict[str, jax.Array]:
+  def _normalised(self, image: jax.Array) -> jax.Array:
+    mean = numbers('input_mean', self.options.input_mean, self.channels)
+    std = numbers('input_std', self.options.input_std, self.channels)
+    if mean:
+      image = image - jnp.array(mean, image.dtype)
+    return image / jnp.array(std, image.dtype) if std else image
+
+  def end_points(
+    self, image: jax.Array, train: bool = False, keys: jax.Array | None = None, freeze: str = ''
+  ) -> dict[str, jax.Array]:
     """Returns the output of every stage by name. Under jit, unused outputs cost nothing.
 
     Args:
       image: floating point `[B, H, W, channels]` in [0, 1].
       train: normalise with the statistics of the batch, and update the running statistics.
       keys: typed keys `[B]` for dropout; None for no dropout.
+      freeze: name of a stage. Everything up to and including it keeps its running statistics, is normalised by them,
+        and gets no gradient. Empty: nothing.
 
     Returns:
       Stage name to output; comments give the shapes at 224 pixels. Logits are float32 `[B, num_classes]`.
@@ -168,25 +176,24 @@ class GoogLeNet(nnx.Module):
         f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
       )
     out = {}
-    mean, std = (numbers(name, getattr(self.options, name)) for name in ('input_mean', 'input_std'))
-    if mean:
-      image = image - jnp.array(mean, image.dtype)
-    if std:
-      image = image / jnp.array(std, image.dtype)
-    if self.options.transform_input:
-      image = image * jnp.array(TRANSFORM_SCALE, image.dtype) + jnp.array(TRANSFORM_SHIFT, image.dtype)
-    x = out['conv1'] = self.conv1(image, train)  # [B, 112, 112, 64]
+    frozen = stages_up_to(freeze)
+
+    def stage(name, x):
+      x = out[name] = getattr(self, name)(x, train and name not in frozen)
+      return jax.lax.stop_gradient(x) if name == freeze else x
+
+    x = stage('conv1', self._normalised(image))  # [B, 112, 112, 64]
     if self.options.stem == 'article':
       x = self._halve(x)  # [B, 56, 56, 64]
     if self.options.norm == 'lrn':
       x = local_response_norm(x)
-    x = out['conv2_reduce'] = self.conv2_reduce(x, train)  # [B, 56, 56, 64]
-    x = out['conv2'] = self.conv2(x, train)  # [B, 56, 56, 192]
+    x = stage('conv2_reduce', x)  # [B, 56, 56, 64]
+    x = stage('conv2', x)  # [B, 56, 56, 192]
     if self.options.norm == 'lrn':
       x = local_response_norm(x)
     x = self._halve(x)  # [B, 28, 28, 192]
     for name in TABLE:
-      x = out[name] = getattr(self, name)(x, train)  # 3: [B, 28, 28, .]  4: [B, 14, 14, .]  5: [B, 7, 7, .]
+      x = stage(name, x)  # 3: [B, 28, 28, .]  4: [B, 14, 14, .]  5: [B, 7, 7, .]
       for number, (classifier, block) in enumerate(auxiliary_classifiers.AFTER.items()):
         if self.auxiliary and name == block:
           own_keys = None if keys is None else random_keys.stream(keys, number)
@@ -206,6 +213,11 @@ class GoogLeNet(nnx.Module):
   def __call__(self, image: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
     """Returns the logits, float32 `[B, num_classes]`; see `end_points` for arguments."""
     return self.end_points(image, train, keys)['logits']
+
+
+def stages_up_to(name: str) -> tuple[str, ...]:
+  """Returns the stages up to and including one; none for an empty name."""
+  return STAGES[: STAGES.index(name) + 1] if name else ()
 
 
 def count_parameters(module: nnx.Module) -> int:

@@ -6,6 +6,12 @@ from typing import Any
 
 # Smallest input in pixels: the map has at least two pixels before every halving (five, or three).
 MIN_IMAGE_SIZE = {'article': 17, 'small': 5}
+# The network from the image on. `freeze` names one of them; the paper's table in googlenet.py has the blocks' widths.
+STAGES = (
+  *('conv1', 'conv2_reduce', 'conv2', 'inception_3a', 'inception_3b'),
+  *(f'inception_4{letter}' for letter in 'abcde'),
+  *('inception_5a', 'inception_5b'),
+)
 AUXILIARY_POOL = 5  # pixels: side of the paper's pooling window in the auxiliary classifiers; its stride is 3
 
 
@@ -69,11 +75,8 @@ class Options:
     ('padded', 'torchvision'),
   )
   ch5x5_kernel: int = option(5, 'side of the kernel in the 5x5 branches; 3 in torchvision', (5, 3))
-  transform_input: bool = option(
-    False, "map images with ImageNet's mean and deviation to [-1, 1], as torchvision's published weights need"
-  )
   input_mean: str = option(
-    '', 'subtracted from images in [0, 1]: one number, or one a channel such as 0.485,0.456,0.406; empty: 0'
+    '', 'subtracted from images in [0, 1]: a number, or three such as 0.485,0.456,0.406 (grey: their mean); empty: 0'
   )
   input_std: str = option('', 'images are divided by it after that, such as 0.229,0.224,0.225; empty: 1')
 
@@ -90,12 +93,8 @@ class Options:
     """
     for field in dataclasses.fields(self):
       _check_value(field, getattr(self, field.name))
-    if self.transform_input and channels not in (None, 3):
-      raise ValueError(f'transform_input is for images of 3 channels, not {channels}')
     for name in ('input_mean', 'input_std'):
-      values = numbers(name, getattr(self, name))
-      if len(values) == 3 and channels not in (None, 3):
-        raise ValueError(f'{name}={getattr(self, name)!r} is for images of 3 channels, not {channels}')
+      numbers(name, getattr(self, name), channels)
     if image_size is None:
       for name, value in (('head', 'fully_connected'), ('auxiliary', 'average_pool')):
         if getattr(self, name) == value:
@@ -118,8 +117,16 @@ class Options:
 D2L = Options()
 
 
-def numbers(name: str, text: str) -> tuple[float, ...]:
-  """Returns the numbers in the text of `input_mean` or `input_std`: one, one for each of three channels, or none.
+def numbers(name: str, text: str, channels: int | None = None) -> tuple[float, ...]:
+  """Returns the numbers in the text of `input_mean` or `input_std`.
+
+  Args:
+    name: of the option; for errors.
+    text: its value.
+    channels: channels of the images. Three numbers become their mean if the images have one channel.
+
+  Returns:
+    No number, one, or one for each of three channels.
 
   Raises:
     ValueError: the text is something else, or a standard deviation is not above 0.
@@ -134,7 +141,9 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
     raise ValueError(f'{name}={text!r} must be one number, or three such as 0.485,0.456,0.406')
   if name == 'input_std' and min(values) <= 0:
     raise ValueError(f'{name}={text!r} is out of range: a standard deviation must be above 0')
-  return values
+  if len(values) == 3 and channels not in (None, 1, 3):
+    raise ValueError(f'{name}={text!r} is for images of 3 channels, not {channels}')
+  return (sum(values) / 3,) if channels == 1 and len(values) == 3 else values
 
 
 def _check_value(field: dataclasses.Field, value: Any) -> None:

@@ -36,11 +36,9 @@ from googlenet_jax.model.options import Options
 
 # torchvision's `googlenet` with its auxiliary classifiers.
 TORCHVISION = Options(norm='batch', pool='torchvision', ch5x5_kernel=3, auxiliary='adaptive_pool', dropout=0.2)
-# Its published weights: `torchvision.models.googlenet(weights='IMAGENET1K_V1')` sets `transform_input`, and their
-# `transforms()` normalise images by ImageNet's mean and standard deviation.
-PUBLISHED = dataclasses.replace(
-  TORCHVISION, transform_input=True, input_mean='0.485,0.456,0.406', input_std='0.229,0.224,0.225'
-)
+# Its published weights. Their `transforms()` normalise images by ImageNet's mean and standard deviation, and their
+# network then maps them to [-1, 1] (`transform_input`). Together that is (x - 0.5) / 0.5 in each channel.
+PUBLISHED = dataclasses.replace(TORCHVISION, input_mean='0.5', input_std='0.5')
 
 NAMINGS = ('own', 'torchvision')
 COUNTER = 'num_batches_tracked'  # in PyTorch's batch normalisation; with a fixed momentum nothing depends on it
@@ -112,8 +110,6 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Description:
   auxiliary = 'adaptive_pool' if has('aux_4a', 'conv') else 'none'
   if naming == 'torchvision':
     options = dataclasses.replace(PUBLISHED, auxiliary=auxiliary)
-    if conv1[1] != 3:  # torchvision has no such network: its preparation is for colours
-      options = dataclasses.replace(options, transform_input=False, input_mean='', input_std='')
   else:
     options = Options(
       inception='reduced' if has(block, 'ch3x3_reduce') else 'naive',
