@@ -1,13 +1,18 @@
-"""GoogLeNet in JAX: trains and evaluates.
+"""GoogLeNet in JAX: trains, evaluates, predicts and explains.
 
   python main.py --config=configs/digits.py            # trains into runs/digits; ^C saves, the same command continues
   python main.py --config=configs/digits.py --config.epochs=3 --workdir=runs/short
   python main.py --mode=evaluate --workdir=runs/digits # the run knows its own recipe
+  python main.py --mode=predict --workdir=runs/digits PATH...  # files, folders, patterns; - reads a list from stdin
+  python main.py --mode=explain --workdir=runs/digits PATH...  # where in the picture the network finds what it says
+  python main.py --mode=inspect --config=configs/paper.py      # the layers, as in the paper's table 1
 
 Recipes for a laptop: configs/digits.py (a minute) and configs/fashion_fast.py (minutes). Recipes for a GPU or TPU:
 configs/fashion.py (the network of Dive into Deep Learning), configs/fashion_speed.py (short), configs/fashion_best.py
 (accurate), and configs/paper.py (ImageNet, seven networks). --config.KEY=VALUE changes a key of a recipe.
 docs/recipes.md lists all keys; googlenet_jax/recipe.py defines them.
+
+Exit status: 0; 1 if predict or explain could not read some of the pictures; 2 after a mistake, which is one line.
 """
 
 # This file has the flags, and one call for each mode. The program is in googlenet_jax/.
@@ -26,7 +31,15 @@ from googlenet_jax.host import huge_pages
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-MODES = ('train', 'evaluate')
+MODES = ('train', 'evaluate', 'predict', 'explain', 'inspect')
+READ_BY = {  # flag: modes that read it; --workdir is for all
+  'config': ('train', 'evaluate', 'inspect'),
+  'step': ('evaluate', 'predict', 'explain', 'inspect'),
+  'crops': ('evaluate', 'predict'),
+  'split': ('evaluate',),
+  'top': ('predict', 'explain'),
+  'output': ('predict', 'explain', 'inspect'),
+}
 CONFIG = flags.DEFINE_string(
   'config', None, 'Recipe, such as --config=configs/digits.py. Not needed where the workdir holds a run.'
 )
@@ -35,31 +48,41 @@ WORKDIR = flags.DEFINE_string(
 )
 MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do, such as --mode=evaluate.')
 STEP = flags.DEFINE_string(
-  'step', None, 'evaluate: step of the checkpoint, such as --step=858, or --step=best for the best on the validation '
-  'images. Default: the newest.'
+  'step', None, 'Step of the checkpoint, such as --step=858, or --step=best for the best on the validation images. '
+  'Default: the newest.'
 )  # fmt: skip
 CROPS = flags.DEFINE_list(
-  'crops', ['1', '6', '10', '144'], 'evaluate: crops per image, such as --crops=1 (quick) or --crops=1,10,144; 6 are '
-  'views of the whole image, mirrored and shifted by one pixel.'
+  'crops', None, 'evaluate: crops per image, such as --crops=1 (quick) or --crops=1,10,144; default 1,6,10,144. 6 are '
+  'views of the whole image, mirrored and shifted by one pixel. predict: one of these numbers; default 1.'
 )  # fmt: skip
 SPLIT = flags.DEFINE_enum(
   'split', 'test', ('train', 'validation', 'test'), 'evaluate: which images, such as --split=validation.'
 )
+TOP = flags.DEFINE_integer(
+  'top', None, 'predict, explain: classes per picture, such as --top=2. Default: 5, or 3 for explain.', lower_bound=1
+)
+OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict, explain, inspect: folder to write to, such as --output=answers. Default: in the workdir.'
+)
 _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 
 
-def main(argv: list[str]) -> None:
-  """Runs the chosen mode."""
+def main(argv: list[str]) -> int | None:
+  """Runs the chosen mode and returns the exit status; None is 0."""
   from googlenet_jax import recipe
   from googlenet_jax.host import cache, console, cpu_cores
-  from googlenet_jax.host.errors import UserError
 
-  if len(argv) > 1:
-    raise UserError(f'unexpected argument {argv[1]}: options are written --name=value')
-  for name in ('step', 'crops', 'split'):
-    if MODE.value == 'train' and flags.FLAGS[name].present:
-      raise UserError(f'--{name} is for --mode=evaluate')
+  check_flags(argv[1:])
   console.quieten_libraries()
+  if MODE.value == 'predict':
+    from googlenet_jax.evaluation import predict
+
+    (count,) = crops_of_flags()
+    return predict.predict_paths(workdir_of_run(), argv[1:], step_of_flags(), TOP.value or 5, count, output_of_flags())
+  if MODE.value == 'explain':
+    from googlenet_jax.evaluation import explain
+
+    return explain.explain_paths(workdir_of_run(), argv[1:], step_of_flags(), TOP.value or 3, output_of_flags())
   config = config_of_flags()
   recipe.validate(config)
   cache.use_compilation_cache()
@@ -68,10 +91,47 @@ def main(argv: list[str]) -> None:
     from googlenet_jax.evaluation import table
 
     table.evaluate_run(config, workdir_of_flags(), step_of_flags(), SPLIT.value, crops_of_flags())
+  elif MODE.value == 'inspect':
+    from googlenet_jax.evaluation import inspection
+
+    workdir = workdir_of_flags() if WORKDIR.value else None
+    inspection.inspect(config, workdir, step_of_flags(), output_of_flags())
   else:
     from googlenet_jax.training import ensemble
 
     ensemble.train_in(config, workdir_of_flags())
+  return None
+
+
+def check_flags(paths: list[str]) -> None:
+  """Refuses what the chosen mode does not read."""
+  from googlenet_jax.host.errors import UserError, one_line
+
+  mode = MODE.value
+  for name, modes in READ_BY.items():
+    if mode not in modes and flags.FLAGS[name].present:
+      raise UserError(f'--{name} is for --mode={" or ".join(modes)}, not for --mode={mode}')
+  if mode not in READ_BY['config'] and _overrides:
+    raise UserError(f'--config.{_overrides[0][0]} is not for --mode={mode}: the run knows its recipe')
+  if mode in READ_BY['top']:
+    if not paths:
+      raise UserError(f'--mode={mode} needs pictures: give files, folders, or - for a list on standard input')
+  elif paths:
+    raise UserError(f'unexpected argument {one_line(paths[0])}: options are written --name=value')
+
+
+def workdir_of_run() -> pathlib.Path:
+  """Returns --workdir, which must be given."""
+  from googlenet_jax.host.errors import UserError
+
+  if WORKDIR.value is None:
+    raise UserError('--workdir is missing: give the folder of a run, such as --workdir=runs/digits')
+  return workdir_of_flags()
+
+
+def output_of_flags() -> pathlib.Path | None:
+  """Returns --output; None if it is not given."""
+  return None if OUTPUT.value is None else pathlib.Path(OUTPUT.value).expanduser()
 
 
 def config_of_flags() -> 'ConfigDict':
@@ -82,7 +142,7 @@ def config_of_flags() -> 'ConfigDict':
   workdir = workdir_of_flags()
   if workdir is None:
     missing = '--config is missing, such as --config=configs/digits.py'
-    if MODE.value != 'train':
+    if MODE.value == 'evaluate':
       missing = '--workdir is missing: give the folder of a run, such as --workdir=runs/digits'
     raise UserError(missing)
   if CONFIG.value is not None:
@@ -93,7 +153,7 @@ def config_of_flags() -> 'ConfigDict':
     config = runs.recipe_of(workdir)
   for name, text in _overrides:
     recipe.override(config, name, text)
-  if MODE.value == 'evaluate':
+  if MODE.value == 'evaluate' or (MODE.value == 'inspect' and WORKDIR.value is not None):
     runs.check_agrees(config, workdir)
   return config
 
@@ -118,12 +178,18 @@ def step_of_flags() -> int | str | None:
 
 
 def crops_of_flags() -> list[int]:
-  """Returns --crops as ascending numbers."""
+  """Returns --crops as ascending numbers; --mode=predict takes one."""
   from googlenet_jax.data import crops
   from googlenet_jax.host.errors import UserError
 
+  several = MODE.value == 'evaluate'
+  if CROPS.value is None:
+    return list(crops.COUNTS) if several else [1]
+  given, known = ','.join(CROPS.value), ','.join(map(str, crops.COUNTS))
   if not CROPS.value or set(CROPS.value) - set(map(str, crops.COUNTS)):
-    raise UserError(f'--crops={",".join(CROPS.value)}: choose from {",".join(map(str, crops.COUNTS))}')
+    raise UserError(f'--crops={given}: choose from {known}')
+  if len(CROPS.value) > 1 and not several:
+    raise UserError(f'--crops={given}: --mode={MODE.value} takes one of {known}')
   return sorted(set(map(int, CROPS.value)))
 
 
@@ -133,6 +199,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
   rest, arguments = argv[:1], iter(argv[1:])
   for argument in arguments:
+    if argument == '--':  # names of files follow
+      rest += [argument, *arguments]
+      break
     name, equals, value = argument.lstrip('-').partition('=')
     if argument.startswith('-') and name.startswith('config.'):
       _overrides.append((name.removeprefix('config.'), value if equals else next_value(name, arguments)))

@@ -16,7 +16,7 @@ _HOMES = {
   'GoogLeNet': 'googlenet_jax.model.googlenet',
   'Options': 'googlenet_jax.model.options',
   'UserError': 'googlenet_jax.host.errors',
-  'load': 'googlenet_jax.classifier',
+  'load': 'googlenet_jax.loading',
   'train': 'googlenet_jax.training.ensemble',
 }
 __all__ = [*_HOMES]

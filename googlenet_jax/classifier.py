@@ -184,14 +184,19 @@ class Classifier:
       UserError: the network has a fully connected head; see also `probabilities`.
     """
     batch, single = self._batch(images)
+    found = self.explanations(batch, top)
+    return found[0] if single else found
+
+  def explanations(self, batch: dict[str, np.ndarray], top: int) -> list[Explanation]:
+    """Explains a batch of `on_canvas`; see `explain`."""
     maps, probabilities = self.class_maps(batch)
     found = []
-    for i, picture in enumerate(splits.pictures(batch)):
-      labels = np.argsort(-probabilities[i], kind='stable')[:top]
+    for own, row, picture in zip(maps, probabilities, splits.pictures(batch), strict=True):
+      labels = np.argsort(-row, kind='stable')[:top]
       names = tuple(self.classes[label] for label in labels)
-      own = maps[i].transpose(2, 0, 1)[labels]
-      found.append(Explanation(names, probabilities[i][labels], labels, own, picture, self.box(*picture.shape[:2])))
-    return found[0] if single else found
+      chosen, box = own[..., labels].transpose(2, 0, 1), self.box(*picture.shape[:2])
+      found.append(Explanation(names, row[labels], labels, chosen, picture, box))
+    return found
 
   def class_maps(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the maps of all classes, float32 `[B, h, w, num_classes]`, and probabilities `[B, num_classes]`.
@@ -199,17 +204,21 @@ class Classifier:
     Raises:
       UserError: the network has a fully connected head.
     """
-    if self.recipe.model.head != 'average_pool':
-      raise UserError(
-        f'model.head={self.recipe.model.head}: class activation maps need global average pooling '
-        '(model.head=average_pool), so this network cannot be explained by them'
-      )
+    self.check_explains()
     shape = (*self.stages[_last_block()][:2], len(self.classes))
     step = self._step(CLASS_MAPS)
     members = [self._in_parts(step, variables, batch, shape) for variables in self.networks]
     biases = [np.asarray(params['logits']['bias']) for params, _ in self.networks]
     logits = [maps.mean((1, 2)) + bias for maps, bias in zip(members, biases, strict=True)]
     return np.mean(members, axis=0, dtype=np.float32), mean_softmax(logits)
+
+  def check_explains(self) -> None:
+    """Raises UserError if the network has no class activation maps."""
+    if self.recipe.model.head != 'average_pool':
+      raise UserError(
+        f'model.head={self.recipe.model.head}: class activation maps need global average pooling '
+        '(model.head=average_pool), so they cannot explain this network'
+      )
 
   def box(self, height: int, width: int) -> tuple[float, float, float, float]:
     """Returns top, left, height and width of what the network sees of an image, in pixels, padding included."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from googlenet_jax.data import colour, random_keys, resample
@@ -76,6 +77,24 @@ def prepare(
       matrices.append(resample.sampling_matrix(offset * ratio, side * ratio, size, side, canvas))
     image = resample.resample(image, *matrices)
   return pad(image, padding)
+
+
+def seen(size: np.ndarray, image_size: int, padding: int = 0, resize: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+  """Returns which part of an image `prepare` turns into the network's input.
+
+  Args:
+    size: int `[2]`, height and width of the image in pixels.
+    image_size: see `prepare`.
+    padding: see `prepare`; the padding belongs to the part, so that can reach beyond the image.
+    resize: see `prepare`.
+
+  Returns:
+    Upper left corner and extent, float `[2]` each, in pixels of the image: (row, column) and (height, width).
+  """
+  side = image_size - 2 * padding
+  lengths = resized_lengths(size, round(resize * side))
+  ratio = size / lengths
+  return ((lengths - side) // 2 - padding) * ratio, image_size * ratio
 
 
 def random_shift(image: jax.Array, most: int, keys: jax.Array) -> jax.Array:

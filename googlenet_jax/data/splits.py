@@ -21,6 +21,11 @@ class Split:
   def __len__(self) -> int:
     return len(self.labels)
 
+  @property
+  def in_memory(self) -> bool:
+    """Whether the images are an array. Otherwise each use decodes them."""
+    return isinstance(self.images, np.ndarray)
+
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the examples at `indices` as one batch.
 
@@ -30,20 +35,23 @@ class Split:
     Returns:
       `image` uint8 `[n, H, W, C]`, `label` int32 `[n]`, and for images of many sizes `size` int32 `[n, 2]`.
     """
-    if isinstance(self.images, RecordImages):
-      images, sizes = self.images.fetch(indices)
-    else:
+    if self.in_memory:
       images, sizes = self.images[indices], None if self.sizes is None else self.sizes[indices]
+    else:
+      images, sizes = self.images.fetch(indices)
     return {'image': images, 'label': self.labels[indices], **({} if sizes is None else {'size': sizes})}
 
   def picture(self, index: int) -> np.ndarray:
     """Returns one image without its canvas, uint8 `[h, w, C]`."""
     return pictures(self.batch(np.array([index])))[0]
 
+  def name_of(self, index: int) -> str:
+    """Returns the file of an image, or its place such as `#7` in a set without files."""
+    return f'#{index}' if self.files is None else str(self.files[index])
+
   def take(self, indices: np.ndarray) -> 'Split':
     """Returns a split with the examples at `indices`."""
-    on_disk = isinstance(self.images, RecordImages)
-    images = self.images.take(indices) if on_disk else self.images[indices]
+    images = self.images[indices] if self.in_memory else self.images.take(indices)
     sizes, files = (None if array is None else array[indices] for array in (self.sizes, self.files))
     return Split(images, self.labels[indices], sizes, files)
 
@@ -58,6 +66,16 @@ class Dataset:
   test: Split
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]  # H, W, C
+  skipped: tuple[tuple[str, str], ...] = ()  # file and class of pictures in no split, for they cannot be read
+
+  def rows(self) -> list[tuple[str, str, str]]:
+    """Returns file, class and split of every picture; empty for a set without files."""
+    splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
+    found = []
+    for name, split in splits.items():
+      if split is not None and split.files is not None:
+        found += [(file, self.class_names[i], name) for file, i in zip(split.files, split.labels, strict=True)]
+    return found + [(file, of, 'skipped') for file, of in self.skipped]
 
 
 class RecordImages:

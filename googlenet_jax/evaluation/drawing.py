@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.textpath import text_to_path
 
+from googlenet_jax.host.errors import one_line
 from googlenet_jax.host.files import replacing
 
 # The palette of Okabe and Ito (2008): colour-blind people can tell its colours apart. One colour has one meaning.
@@ -94,8 +95,9 @@ def fit(text: str, points: float, size: float, lines: int = 1) -> str:
     lines: greatest number of lines.
 
   Returns:
-    The text with line breaks.
+    The text with line breaks; control characters and bytes that are no text become escapes.
   """
+  text = ''.join(letter if letter == '\u00a0' else one_line(letter) for letter in text)
   kept = min(len(text), int(4 * lines * points / size))  # no letter is narrower than a quarter of the font size
   while True:
     shortened = text

@@ -2,24 +2,36 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from googlenet_jax.classifier import Classifier
+from googlenet_jax.data import splits
 from googlenet_jax.data.splits import Split
-from googlenet_jax.evaluation import drawing
+from googlenet_jax.evaluation import drawing, heat_maps
 from googlenet_jax.evaluation.drawing import SMALL, TITLE, WIDTH, fit, percent, plural, user_text
-from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.sources import Found
+
+if TYPE_CHECKING:
+  from googlenet_jax.evaluation.evaluate import Evaluation  # it imports what only training and evaluation need
 
 MISTAKES = 30  # images shown at most
 ANSWERS = 18  # images in predictions.png
 
 
 def mistakes(
-  evaluation: Evaluation, split: Split, class_names: Sequence[str], path: pathlib.Path, title: str, name: str = 'test'
+  evaluation: 'Evaluation',
+  split: Split,
+  class_names: Sequence[str],
+  path: pathlib.Path,
+  title: str,
+  name: str = 'test',
+  classifier: Classifier | None = None,
 ) -> None:
-  """Shows the most confident mistakes: the index of the image, what the network said, and the true class.
+  """Shows the most confident mistakes: the file of the image, what the network said, and the true class.
 
   Args:
     evaluation: predictions for `split`.
@@ -28,29 +40,71 @@ def mistakes(
     path: the PNG to write.
     title: recipe, split and step.
     name: name of the split.
+    classifier: if it is given, and its network has class activation maps, the map for what was said is below each
+      image.
   """
-  drawing.save(_mistakes_figure(evaluation, split, class_names, title, name), path)
+  drawing.save(_mistakes_figure(evaluation, split, class_names, title, name, classifier), path)
 
 
-def _mistakes_figure(evaluation: Evaluation, split: Split, class_names: Sequence[str], title: str, name: str) -> Figure:
+def worst(evaluation: 'Evaluation') -> np.ndarray:
+  """Returns the indices of the images with a wrong answer, most confident first."""
   wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
-  worst = wrong[np.argsort(-evaluation.confidences[wrong], kind='stable')][:MISTAKES]
+  return wrong[np.argsort(-evaluation.confidences[wrong], kind='stable')]
+
+
+def _mistakes_figure(
+  evaluation: 'Evaluation',
+  split: Split,
+  class_names: Sequence[str],
+  title: str,
+  name: str,
+  classifier: Classifier | None = None,
+) -> Figure:
+  wrong = worst(evaluation)
+  shown = wrong[:MISTAKES]
   images = plural(len(evaluation.labels), f'{name} image')
   if not len(wrong):
     figure = drawing.new_figure(1.3, title)
     figure.text(0.5, 0.35, f'No mistakes in {images}.', ha='center', va='center', fontsize=TITLE)
     return figure
   captions = []
-  for index in worst:
+  for index in shown:
     said = f'said {class_names[evaluation.predictions[index]]} ({percent(evaluation.confidences[index])}),'
-    captions.append((f'#{index}', said, f'true {class_names[evaluation.labels[index]]}'))
-  shown = f'; the {len(worst)} most confident' if len(worst) < len(wrong) else ''
-  title += f'\n{plural(len(wrong), "mistake")} in {images}{shown}'
-  return _images_figure(split, worst, captions, title)
+    captions.append((split.name_of(index), said, f'true {class_names[evaluation.labels[index]]}'))
+  confident = f'; the {len(shown)} most confident' if len(shown) < len(wrong) else ''
+  title += f'\n{plural(len(wrong), "mistake")} in {images}{confident}'
+  batch, below = split.batch(shown), ()
+  if classifier is not None and classifier.recipe.model.head == 'average_pool':
+    below = heat_maps.of_said(classifier, batch, evaluation.predictions[shown])
+    title += f'\nBelow each image: {heat_maps.MEANING}'
+  return _images_figure(splits.pictures(batch), captions, title, below=below)
+
+
+def answers(shown: Sequence[tuple[np.ndarray, Found, str, float]], path: pathlib.Path, title: str) -> None:
+  """Shows pictures with the answers of the network.
+
+  Args:
+    shown: for each picture uint8 `[h, w, C]`, its name and true class, the answer, and its probability.
+    path: the PNG to write.
+    title: above the pictures.
+  """
+  drawing.save(_answers_figure(shown, title), path)
+
+
+def _answers_figure(shown: Sequence[tuple[np.ndarray, Found, str, float]], title: str) -> Figure:
+  captions, frames = [], []
+  for _, found, said, probability in shown:
+    verdict = ()
+    if found.true_class:
+      verdict = ('right' if said == found.true_class else f'wrong: {found.true_class}',)
+    captions.append((pathlib.PurePath(found.name).name, f'{said} ({percent(probability)})', *verdict))
+    frame = drawing.RIGHT if said == found.true_class else drawing.WRONG
+    frames.append(frame if found.true_class else 'none')
+  return _images_figure([pixels for pixels, *_ in shown], captions, title, frames)
 
 
 def predictions(
-  evaluation: Evaluation, split: Split, class_names: Sequence[str], path: pathlib.Path, title: str, name: str = 'test'
+  evaluation: 'Evaluation', split: Split, class_names: Sequence[str], path: pathlib.Path, title: str, name: str = 'test'
 ) -> None:
   """Shows images spread evenly over a split, each with the answer of the network and whether it is right.
 
@@ -66,7 +120,7 @@ def predictions(
 
 
 def _predictions_figure(
-  evaluation: Evaluation, split: Split, class_names: Sequence[str], title: str, name: str
+  evaluation: 'Evaluation', split: Split, class_names: Sequence[str], title: str, name: str
 ) -> Figure:
   chosen = np.unique(np.linspace(0, len(split) - 1, ANSWERS).astype(int))
   captions, frames = [], []
@@ -77,30 +131,43 @@ def _predictions_figure(
     frames.append(drawing.RIGHT if said == label else drawing.WRONG)
   title += f'\n{len(chosen)} of {plural(len(split), f"{name} image")}, evenly spread; {percent(evaluation.accuracy)}'
   title += ' of all answers are right'
-  return _images_figure(split, chosen, captions, title, frames)
+  return _images_figure(splits.pictures(split.batch(chosen)), captions, title, frames)
 
 
 def _images_figure(
-  split: Split, indices: np.ndarray, captions: Sequence[tuple[str, ...]], title: str, frames: Sequence[str] = ()
+  images: Sequence[np.ndarray],
+  captions: Sequence[tuple[str, ...]],
+  title: str,
+  frames: Sequence[str] = (),
+  below: Sequence[np.ndarray] = (),
 ) -> Figure:
-  """Shows images of a split, each below its caption; each part of a caption takes up to two lines.
+  """Shows images, each below its caption; each part of a caption takes up to two lines.
 
-  `frames` are the colours of frames around the images.
+  Args:
+    images: uint8 `[h, w, C]` each.
+    captions: one for each image.
+    title: above the images.
+    frames: colours of frames around the images; 'none' for no frame.
+    below: float `[h, w, 3]` each; pictures below the images.
   """
-  columns = 6
-  rows = -(-len(indices) // columns)
+  columns, height = 6, 1.2 * (2 if len(below) else 1)
+  rows = -(-len(images) // columns)
   texts = []
   for parts in captions:
     parts = (fit(text.replace(' %', '\u00a0%'), WIDTH / columns * 72 - 10, SMALL, 2) for text in parts)
     texts.append('\n'.join(parts))
   lines = max(text.count('\n') + 1 for text in texts)
-  figure = drawing.new_figure(0.6 + rows * (1.2 + 0.14 * lines), title)
-  for place, (index, text) in enumerate(zip(indices, texts, strict=True), start=1):
-    axes = figure.add_subplot(rows, columns, place)
-    _show_image(axes, split.picture(int(index)) / 255)
+  figure = drawing.new_figure(0.6 + 0.2 * title.count('\n') + rows * (height + 0.14 * lines), title)
+  for place, (image, text) in enumerate(zip(images, texts, strict=True)):
+    row, column = divmod(place, columns)
+    upper = figure.add_subplot(rows * 2, columns, 2 * row * columns + column + 1) if len(below) else None
+    axes = upper or figure.add_subplot(rows, columns, place + 1)
+    _show_image(axes, image / 255)
     axes.set_title(text, fontsize=SMALL, **user_text())
-    if frames:
-      axes.spines[:].set(visible=True, color=frames[place - 1], linewidth=3)
+    if frames and frames[place] != 'none':
+      axes.spines[:].set(visible=True, color=frames[place], linewidth=3)
+    if len(below):
+      _show_image(figure.add_subplot(rows * 2, columns, (2 * row + 1) * columns + column + 1), below[place])
   return figure
 
 

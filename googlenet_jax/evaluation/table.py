@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from googlenet_jax import classifier as classifier_lib
-from googlenet_jax import runs
+from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops, datasets
 from googlenet_jax.data.splits import Dataset, Split
@@ -47,12 +46,12 @@ def evaluate_run(
   """
   mesh = sharding.make_mesh()
   sharding.check_divides(config.batch_size, mesh)
-  classifier = classifier_lib.load(workdir, step, mesh)
+  classifier = loading.load(workdir, step, mesh)
   classifier.batch_size = config.batch_size
   for folder in runs.members(workdir) if len(classifier.networks) > 1 else ():
     if not runs.ended(runs.read(folder).config, folder):
       console.say(f'note: the training in {folder} has not ended')
-  dataset = datasets.load(**config.data)
+  dataset = datasets.load(**config.data, split_file=runs.split_file(runs.members(workdir)))
   split = getattr(dataset, split_name)
   if split is None:
     raise UserError('--split=validation: the recipe holds out no images (config.data.validation_examples=0)')

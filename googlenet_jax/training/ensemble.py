@@ -9,12 +9,13 @@ import jax
 from ml_collections import ConfigDict
 
 from googlenet_jax import recipe, runs
-from googlenet_jax.classifier import Classifier, load
+from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.host import cache, console, files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
+from googlenet_jax.loading import load
 from googlenet_jax.training import loop
 
 
@@ -42,6 +43,9 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
 
 def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Trains a checked recipe in a folder that no other run may use meanwhile; see `train`."""
+  if config.data.source_dir:  # the run can then be evaluated from any folder
+    config = config.copy_and_resolve_references()
+    config.data.source_dir = str(pathlib.Path(config.data.source_dir).expanduser().absolute())
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -92,10 +96,10 @@ def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) 
     return
   if single:
     loop.train(config, workdir, stop)
-  elif config.ensemble.side_by_side:
-    _train_side_by_side(left, datasets.load(**config.data), stop)
   else:
-    _train_in_turn(left, datasets.load(**config.data), stop)
+    split_file = runs.split_file([folder for _, folder in all_members])
+    dataset = datasets.load(**config.data, split_file=split_file)
+    (_train_side_by_side if config.ensemble.side_by_side else _train_in_turn)(left, dataset, stop)
   if stop.signal and not all(runs.ended(own, folder) for own, folder in left):
     stop.exit()
 

@@ -1,0 +1,119 @@
+"""`load`: makes a `Classifier` from the folder of a run, or from a file of PyTorch's weights."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from googlenet_jax import recipe, runs
+from googlenet_jax.classifier import Classifier
+from googlenet_jax.data import crops
+from googlenet_jax.host import cache, console, sharding
+from googlenet_jax.host.errors import UserError
+
+WEIGHTS = ('.pth', '.pt', '.safetensors')
+
+
+def load(
+  workdir: str | os.PathLike,
+  step: int | str | None = None,
+  mesh: Mesh | None = None,
+  classes: Sequence[str] | None = None,
+) -> Classifier:
+  """Loads what a run trained; for the workdir of an ensemble, all its members. Or loads a file of PyTorch's weights.
+
+  Args:
+    workdir: folder of the run; or a `.pth`, `.pt` or `.safetensors` file with the weights of a GoogLeNet, under the
+      names of this network or of torchvision's. The options of the network are read from the tensors.
+    step: step of the checkpoint, or 'best' for the best on the validation images. By default the newest. A
+      checkpoint that was saved before its batch statistics were computed is taken only if there is no other.
+    mesh: devices that predict; by default all devices of this process.
+    classes: names of the classes, for a file of weights, which has none. By default their numbers, as text.
+
+  Raises:
+    UserError: there is no run, no such checkpoint or file, the weights belong to another network, or the members were
+      trained by different recipes.
+  """
+  cache.use_compilation_cache()
+  workdir = pathlib.Path(workdir).expanduser()
+  mesh = mesh or sharding.make_mesh(jax.local_devices())
+  if workdir.suffix in WEIGHTS and not workdir.is_dir():
+    if step is not None:
+      raise UserError(f'{workdir} is a file of weights and has no steps: leave the step out')
+    return _load_weights(workdir, mesh, classes)
+  if classes is not None:
+    raise UserError(f'{workdir} knows its classes: classes= is for a file of weights')
+  folders = runs.members(workdir)
+  if len(folders) > 1:
+    if isinstance(step, int):
+      raise UserError(f'{workdir} is an ensemble: --step=N is for a single run; take the newest, or --step=best')
+    runs.check_alike(folders)
+  run = runs.read(folders[0])
+  classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
+  for folder in folders:
+    network, number = _read_network(classifier, folder, step)
+    classifier.networks.append(network)
+    classifier.steps.append(number)
+  return classifier
+
+
+def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str | None) -> tuple[tuple[Any, Any], int]:
+  """Reads `(params, batch_stats)` that predict, the averaged ones if there are any, and the step."""
+  from googlenet_jax.host import checkpoints  # Orbax takes a second to import
+
+  if not runs.has_checkpoints(folder):
+    raise UserError(f'{folder} holds no checkpoint yet: train first')
+  both = {'params': classifier.params_shape, 'batch_stats': classifier.batch_stats_shape}
+  wanted = {'step': jax.ShapeDtypeStruct((), jnp.int32), **both}
+  wanted['averaged'] = both if classifier.recipe.average_decay else {}
+  whole = sharding.whole(classifier.mesh)
+  wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
+  saved = checkpoints.Checkpoints(folder, read_only=True)
+  found, _ = saved.restore_whole({'network': wanted}, step, fresh_first=True)
+  network = found['network']
+  number = int(network['step'])
+  if not saved.is_fresh(number):
+    console.say(
+      f'note: step {number} in {folder} was saved before the batch statistics of its weights were computed: '
+      'its predictions are poor until the first evaluation of the run'
+    )
+  saved.close()
+  chosen = network['averaged'] or network
+  return (chosen['params'], chosen['batch_stats']), number
+
+
+def _load_weights(path: pathlib.Path, mesh: Mesh, classes: Sequence[str] | None) -> Classifier:
+  from googlenet_jax.model import torch_weights
+
+  tensors = torch_weights.read(path)
+  try:
+    what = torch_weights.describe(tensors)
+  except UserError as error:
+    raise UserError(f'{path} holds {error}') from error
+  if classes is not None and len(classes) != what.num_classes:
+    raise UserError(f'{path} has {what.num_classes} classes, and {len(classes)} names are given')
+  config = recipe_of_weights(what.options)
+  config.name = path.stem
+  names = classes or [str(number) for number in range(what.num_classes)]
+  classifier = Classifier(config, names, what.channels, [], mesh)
+  weights = torch_weights.from_torch(tensors, classifier.params_shape, classifier.batch_stats_shape, what.naming)
+  classifier.networks.append(sharding.replicate((weights.params, weights.batch_stats), mesh))
+  return classifier
+
+
+def recipe_of_weights(options: Any) -> ConfigDict:
+  """Returns a recipe for weights from elsewhere: 224 pixels out of 256, as in the paper and in torchvision.
+
+  Args:
+    options: the `Options` of the network.
+  """
+  config = recipe.default()
+  config.model.update({name: getattr(options, name) for name in config.model})
+  config.image_size = crops.PAPER_SIZE
+  config.augment.resize = crops.PAPER_SCALES[0] / crops.PAPER_SIZE
+  return config
