@@ -5,11 +5,13 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from googlenet_jax import __version__, recipe
+from googlenet_jax.data import dividing
 from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
 
@@ -123,6 +125,15 @@ def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
   before = recipe.flatten(read(members(workdir)[0]).config)
   if differing := recipe.differences(before, recipe.flatten(config), (recipe.NETWORK,), ('in the run', 'given')):
     raise UserError(f'{workdir} holds a run of another recipe ({differing}): leave --config and these keys out')
+
+
+def split_file(folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """Returns the `split.csv` that continues or evaluates a run; None for a run that saved nothing yet.
+
+  Args:
+    folders: of the members; they have the same splits.
+  """
+  return next((folder / dividing.FILE for folder in folders if has_checkpoints(folder)), None)
 
 
 # Ensembles -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Loads data sets: from TensorFlow Datasets (TFDS) without TensorFlow, or the digits that come with scikit-learn.
+"""Loads data sets: folders of pictures, TensorFlow Datasets (TFDS) without TensorFlow, scikit-learn's digits.
 
 Fashion-MNIST, MNIST and KMNIST are prepared here from their original files. Any other TFDS image classification set is
 read if it is prepared as array_record already. Otherwise TFDS prepares it, if it can do so without TensorFlow.
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from googlenet_jax.data import folder
 from googlenet_jax.data.splits import Dataset, RecordImages, Split, on_canvas
 from googlenet_jax.host import cache, console
 from googlenet_jax.host.errors import UserError
@@ -42,17 +43,25 @@ IDX_SETS = {'fashion_mnist': 'FashionMNIST', 'mnist': 'MNIST', 'kmnist': 'KMNIST
 
 
 def load(
-  name: str, source_dir: str = '', data_dir: str = '', validation_examples: int = 0, canvas: int = 512
+  name: str,
+  source_dir: str = '',
+  data_dir: str = '',
+  validation_examples: int = 0,
+  canvas: int = 512,
+  split_file: pathlib.Path | None = None,
+  **of_folder: int | float,
 ) -> Dataset:
   """Loads a data set, and prepares it first if necessary.
 
   Args:
-    name: 'digits', or the name of a TFDS image classification set such as 'fashion_mnist'.
+    name: 'folder', 'digits', or the name of a TFDS image classification set such as 'fashion_mnist'.
     source_dir: folder with the four original .gz files (fashion_mnist, mnist, kmnist). If it is empty, fashion_mnist
       uses the environment variable FASHION_MNIST_DIR.
     data_dir: folder where TFDS keeps prepared sets; empty for TFDS's default.
     validation_examples: number of training images to hold out; a fixed seed chooses them.
     canvas: side of the canvas in pixels, for sets with images of many sizes.
+    split_file: for a folder, see `folder.load`; it is read if it exists.
+    **of_folder: other arguments of `folder.load`; not for other sets.
 
   Returns:
     The data set; labels count from 0.
@@ -60,6 +69,11 @@ def load(
   Raises:
     UserError: the set is unknown, cannot be prepared, is damaged, or has no labelled images.
   """
+  if name == 'folder':
+    if split_file and not split_file.exists():
+      console.say(f'note: {split_file} is missing: the splits are the same only if the folder has not changed')
+      split_file = None
+    return folder.load(source_dir, canvas, split_file=split_file, **of_folder)
   if name == 'digits':
     if source_dir or data_dir:
       raise UserError('data.name=digits comes with scikit-learn: leave data.source_dir and data.data_dir empty')

@@ -1,7 +1,6 @@
 """Order and batches. A training batch is a pure function of (seed, step): there is no state to save."""
 
 import functools
-import os
 from collections.abc import Iterator
 
 import grain
@@ -9,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from googlenet_jax.data.splits import RecordImages, Split
+from googlenet_jax.data import decoding
+from googlenet_jax.data.splits import Split
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 
-DECODERS = 16  # most threads, each working on its own batch
 PREFETCH = 4  # batches prepared ahead; more only costs memory
 NO_END = 2**31 - 1  # steps: more than anybody takes
 
@@ -115,6 +114,6 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
 def _prepared_ahead(batches: grain.MapDataset, split: Split) -> grain.DatasetIterator:
   """Iterates over the batches of a split, prepared by threads."""
   # One thread is enough for images in memory. Images on disk must be decoded.
-  threads = min(os.cpu_count() or 1, DECODERS) if isinstance(split.images, RecordImages) else 1
+  threads = 1 if split.in_memory else decoding.threads()
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
   return iter(batches.to_iter_dataset(options))

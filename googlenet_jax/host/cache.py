@@ -38,18 +38,31 @@ def arrays(
     read: reads the sources and returns named arrays.
   """
   place = hashlib.sha256(str(sources[0].resolve()).encode()).hexdigest()[:8]
-  path = folder() / f'{name}_{place}.npz'
+  name = f'{name}_{place}'
   state = str([(source.name, source.stat().st_size, source.stat().st_mtime_ns) for source in sources])
+  kept = read_file(name)
+  if kept is not None and kept.pop('of', None) == state:
+    return kept
+  found = read()
+  write_file(name, {'of': np.array(state), **found})
+  return found
+
+
+def read_file(name: str) -> dict[str, np.ndarray] | None:
+  """Returns the arrays that `write_file` kept; None if there are none, or the file is damaged."""
   with (
     contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),  # missing or damaged
-    path.open('rb') as file,
+    (folder() / f'{name}.npz').open('rb') as file,
     np.load(file, allow_pickle=False) as kept,
   ):
-    if kept['of'] == state:
-      return {key: kept[key] for key in kept if key != 'of'}
-  found = read()
-  with contextlib.suppress(OSError):  # on a full disk the next run reads the sources again
+    return {key: kept[key] for key in kept}
+  return None
+
+
+def write_file(name: str, found: dict[str, np.ndarray]) -> None:
+  """Keeps arrays by name. On a full disk nothing is kept, and the next run reads the sources again."""
+  path = folder() / f'{name}.npz'
+  with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open('wb') as file:
-      np.savez(file, of=state, **found)
-  return found
+      np.savez(file, **found)

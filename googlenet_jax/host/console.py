@@ -187,7 +187,7 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def waiting(text: str, expectation: str = '') -> Iterator[Stopwatch]:
+def waiting(text: str, expectation: str = '', status: Callable[[], str] | None = None) -> Iterator[Stopwatch]:
   """Tells the user what a silent stretch of work does and for how long it has lasted.
 
   A terminal shows one line whose seconds count up. Elsewhere a line is printed at once, another every 30 seconds,
@@ -196,6 +196,7 @@ def waiting(text: str, expectation: str = '') -> Iterator[Stopwatch]:
   Args:
     text: what is done, such as 'compiling the training step'.
     expectation: how long it takes, such as 'once; later about 10 s'.
+    status: returns how far the work is, such as '1,200 of 3,670'.
 
   Yields:
     A stopwatch. After the block its `seconds` is the duration of the block.
@@ -204,15 +205,19 @@ def waiting(text: str, expectation: str = '') -> Iterator[Stopwatch]:
   watch, begin, done = Stopwatch(), time.perf_counter(), threading.Event()
   opening = f'{text} ({expectation})' if expectation else text
 
+  def so_far() -> str:
+    done = f'{status()}, ' if status else ''
+    return f' ... {done}{time.perf_counter() - begin:.0f} s'
+
   def counting(line: _LiveLine, width: int) -> str:
-    seconds = f' ... {time.perf_counter() - begin:.0f} s'
+    seconds = so_far()
     what = next((words for words in (opening, text) if len(words + seconds) <= width), text)
     return what[: max(width - len(seconds), 0)] + seconds
 
   def tick() -> None:
     while not done.wait(QUIET_SECONDS if line.disable else LIVE_SECONDS):
       if line.disable:
-        say(f'{text} ... {time.perf_counter() - begin:.0f} s')
+        say(f'{text}{so_far()}')
       else:
         line.refresh()
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax.data import pipeline
-from googlenet_jax.data.splits import RecordImages, Split
+from googlenet_jax.data.splits import Split
 from googlenet_jax.host import console, sharding
 from googlenet_jax.training.state import TrainState
 
@@ -28,7 +28,7 @@ RESIDENT_BYTES = 2**30
 
 def is_small(split: Split) -> bool:
   """Returns whether a data set is in memory and small enough to lie on every device."""
-  return not isinstance(split.images, RecordImages) and split.images.nbytes <= RESIDENT_BYTES
+  return split.in_memory and split.images.nbytes <= RESIDENT_BYTES
 
 
 def most_steps(config: ConfigDict, split: Split, multiply_adds: int, mesh: Mesh) -> int:

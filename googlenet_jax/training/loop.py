@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from googlenet_jax import runs
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.data import datasets, pipeline
+from googlenet_jax.data import datasets, dividing, pipeline
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.evaluation import statistics
 from googlenet_jax.evaluation.evaluate import Evaluation, evaluate
@@ -79,6 +79,8 @@ def train(
     console.say(line)
   if step < plan.last_step:  # a run that has ended keeps the recipe that trained it
     runs.write(workdir, runs.Run(config, classifier.classes, plan.dataset.image_shape))
+    if rows := plan.dataset.rows():
+      dividing.write(workdir, rows)
 
   # Train -------------------------------------------------------------------------------------------------------------
   with contextlib.closing(MetricsLog(workdir, step)) as log:
@@ -171,7 +173,7 @@ def train_steps(
 def make_plan(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, dataset: Dataset | None) -> Plan:
   """Loads the data set, and works out the length of the run, its learning rate and its optimizer."""
   sharding.check_divides(config.batch_size, mesh, config.micro_batches)
-  dataset = dataset or datasets.load(**config.data)
+  dataset = dataset or datasets.load(**config.data, split_file=runs.split_file([workdir]))
   steps_per_epoch = pipeline.steps_per_epoch(len(dataset.train), config.batch_size)
   last_step = config.epochs * steps_per_epoch
   learning_rate_fn = optimizers.learning_rate_schedule(config, steps_per_epoch)

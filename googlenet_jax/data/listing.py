@@ -1,0 +1,327 @@
+"""Finds the pictures of a folder `DIR/CLASS/*` or `DIR/{train,validation,test}/CLASS/*`, and looks at their headers."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import pathlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from googlenet_jax.data import pictures
+from googlenet_jax.host import cache, console
+from googlenet_jax.host.errors import UserError, one_line
+
+SPLITS = ('train', 'validation', 'test')
+SPLIT_FOLDERS = {
+  'train': 'train',
+  'validation': 'validation',
+  'val': 'validation',
+  'valid': 'validation',
+  'test': 'test',
+}
+NO_DATA = {'thumbs.db', 'desktop.ini'}  # left by file managers
+THREADS = 8  # they wait for the disk; more did not help
+MANY = 2000  # new pictures: looking at them takes long enough to say so
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """The pictures of a folder, sorted by class and file."""
+
+  files: list[str]  # relative to the folder, with /
+  classes: list[str]  # of each file
+  splits: list[str]  # of each file: that of its folder; '' where the folder has none
+  notes: list[str]  # what a person should know
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What headers and bytes say of pictures."""
+
+  sides: np.ndarray  # int32 [N], longer side in pixels; 0 for a file that cannot be read
+  grey: np.ndarray  # bool [N]
+  digests: list[bytes]  # equal for equal files; empty for a file whose size no other has
+  reasons: dict[int, str]  # why a file cannot be read, by its index
+
+
+def same_name(name: str) -> str:
+  """Returns the form of a name that is the same on every machine: macOS writes accents as characters of their own."""
+  return unicodedata.normalize('NFC', name)
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
+def find(root: pathlib.Path) -> Listing:
+  """Lists the pictures of a folder.
+
+  Links are followed. Hidden files and folders, and files with other endings, are no pictures.
+
+  Args:
+    root: the folder.
+
+  Raises:
+    UserError: the folder is missing or has another form, or fewer than two classes.
+  """
+  _check(root)
+  walk = _Walk(root)
+  inner, direct = walk.children(root)
+  splits = {name: SPLIT_FOLDERS[name.lower()] for name in inner if name.lower() in SPLIT_FOLDERS}
+  if 'train' not in splits.values():
+    if splits and len(splits) == len(inner):
+      raise UserError(f'{one_line(root)} has {_names(inner)}, but no folder train: name the training pictures train')
+    if splits:
+      walk.notes.append(f'{_names(splits)} is a class, because there is no folder train')
+    rows = walk.classes(root, '')
+    where = 'DIR/CLASS/*'
+  else:
+    if others := sorted(set(inner) - set(splits)):
+      raise UserError(
+        f'{one_line(root)} has {_names(splits)} and also {_names(others)}: classes belong below each split, such as '
+        f'train/{one_line(others[0])}'
+      )
+    if len(set(splits.values())) < len(splits):
+      raise UserError(f'{one_line(root)} has {_names(splits)}, which are two names of one split: join them')
+    rows = [row for name, split in sorted(splits.items()) for row in walk.classes(root / name, split)]
+    where = 'DIR/train/CLASS/*'
+  if direct:
+    walk.notes.append(f'{direct} pictures lie directly in {one_line(root)}, in no class: they are left out')
+  if not rows:
+    raise UserError(f'{one_line(root)} has no pictures in the form {where}{walk.other_endings()}: {_form(root, inner)}')
+  if len(found := {row[0] for row in rows}) < 2:
+    raise UserError(
+      f'{one_line(root)} has one class, {one_line(*found)}: a classifier needs two folders of pictures or more'
+    )
+  if endings := walk.other_endings():
+    walk.notes.append(endings.removeprefix(', only '))
+  rows.sort(key=lambda row: (row[0], same_name(row[1]), row[1]))
+  classes, files, of = (list(column) for column in zip(*rows, strict=True))
+  return Listing(files, classes, of, [*_hint(root), *walk.notes])
+
+
+def _check(root: pathlib.Path) -> None:
+  try:
+    kind = 'there is no such folder' if not root.exists() else '' if root.is_dir() else 'it is a file'
+  except OSError as error:
+    kind = error.strerror
+  if kind:
+    raise UserError(f'config.data.source_dir={one_line(root)}: {kind}; give the folder that holds a folder per class')
+
+
+def _form(root: pathlib.Path, inner: Sequence[str]) -> str:
+  if len(inner) == 1:
+    return f'give --config.data.source_dir={one_line(root / inner[0])} if that is the folder of the classes'
+  return 'put the pictures of each class into a folder with its name'
+
+
+def _hint(root: pathlib.Path) -> list[str]:
+  """Asks whether the folder of one split was meant to be the whole."""
+  if root.name.lower() not in SPLIT_FOLDERS:
+    return []
+  beside = [n for n in SPLIT_FOLDERS if n != root.name.lower() and (root.parent / n).is_dir()]
+  if not beside:
+    return []
+  return [
+    f'{one_line(root)} looks like one split of {one_line(root.parent)}: with --config.data.source_dir='
+    f'{one_line(root.parent)} the pictures in {_names(beside)} would be used too'
+  ]
+
+
+def _names(names: Iterable[str]) -> str:
+  names = sorted(names)
+  return ', '.join(f'{one_line(name)}/' for name in names[:5]) + (', ...' if names[5:] else '')
+
+
+class _Walk:
+  """Reads folders, and collects what it left out."""
+
+  def __init__(self, root: pathlib.Path):
+    self._root, self.notes, self._endings = root, [], collections.Counter()
+    self._above = {_identity(root)}
+
+  def other_endings(self) -> str:
+    """Returns how many files had which endings that are not those of pictures; empty if there were none."""
+    if not self._endings:
+      return ''
+    most = ', '.join(f'{count} {one_line(ending)}' for ending, count in self._endings.most_common(4))
+    return f', only files that are no pictures: {most}{", ..." if len(self._endings) > 4 else ""}'
+
+  def _entries(self, folder: pathlib.Path | str) -> tuple[list[os.DirEntry], list[str]]:
+    """Returns the folders in a folder, and the names of its pictures. One that cannot be opened becomes a note."""
+    folders, names = [], []
+    try:
+      with os.scandir(folder) as entries:
+        for entry in entries:
+          if entry.name.startswith('.'):
+            continue
+          if _is_folder(entry):
+            folders.append(entry)
+          elif pictures.is_picture_name(entry.name):
+            names.append(entry.name)
+          elif entry.name.lower() not in NO_DATA:
+            self._endings[os.path.splitext(entry.name)[1].lower() or 'without ending'] += 1
+    except OSError as error:
+      self.notes.append(f'{one_line(folder)} cannot be opened ({error.strerror}): its pictures are left out')
+    return sorted(folders, key=lambda entry: entry.name), names
+
+  def children(self, folder: pathlib.Path) -> tuple[list[str], int]:
+    """Returns the names of the folders in a folder, and the number of pictures directly in it."""
+    folders, names = self._entries(folder)
+    return [entry.name for entry in folders], len(names)
+
+  def classes(self, parent: pathlib.Path, split: str) -> list[tuple[str, str, str]]:
+    """Returns class, file and split of every picture in the class folders of a folder."""
+    folders, direct = self._entries(parent)
+    if direct and split:
+      self.notes.append(f'{len(direct)} pictures lie directly in {one_line(parent)}, in no class: they are left out')
+    self._above.add(_identity(parent))
+    rows, spellings = [], set()
+    for entry in folders:
+      name = same_name(entry.name)
+      if not name.isprintable():
+        raise UserError(f'{one_line(entry.path)}: the name of a class cannot be printed: rename the folder')
+      if name in spellings:
+        raise UserError(f'{one_line(parent)} has two folders {name} in two Unicode forms: join them')
+      spellings.add(name)
+      before = len(self.notes)
+      files = self._below(entry)
+      rows += [(name, file, split) for file in files]
+      if not files and len(self.notes) == before:
+        self.notes.append(f'{one_line(entry.path)} has no pictures: it is no class')
+    return rows
+
+  def _below(self, top: os.DirEntry) -> list[str]:
+    """Returns the pictures below a class folder, however deep. Each real folder counts once: links may form loops."""
+    seen, left, files = set(self._above), [top.path], []
+    while left:
+      path = left.pop()
+      identity = _identity(path)
+      if identity in seen:
+        self.notes.append(f'{one_line(path)} is a link to a folder that is read already: it is left out')
+        continue
+      seen.add(identity)
+      folders, names = self._entries(path)
+      if path == top.path and any(entry.name.lower() == 'train' for entry in folders):
+        raise UserError(
+          f'{one_line(path)} holds {_names(entry.name for entry in folders)}: splits belong above the classes, such as '
+          f'{one_line(self._root)}/train/{one_line(top.name)}; if {one_line(top.name)} is the folder of all pictures, '
+          f'give --config.data.source_dir={one_line(path)}'
+        )
+      left += [entry.path for entry in reversed(folders)]
+      start = os.path.relpath(path, self._root).replace(os.sep, '/')
+      files += [f'{start}/{name}' for name in names]
+    return files
+
+
+def _identity(folder: str | os.PathLike) -> tuple[int, int]:
+  status = os.stat(folder)
+  return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a loop of links: opening it as a picture says so
+    return False
+
+
+# Looking -------------------------------------------------------------------------------------------------------------
+
+
+def look(root: pathlib.Path, files: Sequence[str]) -> Look:
+  """Reads the headers of pictures, and the bytes of those that have the size of another one.
+
+  What was found is kept in the cache by path, size and time of change, so the next start only asks for those.
+
+  Args:
+    root: the folder.
+    files: relative to it.
+  """
+  states = _states(root, files)  # int64 [N, 2]: bytes, time
+  known = _Known(root)
+  headers = [known.get(file, state) for file, state in zip(files, states.tolist(), strict=True)]
+  sizes = collections.Counter(states[:, 0].tolist())
+  twins = [sizes[size] > 1 and size > 0 for size in states[:, 0].tolist()]
+  new = [i for i, header in enumerate(headers) if header is None or (twins[i] and not header[2])]
+  reasons = {}
+
+  def examine(i: int) -> None:
+    path = os.path.join(root, files[i])
+    try:
+      height, width, grey = pictures.header(path)
+      headers[i] = max(height, width), grey, _digest(path) if twins[i] else b''
+    except (UserError, OSError) as error:
+      headers[i] = 0, False, b''
+      reasons[i] = str(error)
+
+  if len(new) > MANY:
+    done = []
+    with console.waiting(f'looking at {len(new):,} new pictures', 'once', lambda: f'{len(done):,} so far'):
+      _in_threads(lambda i: done.append(examine(i)), new)
+  else:
+    _in_threads(examine, new)
+  if new:
+    known.keep(files, states, headers)
+  sides, grey, digests = zip(*headers, strict=True)
+  return Look(np.array(sides, np.int32), np.array(grey, bool), list(digests), dict(sorted(reasons.items())))
+
+
+def _in_threads(work, items: Sequence[int]) -> None:
+  parts = [items[start : start + 256] for start in range(0, len(items), 256)]
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    for _ in pool.map(lambda part: [work(item) for item in part], parts):
+      pass
+
+
+def _states(root: pathlib.Path, files: Sequence[str]) -> np.ndarray:
+  states = np.zeros((len(files), 2), np.int64)
+  for i, file in enumerate(files):
+    try:
+      status = os.stat(os.path.join(root, file))
+      states[i] = status.st_size, status.st_mtime_ns
+    except OSError:  # a link to nothing: reading its header says so
+      pass
+  return states
+
+
+def _digest(path: str) -> bytes:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').digest()
+
+
+class _Known:
+  """What earlier starts found out about the pictures of a folder."""
+
+  def __init__(self, root: pathlib.Path):
+    self._name = f'folder_{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}'
+    kept = cache.read_file(self._name)
+    self._rows = {}
+    if kept is not None and kept.keys() >= {'files', 'states', 'sides', 'grey', 'digests'}:
+      files = os.fsdecode(kept['files'].tobytes()).split('\0')
+      columns = (kept[name].tolist() for name in ('states', 'sides', 'grey'))
+      rows = zip(files, *columns, kept['digests'], strict=True)
+      self._rows = {file: (state, side, grey, digest.tobytes()) for file, state, side, grey, digest in rows}
+
+  def get(self, file: str, state: list[int]) -> tuple[int, bool, bytes] | None:
+    """Returns side, greyness and digest of a file that has not changed; None for any other."""
+    row = self._rows.get(file)
+    return (row[1], row[2], row[3] if any(row[3]) else b'') if row and row[0] == state else None
+
+  def keep(self, files: Sequence[str], states: np.ndarray, headers: Sequence[tuple[int, bool, bytes]]) -> None:
+    """Keeps what is known of the files that can be read; the others are looked at again the next time."""
+    good = [i for i, header in enumerate(headers) if header[0]]
+    digests = b''.join(headers[i][2] or bytes(32) for i in good)
+    cache.write_file(
+      self._name,
+      {
+        'files': np.frombuffer(os.fsencode('\0'.join(files[i] for i in good)), np.uint8),
+        'states': states[good],
+        'sides': np.array([headers[i][0] for i in good], np.int32),
+        'grey': np.array([headers[i][1] for i in good], bool),
+        'digests': np.frombuffer(digests, np.uint8).reshape(-1, 32),
+      },
+    )
