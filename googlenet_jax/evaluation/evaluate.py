@@ -31,6 +31,12 @@ class Evaluation:
     return np.exp(self.log_probabilities.max(-1))
 
   @property
+  def mistakes(self) -> np.ndarray:
+    """int64 `[M]`: indices of the images with a wrong answer, most confident first."""
+    wrong = np.flatnonzero(self.predictions != self.labels)
+    return wrong[np.argsort(-self.confidences[wrong], kind='stable')]
+
+  @property
   def accuracy(self) -> float:
     """Share of the images whose predicted class is right."""
     return float(np.mean(self.predictions == self.labels))
@@ -52,6 +58,13 @@ class Evaluation:
     classes = self.log_probabilities.shape[1]
     flat = self.labels.astype(np.int64) * classes + self.predictions
     return np.bincount(flat, minlength=classes**2).reshape(classes, classes)
+
+  def confused_pairs(self, most: int) -> list[tuple[int, int]]:
+    """Returns true class and prediction of the most frequent mistakes, most frequent first."""
+    counts = self.confusion
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind='stable')[:most]
+    return [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
 
   @property
   def per_class_accuracy(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from googlenet_jax import loading
 from googlenet_jax.classifier import Explanation
@@ -19,6 +20,7 @@ from googlenet_jax.host.errors import UserError, one_line
 LONGEST_NAME = 200  # bytes of the name of a file; file systems take 255
 WIDE = 1.8  # width divided by height: pictures at least so wide stand below each other
 PANEL_ROWS = (0.5, 6.0)  # inches: least and greatest height of a row of panels
+BAR_ROW = 1.1  # inches: height of the colour bar with its texts
 
 
 def explain_paths(
@@ -51,7 +53,8 @@ def explain_paths(
   if folder is None:
     raise UserError('the pictures of --mode=explain have no place: give --output=DIR')
   names, unread = FileNames(), 0
-  whose = f'the mean of {len(classifier.networks)} networks in {workdir}' if classifier.networks[1:] else f'{workdir}'
+  count = f'mean over {len(classifier.networks)} networks in ' if classifier.networks[1:] else ''
+  whose = f'class activation maps, {count}{workdir}'
 
   def compute(batch):
     return classifier.explanations(batch, top)
@@ -100,39 +103,45 @@ def explanation_figure(explanation: Explanation, found: Found, whose: str) -> Fi
   height, width = picture.shape[:2]
   wide = width >= WIDE * height
   rows, columns = (count + 1, 1) if wide else (-(-(count + 1) // 4), min(count + 1, 4))
-  panel = (WIDTH - 0.4) / columns * height / width + 0.55
+  panel = (WIDTH - 0.4) / columns * height / width + 0.35
   panel = min(max(panel, PANEL_ROWS[0]), PANEL_ROWS[1])
-  title = f'{found.name}' + (f' (true class: {found.true_class})' if found.true_class else '')
-  figure = drawing.new_figure(1.75 + rows * panel, f'{one_line(title)}\n{whose}')
-  axes = figure.subplots(rows, columns, squeeze=False).flat
+  title = f'{one_line(found.name)}{f" (true class: {one_line(found.true_class)})" if found.true_class else ""}'
+  figure = drawing.new_figure(rows * panel + BAR_ROW + 0.6, f'{title}\n{whose}')
+  above, below = figure.subfigures(2, 1, height_ratios=(rows * panel, BAR_ROW))
+  places = above.subplots(rows, columns, squeeze=False).ravel()
+  for axes in places:
+    axes.set_axis_off()
+  axes, *others = places
+  _show(axes, picture / 255 if picture.dtype == np.uint8 else picture, 'the picture', columns)
+  top, left, tall, broad = explanation.box
+  if tall < height or broad < width:
+    axes.add_patch(Rectangle((left - 0.5, top - 0.5), broad, tall, fill=False, color=drawing.TEST, linewidth=1.5))
   scale = float(np.abs(explanation.maps).max())
-  for own in axes:
-    own.set_axis_off()
-  show(axes[0], picture / 255 if picture.dtype == np.uint8 else picture, 'the picture', columns)
-  for own, name, probability, heat in zip(
-    axes[1:], explanation.names, explanation.probabilities, explanation.maps, strict=False
-  ):
+  shown = zip(explanation.names, explanation.probabilities, explanation.maps, strict=True)
+  for axes, (name, probability, heat) in zip(others, shown, strict=False):
     caption = f'{name} ({percent(probability)})'.replace(' %', '\u00a0%')
-    show(own, heat_maps.overlay(picture, heat, explanation.box, scale), caption, columns)
-  _colour_bar(figure, scale, explanation.maps.shape[1:])
+    _show(axes, heat_maps.overlay(picture, heat, explanation.box, scale), caption, columns)
+  _draw_bar(below.add_subplot(), scale, explanation.maps.shape[1:])
   return figure
 
 
-def show(axes: Axes, image: np.ndarray, caption: str, columns: int) -> None:
-  """Shows an image `[h, w, C]` below its caption."""
+def _show(axes: Axes, image: np.ndarray, caption: str, columns: int) -> None:
+  """Shows an image `[h, w, C]` in [0, 1] below its caption."""
   axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=1)
   axes.set_title(fit(caption, (WIDTH - 0.4) / columns * 72 - 10, NORMAL, 2), fontsize=NORMAL, **user_text())
 
 
-def _colour_bar(figure: Figure, scale: float, shape: tuple[int, int]) -> None:
+def _draw_bar(axes: Axes, scale: float, shape: tuple[int, int]) -> None:
+  """Draws the colour bar, and says what it means."""
   values = np.linspace(-1, 1, 256)[None]
-  bar = figure.add_axes((0.25, 0.0, 0.5, 0.05))
-  bar.imshow(heat_maps.blended(np.full_like(values, 0.6), values), aspect='auto', extent=(-scale, scale, 0, 1))
-  bar.set_yticks([])
-  bar.tick_params(labelsize=SMALL)
-  cells = 'one cell: it says nothing about places' if shape == (1, 1) else f'{shape[0]}x{shape[1]} cells'
-  bar.set_xlabel(
-    f'against the class | for the class: what each place adds to its score (the mean, plus a constant, is the logit)\n'
-    f'a map has {cells}; pale parts of a picture were not seen by the network',
+  axes.imshow(heat_maps.blended(np.full_like(values, 0.6), values), aspect='auto', extent=(-scale, scale, 0, 1))
+  axes.set_yticks([])
+  axes.set_box_aspect(0.04)
+  axes.tick_params(labelsize=SMALL)
+  axes.set_title('purple: speaks against the class; orange: speaks for it', fontsize=SMALL)
+  cells = 'one cell and cannot tell places apart' if shape == (1, 1) else f'{shape[0]}x{shape[1]} cells'
+  axes.set_xlabel(
+    'The mean over a map, plus a constant of the class, is the logit of the class.\n'
+    f'A map has {cells}. What lies outside the frame, pale in the maps, the network did not see.',
     fontsize=SMALL,
   )

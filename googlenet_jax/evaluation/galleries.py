@@ -46,12 +46,6 @@ def mistakes(
   drawing.save(_mistakes_figure(evaluation, split, class_names, title, name, classifier), path)
 
 
-def worst(evaluation: 'Evaluation') -> np.ndarray:
-  """Returns the indices of the images with a wrong answer, most confident first."""
-  wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
-  return wrong[np.argsort(-evaluation.confidences[wrong], kind='stable')]
-
-
 def _mistakes_figure(
   evaluation: 'Evaluation',
   split: Split,
@@ -60,7 +54,7 @@ def _mistakes_figure(
   name: str,
   classifier: Classifier | None = None,
 ) -> Figure:
-  wrong = worst(evaluation)
+  wrong = evaluation.mistakes
   shown = wrong[:MISTAKES]
   images = plural(len(evaluation.labels), f'{name} image')
   if not len(wrong):

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import splits
 
-# Orange and purple differ for people with every kind of colour blindness.
-COLOURS = matplotlib.colormaps['PuOr_r']
+# Purple and orange: people with every kind of colour blindness can tell them apart, and one is darker.
+COLOURS = LinearSegmentedColormap.from_list('for_and_against', ['#4B2A99', '#999999', '#FF8A00'])
 LEAST, MOST = 160, 512  # pixels: small pictures are enlarged to show a smooth map, large ones shrunk
 STRONGEST = 0.8  # share of the colour where the map is strongest; the rest is the picture in grey
 UNSEEN = 0.75  # share of white where the network did not look

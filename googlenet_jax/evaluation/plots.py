@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from googlenet_jax.data import crops
-from googlenet_jax.evaluation import drawing
+from googlenet_jax.evaluation import drawing, report
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, fit, percent, plural, user_text
 from googlenet_jax.evaluation.evaluate import Evaluation
 
@@ -136,7 +136,7 @@ def _confusion_figure(evaluation: Evaluation, class_names: Sequence[str], title:
         text = f'{count}\n{percent(shares[row, column])}' if classes <= CELL_SHARES else _short(count)
         axes.text(column, row, text, ha='center', va='center', fontsize=SMALL)
   else:
-    pairs = _confused_pairs(counts)
+    pairs = evaluation.confused_pairs(PAIRS)
     heights = 5.6, 0.7 + 0.23 * len(pairs)
     figure = drawing.new_figure(sum(heights) + 0.4, title)
     above, below = figure.subfigures(2, 1, height_ratios=heights)
@@ -193,13 +193,6 @@ def _draw_cells(axes: Axes, shares: np.ndarray) -> None:
   drawing.label_axes(axes, 'number of the predicted class', 'number of the true class')
 
 
-def _confused_pairs(counts: np.ndarray) -> list[tuple[int, int]]:
-  """True class and prediction of the most frequent mistakes, most frequent first."""
-  wrong = counts - np.diag(np.diag(counts))
-  order = np.argsort(-wrong, axis=None, kind='stable')[:PAIRS]
-  return [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
-
-
 def _draw_pairs(axes: Axes, pairs: Sequence[tuple[int, int]], counts: np.ndarray, class_names: Sequence[str]) -> None:
   """Draws a bar for each pair of classes."""
   if not pairs:
@@ -216,6 +209,46 @@ def _draw_pairs(axes: Axes, pairs: Sequence[tuple[int, int]], counts: np.ndarray
   for place, ((true, _), size) in enumerate(zip(pairs, sizes, strict=True)):
     text = f'{size} of {counts[true].sum()} ({percent(size / counts[true].sum())})'
     axes.annotate(text, (size, place), (4, 0), textcoords='offset points', va='center', fontsize=SMALL)
+
+
+# Two classes ----------------------------------------------------------------------------------------------------------
+
+
+def two_classes(evaluation: Evaluation, class_names: Sequence[str], path: pathlib.Path, title: str) -> None:
+  """Draws the ROC curve and the precision-recall curve of each of two classes.
+
+  Args:
+    evaluation: the answers.
+    class_names: both names.
+    path: the PNG to write.
+    title: recipe, split and step.
+  """
+  drawing.save(_two_classes_figure(evaluation, class_names, title), path)
+
+
+def _two_classes_figure(evaluation: Evaluation, class_names: Sequence[str], title: str) -> Figure:
+  figure = drawing.new_figure(4.4, title)
+  left, right = figure.subplots(1, 2)
+  scores = report.two_classes(evaluation)
+  styles = {'color': drawing.ENSEMBLE, 'ls': '-'}, {'color': drawing.ONE_MODEL, 'ls': '--'}
+  for label, sign in ((0, -1), (1, 1)):
+    positive, name = evaluation.labels == label, fit(class_names[label], 110, SMALL)
+    # The area below the ROC curve is the same for both classes.
+    for axes, curve in (
+      (left, report.roc(positive, sign * scores)),
+      (right, report.precision_recall(positive, sign * scores)),
+    ):
+      axes.plot(curve.x, curve.y, label=f'{name}: area {curve.area:.4f}', lw=1.8, clip_on=False, **styles[label])
+  drawing.label_axes(left, 'false positive rate (share of the others)', 'true positive rate (share found)')
+  drawing.label_axes(right, 'recall (share found)', 'precision (share of the found that are right)')
+  left.plot([0, 1], [0, 1], color=drawing.LEARNING_RATE, lw=0.8, ls=':')
+  left.set_title('ROC', fontsize=NORMAL)
+  right.set_title('precision and recall', fontsize=NORMAL)
+  for axes, place in ((left, 'lower right'), (right, 'lower left')):
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect='equal')
+    axes.grid(alpha=0.3)
+    axes.legend(loc=place, prop={'size': SMALL, 'family': user_text()['family']})
+  return figure
 
 
 # Table ----------------------------------------------------------------------------------------------------------------

@@ -240,8 +240,12 @@ class _Gallery:
     if not files.is_writer():
       return
     from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
+    from googlenet_jax.evaluation.drawing import plural
 
-    title = f'{len(self._answers)} of {count.read} pictures, evenly spread, and the answers of {workdir}'
+    spread = f'{len(self._answers)} of ' if len(self._answers) < count.read else ''
+    title = (
+      f'{spread}{plural(count.read, "picture")}{", evenly spread," if spread else ""} and the answers of {workdir}'
+    )
     title += f'\n{count.accuracy()}' if count.known else ''
     shown = [
       (answer.picture.pixels, answer.picture.found, classes[answer.labels[0]], float(answer.probabilities[0]))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,12 +14,15 @@ from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops, datasets
 from googlenet_jax.data.splits import Dataset, Split
-from googlenet_jax.evaluation import evaluate
+from googlenet_jax.evaluation import evaluate, report
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files, sharding
 from googlenet_jax.host.errors import UserError
 
 TOP = 5
+PRINTED = 20  # most classes whose accuracy and confusions are printed
+PAIRS = 5  # confused pairs that are printed
+PAIRS_KEPT = 20  # those in evaluation.json
 HEAD = ('models', 'crops', 'cost', 'top-1 error', f'top-{TOP} error', 'gain in top-1', f'gain in top-{TOP}')
 LONG_SECONDS = 10.0
 
@@ -32,7 +36,7 @@ def evaluate_run(
 ) -> None:
   """Evaluates a run, or all members of an ensemble; prints the result and writes it into the workdir.
 
-  `evaluation.json` holds everything, `table.md` and `table.png` the table.
+  `evaluation.json` holds everything, `table.md` and `table.png` the table, and `report.write` writes the rest.
 
   Args:
     config: the recipe of the run; batch size and paths may differ.
@@ -62,14 +66,19 @@ def evaluate_run(
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
   console.say(title)
 
+  written = ['evaluation.json', 'table.md', 'table.png']
+
   def write(rows: Sequence[dict[str, Any]], result: Evaluation) -> None:
     _write(workdir, classifier.recipe.name or workdir.name, rows, result, dataset, split_name, last, title)
+    if len(rows) == len({1, len(classifier.networks)}):  # the first number of crops: later ones change nothing here
+      maps = classifier if jax.process_count() == 1 else None
+      written.extend(report.write(result, split, dataset.class_names, workdir, title, split_name, maps))
 
   rows = evaluate_crops(classifier, dataset, split, crop_counts, write)
   console.say('\n' + markdown(rows))
   if len(classifier.networks) > 1:
     console.say('The rows for one model are the mean over the members, with the lowest and the highest in brackets.')
-  console.say(f'written to {workdir}: evaluation.json, table.md, table.png')
+  console.say(f'written to {workdir}: {", ".join(written)}')
 
 
 def evaluate_crops(
@@ -151,11 +160,31 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def answers(result: Evaluation, class_names: Sequence[str], models: int, crop_count: int) -> str:
-  """Returns accuracy by class, the confusion matrix and the accuracy over all, as text."""
-  width = max(map(len, class_names))
-  lines = ['accuracy by class, and the confusion matrix (rows: true class, columns: prediction)']
-  for name, accuracy, counts in zip(class_names, result.per_class_accuracy, result.confusion, strict=True):
-    lines.append(f'  {name:>{width}}  {accuracy:6.4f}  ' + ' '.join(f'{count:5d}' for count in counts))
+  """Returns accuracy by class, the confusion matrix and the accuracy over all, as text.
+
+  With many classes only those with the lowest accuracy are in it, and no matrix.
+  """
+  accuracies, confusion, lines = result.per_class_accuracy, result.confusion, []
+  shown = range(len(class_names))
+  if len(class_names) > PRINTED:
+    shown = np.argsort(accuracies, kind='stable')[: PRINTED // 2]  # NaN comes last
+    lines.append(f'accuracy of the {len(shown)} worst of {len(class_names)} classes; per_class.csv has all')
+  else:
+    lines.append('accuracy by class, and the confusion matrix (rows: true class, columns: prediction)')
+  width = max(len(class_names[label]) for label in shown)
+  for label in shown:
+    cells = (
+      f'of {confusion[label].sum()}' if len(class_names) > PRINTED else ' '.join(f'{n:5d}' for n in confusion[label])
+    )
+    lines.append(f'  {class_names[label]:>{width}}  {accuracies[label]:6.4f}  {cells}')
+  if pairs := result.confused_pairs(PAIRS):
+    texts = [
+      f'{class_names[a]} taken for {class_names[b]} ({confusion[a, b]} of {confusion[a].sum()})' for a, b in pairs
+    ]
+    lines.append(f'most confused: {"; ".join(texts)}')
+  if len(class_names) == 2:
+    area = report.roc(result.labels == 1, report.two_classes(result)).area
+    lines.append(f'area under the ROC curve {area:.4f}')
   right = int((result.predictions == result.labels).sum())
   who = f'{models} models together, ' if models > 1 else ''
   view = f'{crops.NAMES[crop_count]}, ' if crop_count > 1 else ''
@@ -186,6 +215,14 @@ def _write(
       'loss': first.loss,
       'per_class_accuracy': {name: None if np.isnan(a) else a for name, a in per_class},  # JSON has no NaN
       'confusion_matrix': first.confusion.tolist(),
+      'most_confused': [
+        {
+          'true': dataset.class_names[true],
+          'said': dataset.class_names[said],
+          'images': int(first.confusion[true, said]),
+        }
+        for true, said in first.confused_pairs(PAIRS_KEPT)
+      ],
       'table': rows,
     },
   )

@@ -29,7 +29,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a text file, in the first process only."""
   if is_writer():
     with replacing(path) as temporary:
-      temporary.write_text(text)
+      # surrogateescape: file names may hold bytes that are no UTF-8
+      temporary.write_text(text, encoding='utf-8', errors='surrogateescape')
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -99,7 +99,8 @@ def train(
   # What a run leaves behind ------------------------------------------------------------------------------------------
   last_epoch = Metrics(**meta['epoch_sums']).mean()
   found = summary.summary(config, meta, last_epoch, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
-  summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step)
+  trained = classifier.with_networks(networks(state)[:1])
+  summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step, trained)
   files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
   console.say(summary.last_lines(found, workdir, plan.mesh))
 

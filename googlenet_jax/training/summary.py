@@ -15,6 +15,7 @@ from googlenet_jax import __version__
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment, mixing, pipeline, random_keys
 from googlenet_jax.data.splits import Dataset, pictures
+from googlenet_jax.evaluation import report
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files
 from googlenet_jax.model.googlenet import count_parameters
@@ -162,9 +163,23 @@ def draw_curves(config: ConfigDict, records: list[dict[str, Any]], workdir: path
 
 
 def draw_answers(
-  config: ConfigDict, evaluation: Evaluation, workdir: pathlib.Path, dataset: Dataset, step: int
+  config: ConfigDict,
+  evaluation: Evaluation,
+  workdir: pathlib.Path,
+  dataset: Dataset,
+  step: int,
+  classifier: Classifier | None = None,
 ) -> None:
-  """Draws `predictions.png`, `confusion.png` and `mistakes.png` of the test images."""
+  """Draws `predictions.png` and `confusion.png` of the test images, and writes what `report.write` does.
+
+  Args:
+    config: the recipe.
+    evaluation: the answers to the test images.
+    workdir: folder of the run.
+    dataset: the data set.
+    step: steps taken.
+    classifier: the trained network, for class activation maps.
+  """
   if not files.is_writer():
     return
   from googlenet_jax.evaluation import galleries, plots
@@ -172,7 +187,8 @@ def draw_answers(
   title = f'recipe {config.name or workdir.name}, {dataset.name} test images, step {step}'
   galleries.predictions(evaluation, dataset.test, dataset.class_names, workdir / 'predictions.png', title)
   plots.confusion(evaluation, dataset.class_names, workdir / 'confusion.png', title)
-  galleries.mistakes(evaluation, dataset.test, dataset.class_names, workdir / 'mistakes.png', title)
+  maps = classifier if jax.process_count() == 1 else None  # several processes would have to draw together
+  report.write(evaluation, dataset.test, dataset.class_names, workdir, title, 'test', maps)
 
 
 def summary(
