@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model.options import Options
+from googlenet_jax.model.options import STAGES, Options
 
 # Who may change a key after training began.
 NETWORK = 'network'  # nobody: the weights, or what the network sees, depend on it
@@ -72,6 +72,13 @@ KEYS = {
     choices=('none', 'balanced'),
   ),
   'average_decay': Key(0.0, 'decay of the averaged weights, which predict; 0: none', NETWORK, least=0, below=1),
+  'init_from': Key('', 'workdir of a run, or a .pth, .pt or .safetensors file, whose weights are the first ones'),
+  'freeze': Key(
+    '', 'last stage that is frozen, with all stages before it and their batch statistics', choices=('', *STAGES)
+  ),
+  'body_learning_rate': Key(
+    1.0, 'learning rate of all stages before the heads, as a ratio of that of the heads', least=0, most=10
+  ),
   'micro_batches': Key(1, 'parts of a batch that a device takes in turn, to need less memory', least=1),
   'steps_per_call': Key(
     0, 'most steps in a call of the devices; 0: up to ten by their work, one on a CPU', FREE, least=0, most=1000
@@ -213,7 +220,7 @@ def suggest(name: str) -> str:
   word = name.split('.')[-1].lower().replace('-', '_')
   last = {key: key.split('.')[-1] for key in KEYS}
   near = [key for key in KEYS if word in (last[key], ''.join(part[0] for part in last[key].split('_')))]
-  near = near or difflib.get_close_matches(name, KEYS, 2, 0.75)
+  near = near or difflib.get_close_matches(name, KEYS, 2, 0.81)
   near = near or [key for key in KEYS if last[key] in difflib.get_close_matches(word, last.values(), 2, 0.75)]
   return f'Did you mean {" or ".join(f"--config.{key}" for key in near)}?' if near else 'docs/recipes.md lists all keys'
 
@@ -267,7 +274,7 @@ def _problems(key: Key, value: Any) -> Iterator[str]:
   if isinstance(value, float) and not math.isfinite(value):
     yield 'must be finite'
   if key.choices and value not in key.choices:
-    yield f'is unknown: choose from {", ".join(map(str, key.choices))}'
+    yield f'is unknown: choose from {", ".join(str(choice) for choice in key.choices if choice != "")}'
   bounds = {'at least': key.least, 'above': key.above, 'at most': key.most, 'below': key.below}
   bounds = {word: bound for word, bound in bounds.items() if bound is not None}
   inside = {'at least': operator.ge, 'above': operator.gt, 'at most': operator.le, 'below': operator.lt}
@@ -279,12 +286,26 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   """Checks keys against each other."""
   _check_schedule(config)
   _check_augmentation(config)
+  _check_frozen(config)
   _check_data(config)
   ensemble = config.ensemble
   if ensemble.member and ensemble.members > 1:
     raise UserError(
       f'config.ensemble.members={ensemble.members} trains every member. To train one alone, give '
       f'--config.ensemble.members=1 --config.ensemble.member={ensemble.member} --workdir=.../member_{ensemble.member}'
+    )
+
+
+def _check_frozen(config: ml_collections.ConfigDict) -> None:
+  freeze = config.freeze
+  if freeze and not config.init_from:
+    raise UserError(
+      f'config.freeze={freeze} would freeze random weights: say where weights come from, config.init_from'
+    )
+  if freeze and config.model.auxiliary != 'none' and STAGES.index(freeze) >= STAGES.index('inception_4a'):
+    raise UserError(
+      f'config.freeze={freeze} freezes what the auxiliary classifier after inception_4a would teach: set '
+      'config.model.auxiliary to none, or freeze less'
     )
 
 
@@ -360,7 +381,7 @@ def write_table(page: str) -> None:
   words = {FREE: 'yes', TRAINING: 'evaluation only', NETWORK: 'no'}
   for name, key in KEYS.items():
     default = f'{key.default:.4g}' if isinstance(key.default, float) else str(key.default) or '(empty)'
-    choices = [str(choice) for choice in key.choices or ()]
+    choices = [str(choice) for choice in key.choices or () if choice != '']
     new = [choice for choice in choices if choice not in key.meaning]
     meaning = f'{key.meaning}: {", ".join(choices)}' if new else key.meaning
     lines.append(f'| `{name}` | {default} | {meaning} | {words[key.scope]} |')

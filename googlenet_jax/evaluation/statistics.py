@@ -28,7 +28,7 @@ def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh)
   """Builds the jitted step `(params, batch_stats, seed, step, epoch, batch) -> batch_stats`, from this batch alone.
 
   The images are those that the training step `step` sees, mixed if the recipe mixes them; dropout is off. With
-  micro-batches, the training step mixed them with other images.
+  micro-batches, the training step mixed them with other images. Frozen stages keep their statistics.
   """
 
   def statistics(params, batch_stats, seed, step, epoch, batch):
@@ -37,7 +37,7 @@ def make_statistics_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh)
     network = nnx.merge(graphdef, params, batch_stats)
     network.set_attributes(nnx.BatchNorm, momentum=0.0)
     image, _ = mixing.training_input(batch, keys, config)
-    network.end_points(image, True)
+    network.end_points(image, True, freeze=config.freeze)
     return nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
   whole = sharding.whole(mesh)

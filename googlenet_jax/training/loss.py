@@ -39,7 +39,8 @@ def loss_fn(
   """
   model = nnx.merge(graphdef, params, batch_stats)
   image, weight = mixing.training_input(batch, keys, config)
-  out = model.end_points(image, train=True, keys=random_keys.stream(keys, random_keys.DROPOUT))
+  keys = random_keys.stream(keys, random_keys.DROPOUT)
+  out = model.end_points(image, train=True, keys=keys, freeze=config.freeze)
   targets = soft_targets(batch['label'], weight, out['logits'].shape[-1], config.label_smoothing)
   if class_weights is not None:
     targets = targets * class_weights  # each class's part of the loss gets its weight, also after mixing

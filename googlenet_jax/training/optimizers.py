@@ -1,10 +1,13 @@
 """Learning-rate schedules and momentum SGD, built from Optax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from googlenet_jax import recipe
+from googlenet_jax.model.googlenet import HEADS
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
@@ -64,10 +67,11 @@ def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransforma
 
   $g \\leftarrow \\nabla L$, clipped to global norm `clip_norm` if that is set; $g \\leftarrow g + \\lambda w$ for
   kernels; $v \\leftarrow \\mu v + g$; $w \\leftarrow w - \\eta v$ (Nesterov: $w - \\eta (g + \\mu v)$). This is
-  PyTorch's SGD, except that biases and the parameters of batch normalisation do not decay.
+  PyTorch's SGD, except that biases and the parameters of batch normalisation do not decay. The learning rate of all
+  stages before the heads is $\\eta$ times `body_learning_rate`, as in a second parameter group of PyTorch's.
 
   Args:
-    config: with `momentum, nesterov, weight_decay, clip_norm`.
+    config: with `momentum, nesterov, weight_decay, clip_norm, body_learning_rate`.
     schedule: learning rate by step.
 
   Returns:
@@ -80,7 +84,14 @@ def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransforma
     kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))
   parts.append(optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov))
+  if config.body_learning_rate != 1:
+    parts.append(optax.stateless(lambda updates, _: _scale_body(updates, config.body_learning_rate)))
   return optax.chain(*parts)
+
+
+def _scale_body(updates: dict[str, Any], ratio: float) -> dict[str, Any]:
+  scaled = {name: jax.tree.map(lambda u: u * ratio, part) for name, part in updates.items() if name not in HEADS}
+  return {**updates, **scaled}
 
 
 def average_decay(step: jax.Array, decay: float) -> jax.Array:

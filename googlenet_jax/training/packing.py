@@ -5,7 +5,8 @@ GPU may need longer to start a program for each than to do the arithmetic. Wheth
 `python -m experiments.gpu --stages=best` tells.
 
 The operations are the same for every element. Only the norm for `clip_norm` is summed in another order. Compiled, the
-results differ by rounding: XLA rounds a product and a sum once where it fuses them, and it fuses other ones.
+results differ by rounding: XLA rounds a product and a sum once where it fuses them, and it fuses other ones. A recipe
+that freezes stages or has another learning rate for the body is not packed.
 """
 
 import math

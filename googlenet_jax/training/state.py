@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.classifier import make_network, split
 from googlenet_jax.data.random_keys import sampling_seed
 from googlenet_jax.host import checkpoints, sharding
+from googlenet_jax.model.googlenet import stages_up_to
 
 
 class TrainState(struct.PyTreeNode):
@@ -20,7 +21,7 @@ class TrainState(struct.PyTreeNode):
   step: jax.Array  # int32, steps taken
   params: Any
   batch_stats: Any  # running means and variances; empty without batch normalisation
-  opt_state: optax.OptState
+  opt_state: optax.OptState  # of the parameters that are trained
   averaged: Any  # params and batch_stats, averaged over the steps; empty without averaging
   seed: jax.Array  # int32, seed of augmentation and dropout: an argument, so all members run the same program
 
@@ -37,7 +38,7 @@ def create_state(
   """Makes the network and its first state, whole on every device of the mesh; the same for the same seed."""
   model = make_network(config, num_classes, channels, nnx.Rngs(initial_seed(config)))
   graphdef, params, batch_stats = split(model)
-  opt_state = jax.jit(tx.init)(params)
+  opt_state = jax.jit(tx.init)(partition(params, config.freeze)[0])
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -47,6 +48,22 @@ def create_state(
     seed=jnp.int32(sampling_seed(config.seed, config.ensemble.member)),
   )
   return graphdef, sharding.replicate(state, mesh)
+
+
+def partition(params: Any, freeze: str) -> tuple[Any, Any]:
+  """Splits parameters into those that are trained and those that are frozen.
+
+  Args:
+    params: parameters by stage; without frozen stages any tree.
+    freeze: see `GoogLeNet.end_points`.
+
+  Returns:
+    Both parts. Together, `{**trained, **frozen}`, they are `params`. Without frozen stages `params` and an empty dict.
+  """
+  if not freeze:
+    return params, {}
+  frozen = {name: params[name] for name in stages_up_to(freeze) if name in params}
+  return {name: part for name, part in params.items() if name not in frozen}, frozen
 
 
 def networks(state: TrainState) -> list[tuple[Any, Any]]:

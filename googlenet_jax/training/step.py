@@ -18,7 +18,7 @@ from googlenet_jax.host import sharding
 from googlenet_jax.training import optimizers, packing
 from googlenet_jax.training.loss import loss_fn
 from googlenet_jax.training.metrics import Metrics
-from googlenet_jax.training.state import TrainState
+from googlenet_jax.training.state import TrainState, partition
 
 
 def gradients(grad_fn, params, batch_stats, batch, keys, parts: int):
@@ -57,8 +57,11 @@ def update(
   state: TrainState, batch_stats: Any, grads: Any, tx: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
   """Returns the state after one update of the optimizer, with averaged weights where the recipe has them."""
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  trained, frozen = partition(state.params, config.freeze)
+  updates, opt_state = tx.update(grads, state.opt_state, trained)
+  params = optax.apply_updates(trained, updates)
+  if frozen:
+    params = {**params, **frozen}
   averaged = state.averaged
   if averaged:
     move = 1 - optimizers.average_decay(state.step, config.average_decay)
@@ -78,7 +81,6 @@ def _make_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Returns the step `(state, batch) -> (state, metrics)`; the state may be packed, see packing.py."""
   loss = functools.partial(loss_fn, graphdef=graphdef, config=config, class_weights=class_weights)
-  grad_fn = jax.grad(loss, has_aux=True)
 
   def step(state, batch):
     is_packed = isinstance(state.params, packing.Packed)
@@ -88,7 +90,9 @@ def _make_step(
     params, batch_stats = state.params, state.batch_stats
     if is_packed:
       params, batch_stats = packing.unpack(params), packing.unpack(batch_stats)
-    batch_stats, grads, losses, correct = gradients(grad_fn, params, batch_stats, batch, keys, config.micro_batches)
+    trained, frozen = partition(params, config.freeze)
+    grad_fn = jax.grad(lambda trained, *others: loss({**trained, **frozen}, *others), has_aux=True)
+    batch_stats, grads, losses, correct = gradients(grad_fn, trained, batch_stats, batch, keys, config.micro_batches)
     if is_packed:
       batch_stats, grads = packing.pack(batch_stats), packing.pack(grads)
     metrics = Metrics(jax.tree.map(lambda loss: loss * count, losses), correct, jnp.int32(count))
@@ -140,7 +144,8 @@ def make_train_steps(
     mesh: devices that share a batch.
     steps_per_epoch: for random choices that depend on the epoch.
     class_weights: see `loss.weights_of_classes`.
-    packed: whether the state is packed during the call, see packing.py; by default on a GPU.
+    packed: whether the state is packed during the call, see packing.py; by default on a GPU, if all parameters are
+      updated alike.
 
   Returns:
     Jitted function. `data` is the whole training set, a dict of arrays `[N, ..]`, whole on every device. `indices` is
@@ -149,7 +154,8 @@ def make_train_steps(
   step = _make_step(graphdef, tx, config, steps_per_epoch, class_weights)
   whole, cut, cut_steps = sharding.whole(mesh), sharding.cut(mesh), sharding.cut_steps(mesh)
   if packed is None:
-    packed = mesh.devices.flat[0].platform == 'gpu'
+    alike = not config.freeze and config.body_learning_rate == 1  # or the parts of the network are updated differently
+    packed = alike and mesh.devices.flat[0].platform == 'gpu'
 
   def steps(state, data, indices):
     def take_one(state, index):
