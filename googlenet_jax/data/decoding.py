@@ -5,13 +5,12 @@ import copy
 import os
 import pathlib
 import threading
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from googlenet_jax.data import pictures
-from googlenet_jax.data.splits import on_canvas
+from googlenet_jax.data.splits import Pace, on_canvas
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, one_line
 
@@ -63,25 +62,6 @@ class Damage:
       )
 
 
-class Pace:
-  """Counts pictures and the seconds that threads took to decode them."""
-
-  def __init__(self):
-    """Begins at zero."""
-    self._lock, self._count, self._seconds = threading.Lock(), 0, 0.0
-
-  def add(self, count: int, seconds: float) -> None:
-    """Adds what one thread did."""
-    with self._lock:
-      self._count, self._seconds = self._count + count, self._seconds + seconds
-
-  def take(self) -> float | None:
-    """Returns the pictures a second that all threads could decode, since the last call; None if none was decoded."""
-    with self._lock:
-      count, seconds, self._count, self._seconds = self._count, self._seconds, 0, 0.0
-    return count / seconds * threads() if count else None
-
-
 class FolderImages:
   """Pictures of a folder that are decoded on demand. They are indexed like an array.
 
@@ -108,10 +88,7 @@ class FolderImages:
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns uint8 `[n, canvas, canvas, C]`, and heights and widths int32 `[n, 2]`."""
-    begin, own = time.perf_counter(), self._indices[indices]
-    found = on_canvas([self._readable(int(i)) for i in own], self._canvas)
-    self.pace.add(len(own), time.perf_counter() - begin)
-    return found
+    return on_canvas([self._readable(int(i)) for i in self._indices[indices]], self._canvas)
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
     return self.fetch(indices)[0]

@@ -1,6 +1,8 @@
 """The form of a data set in this program: splits of images and labels, in memory or on disk."""
 
 import dataclasses
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,9 @@ class Split:
     if self.in_memory:
       images, sizes = self.images[indices], None if self.sizes is None else self.sizes[indices]
     else:
+      begin = time.perf_counter()
       images, sizes = self.images.fetch(indices)
+      self.images.pace.add(len(images), time.perf_counter() - begin)
     return {'image': images, 'label': self.labels[indices], **({} if sizes is None else {'size': sizes})}
 
   def picture(self, index: int) -> np.ndarray:
@@ -78,6 +82,25 @@ class Dataset:
     return found + [(file, of, 'skipped') for file, of in self.skipped]
 
 
+class Pace:
+  """Counts images and the seconds that threads took to decode them."""
+
+  def __init__(self):
+    """Begins at zero."""
+    self._lock, self._count, self._seconds = threading.Lock(), 0, 0.0
+
+  def add(self, count: int, seconds: float) -> None:
+    """Adds what one thread did."""
+    with self._lock:
+      self._count, self._seconds = self._count + count, self._seconds + seconds
+
+  def take(self) -> float | None:
+    """Returns the images a second of one thread since the last call; None if none was decoded."""
+    with self._lock:
+      count, seconds, self._count, self._seconds = self._count, self._seconds, 0, 0.0
+    return count / seconds if count else None
+
+
 class RecordImages:
   """Images of a TFDS data source that is too large for memory. They are indexed like an array and decoded on demand."""
 
@@ -89,7 +112,7 @@ class RecordImages:
       indices: int `[N]`, records of the view.
       canvas: side of the canvas in pixels for images of many sizes; None for images of one size.
     """
-    self._source, self._indices, self._canvas = source, indices, canvas
+    self._source, self._indices, self._canvas, self.pace = source, indices, canvas, Pace()
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns uint8 `[n, H, W, C]`, and heights and widths int32 `[n, 2]` for images of many sizes, otherwise None."""

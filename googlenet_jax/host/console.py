@@ -118,6 +118,11 @@ def _bar_line(width: int, share: float, parts: dict[str, str], ascii_only: bool 
   return ''
 
 
+def _decoding(record: dict[str, Any]) -> str:
+  speed = record.get('decoded_per_second')
+  return '' if speed is None else f' (decoding up to {speed:.0f}/s)'
+
+
 class Progress:
   """A live bar on a terminal, plain lines elsewhere."""
 
@@ -145,6 +150,7 @@ class Progress:
       say(
         f'step {record["step"]}/{self._last_step} epoch {record["epoch"]:.2f}/{self._epochs}: '
         f'loss {record["loss"]:.3f}, acc {record["accuracy"]:.3f}, {record["examples_per_second"]:.1f} examples/s'
+        f'{_decoding(record)}'
       )
     else:
       self._record = record
@@ -160,7 +166,7 @@ class Progress:
     if self._record:
       parts['loss'] = f'loss {self._record["loss"]:.3f}'
       parts['accuracy'] = f'acc {self._record["accuracy"]:.3f}'
-      parts['speed'] = f'{self._record["examples_per_second"]:.0f} img/s'
+      parts['speed'] = f'{self._record["examples_per_second"]:.0f} img/s{_decoding(self._record)}'
     timed = step - self._first_timed  # the clock starts at the end of the first call
     if timed > 0 and step < self._last_step:
       seconds = time.perf_counter() - _waited - self._began

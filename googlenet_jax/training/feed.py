@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data import pipeline
+from googlenet_jax.data import decoding, pipeline
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import console, sharding
 from googlenet_jax.training.state import TrainState
@@ -24,11 +24,30 @@ MOST_STEPS = 10  # in a call, where the recipe does not say
 CALL_WORK = 2.5e12
 # A data set may take this much memory on each device: Fashion-MNIST takes 47 MB.
 RESIDENT_BYTES = 2**30
+WAITS = 1.2  # decoding is the bottleneck if it could not be this much faster than training
 
 
 def is_small(split: Split) -> bool:
   """Returns whether a data set is in memory and small enough to lie on every device."""
   return split.in_memory and split.images.nbytes <= RESIDENT_BYTES
+
+
+def decoding_speed(split: Split) -> dict[str, float]:
+  """Returns how many images a second the host could decode since the last call, for a log point.
+
+  Empty for a data set in memory. The training step runs at the same time, on the same processor if that is a CPU.
+  """
+  one = None if split.in_memory else split.images.pace.take()
+  return {} if one is None else {'decoded_per_second': one * decoding.threads()}
+
+
+def bottleneck(record: dict[str, Any]) -> str:
+  """Says whether training waits for decoding; empty for a data set in memory."""
+  speed = record.get('decoded_per_second')
+  if speed is None:
+    return ''
+  waits = speed < WAITS * record['examples_per_second']
+  return f'decoding {"is the bottleneck" if waits else "keeps up"} (at most {speed:.0f} images/s)'
 
 
 def most_steps(config: ConfigDict, split: Split, multiply_adds: int, mesh: Mesh) -> int:

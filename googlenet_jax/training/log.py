@@ -38,7 +38,8 @@ class MetricsLog:
     self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends a record with the keys of RECORD. With auxiliary classifiers it also has the parts of the loss.
+    """Appends a record with the keys of RECORD. With auxiliary classifiers it also has the parts of the loss;
+    for images that are decoded in each epoch, the images a second that the host could decode.
 
     A record that the log has already is not written again, so a finished run can be started again.
     """
@@ -49,7 +50,7 @@ class MetricsLog:
     if self._file is None:
       return
     self._file.write(json.dumps(record) + '\n')
-    parts = (key for key in record if key.startswith('loss_'))
+    parts = (key for key in record if key.startswith('loss_') or key == 'decoded_per_second')
     for key in ('loss', 'accuracy', 'examples_per_second', *parts):
       self._events.add_scalar(f'{record["split"]}/{key}', record[key], record['step'])
     self._events.add_scalar('learning_rate', record['learning_rate'], record['step'])

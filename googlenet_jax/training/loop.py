@@ -140,6 +140,7 @@ def train_steps(
       recent.clear()
       count_up(meta, seconds, interval, epoch)
       record = make_record(plan, step, 'train', interval.mean(), interval.count / seconds)
+      record |= feed.decoding_speed(plan.dataset.train)
       log.write(record)
 
       # Evaluate, with batch statistics that fit the weights
@@ -159,7 +160,7 @@ def train_steps(
       # Show
       progress.show(record)
       if ends_epoch:
-        console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations))
+        console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations, feed.bottleneck(record)))
       if evaluate_now:
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
       if stop_now:
@@ -320,7 +321,7 @@ def evaluate_and_log(plan: Plan, state: TrainState, log: MetricsLog) -> dict[str
   return evaluations
 
 
-def epoch_line(epoch: float, train: dict[str, float], evaluations: dict[str, Evaluation]) -> str:
+def epoch_line(epoch: float, train: dict[str, float], evaluations: dict[str, Evaluation], bottleneck: str = '') -> str:
   """Says how an epoch went."""
   parts = [f'train loss {train["loss"]:.3f}, acc {train["accuracy"]:.4f}']
   for name, found in evaluations.items():
@@ -328,4 +329,4 @@ def epoch_line(epoch: float, train: dict[str, float], evaluations: dict[str, Eva
       parts[-1] += f' (raw weights {found.accuracy:.4f})'
     else:
       parts.append(f'{name} loss {found.loss:.3f}, acc {found.accuracy:.4f}')
-  return f'epoch {epoch:.4g}: ' + '; '.join(parts)
+  return f'epoch {epoch:.4g}: ' + '; '.join([*parts, bottleneck] if bottleneck else parts)
