@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from googlenet_jax.data import pictures
+from googlenet_jax.data import pictures, splits
 from googlenet_jax.host.errors import UserError, one_line
 
 RNG = np.random.default_rng(0)
@@ -186,6 +186,25 @@ def test_extreme_shapes(kind, size, tmp_path):
   path = written(tmp_path / 'long', encoded(Image.new('RGB', size, 'white'), kind))
   assert pictures.read(path, 3).shape == (size[1], size[0], 3)
   assert pictures.header(path) == (size[1], size[0], False)
+
+
+@pytest.mark.parametrize('size', [(1300, 700), (300, 1001)])
+@pytest.mark.parametrize(('kind', 'orientation'), [('jpeg', 1), ('jpeg', 6), ('png', 1), ('webp', 6)])
+def test_large_pictures_are_shrunk_to_the_canvas(kind, orientation, size, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = written(tmp_path / 'large', encoded(BLOCKS.resize(size), kind, exif=exif, quality=95, subsampling=0))
+  whole = pictures.read(path, 3)
+  (images,), (sizes,) = splits.on_canvas([whole], 128)
+  height, width = sizes
+  found = pictures.read(path, 3, canvas=128)
+  assert found.shape == (height, width, 3)
+  assert max(found.shape) == 128
+  difference = np.abs(found.astype(int) - images[:height, :width])
+  assert difference.max() <= (20 if kind == 'jpeg' else 0)  # a JPEG is halved by its decoder first
+  assert difference.mean() < 0.5
+  assert pictures.read(path, 1, canvas=128).shape == (height, width, 1)
+  np.testing.assert_array_equal(pictures.read(path, 3, canvas=2000), whole)
 
 
 # Bad files ------------------------------------------------------------------------------------------------------------

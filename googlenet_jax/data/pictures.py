@@ -67,7 +67,7 @@ def is_picture_name(name: str | os.PathLike) -> bool:
   return not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def read(path: str | os.PathLike, channels: int) -> np.ndarray:
+def read(path: str | os.PathLike, channels: int, canvas: int | None = None) -> np.ndarray:
   """Reads a picture as it should be seen.
 
   The EXIF orientation is applied. Transparent parts become white. 16-bit grey is scaled to 8 bits. The first frame of
@@ -76,6 +76,8 @@ def read(path: str | os.PathLike, channels: int) -> np.ndarray:
   Args:
     path: a file with one of the formats of SUFFIXES; its name may end otherwise.
     channels: 1 for grey, 3 for RGB.
+    canvas: a longer side is shrunk to this many pixels. A large JPEG is not decoded whole for that: a photograph of 12
+      million pixels takes a seventh of the time.
 
   Returns:
     uint8 `[h, w, channels]`.
@@ -88,12 +90,25 @@ def read(path: str | os.PathLike, channels: int) -> np.ndarray:
     raise UserError(f'{one_line(path)}: pictures are read with 1 or 3 channels, not {channels}: give arrays instead')
   with _opened(path) as image:
     turn = _UPRIGHT.get(_orientation(image))
+    if canvas:
+      # JPEG's decoder can halve a picture up to three times; the shorter side does not count.
+      image.draft(None, (canvas, 1) if image.width > image.height else (1, canvas))
     image.load()
     image = _eight_bits(image)
     mode = 'L' if channels == 1 else 'RGB'
     image = image if image.mode == mode else image.convert(mode)
-    pixels = np.array(image if turn is None else image.transpose(turn))
+    image = image if turn is None else image.transpose(turn)
+    pixels = np.array(shrunk(image, canvas) if canvas else image)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def shrunk(image: Image.Image, canvas: int) -> Image.Image:
+  """Shrinks an image in proportion if it has a side of more pixels than `canvas`."""
+  longest = max(image.size)
+  if longest <= canvas:
+    return image
+  size = [max(1, round(side * canvas / longest)) for side in image.size]
+  return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def header(path: str | os.PathLike) -> tuple[int, int, bool]:
