@@ -220,6 +220,11 @@ class Classifier:
         '(model.head=average_pool), so they cannot explain this network'
       )
 
+  @property
+  def tells_places(self) -> bool:
+    """Whether there are class activation maps, and they have more than one cell."""
+    return self.recipe.model.head == 'average_pool' and self.stages[_last_block()][:2] != (1, 1)
+
   def box(self, height: int, width: int) -> tuple[float, float, float, float]:
     """Returns top, left, height and width of what the network sees of an image, in pixels, padding included."""
     options = self.recipe.augment

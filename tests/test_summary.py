@@ -221,10 +221,12 @@ def test_titles_name_the_recipe_and_the_final_figures(name, shown, drawn, tmp_pa
   )
   summary.draw_curves(config, [*records()][:1], workdir, dataset)
   assert drawn['curves'][-1] == f'recipe {shown} on animals'
+  workdir.mkdir()
   summary.draw_answers(config, evaluation, workdir, dataset, 22)
   title = f'recipe {shown}, animals test images, step 22'
   assert drawn['predictions'] == (evaluation, dataset.test, CLASSES, workdir / 'predictions.png', title)
-  assert drawn['mistakes'] == (evaluation, dataset.test, CLASSES, workdir / 'mistakes.png', title)
+  assert drawn['mistakes'] == (evaluation, dataset.test, CLASSES, workdir / 'mistakes.png', title, 'test', None)
+  assert {path.name for path in workdir.iterdir()} == {'per_class.csv', 'mistakes.csv'}
   assert drawn['confusion'] == (evaluation, CLASSES, workdir / 'confusion.png', title)
 
 

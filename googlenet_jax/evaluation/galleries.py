@@ -40,8 +40,8 @@ def mistakes(
     path: the PNG to write.
     title: recipe, split and step.
     name: name of the split.
-    classifier: if it is given, and its network has class activation maps, the map for what was said is below each
-      image.
+    classifier: if it is given, and its class activation maps tell places apart, the map for what was said is below
+      each image.
   """
   drawing.save(_mistakes_figure(evaluation, split, class_names, title, name, classifier), path)
 
@@ -68,7 +68,7 @@ def _mistakes_figure(
   confident = f'; the {len(shown)} most confident' if len(shown) < len(wrong) else ''
   title += f'\n{plural(len(wrong), "mistake")} in {images}{confident}'
   batch, below = split.batch(shown), ()
-  if classifier is not None and classifier.recipe.model.head == 'average_pool':
+  if classifier is not None and classifier.tells_places:
     below = heat_maps.of_said(classifier, batch, evaluation.predictions[shown])
     title += f'\nBelow each image: {heat_maps.MEANING}'
   return _images_figure(splits.pictures(batch), captions, title, below=below)
@@ -209,4 +209,29 @@ def _augmentations_figure(
         axes.set_ylabel('seen' if below else 'stored', fontsize=SMALL)
       if not below:
         axes.set_title(fit(label, WIDTH / columns * 72 - 10, SMALL, 2), fontsize=SMALL, **user_text())
+  return figure
+
+
+def filters(kernel: np.ndarray, path: pathlib.Path, title: str) -> None:
+  """Shows the filters of the first layer, all on one scale that is symmetric around 0.
+
+  Args:
+    kernel: float `[k, k, in, out]` with 1 or 3 input channels.
+    path: the PNG to write.
+    title: run and step.
+  """
+  drawing.save(_filters_figure(kernel, title), path)
+
+
+def _filters_figure(kernel: np.ndarray, title: str) -> Figure:
+  side, _, channels, count = kernel.shape
+  most = float(np.abs(kernel).max()) or 1.0
+  shown = (0.5 + kernel / (2 * most)).transpose(3, 0, 1, 2)  # [out, k, k, in] in [0, 1]
+  columns = 8
+  rows = -(-count // columns)
+  colours = 'grey is 0, white is' if channels == 1 else 'grey is 0, the full colour is'
+  title += f'\n{count} filters of {side}x{side}x{channels}; {colours} {most:.3g}, black is -{most:.3g}'
+  figure = drawing.new_figure(0.6 + rows * WIDTH / columns, title)
+  for axes, image in zip(figure.subplots(rows, columns, squeeze=False).ravel(), shown, strict=False):
+    _show_image(axes, image)
   return figure

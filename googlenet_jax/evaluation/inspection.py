@@ -1,0 +1,95 @@
+"""`--mode=inspect`: the layers of a network, and the filters of its first layer."""
+
+import csv
+import io
+import pathlib
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from googlenet_jax import loading, runs
+from googlenet_jax.classifier import make_network
+from googlenet_jax.data import datasets, listing
+from googlenet_jax.host import console, files
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import layer_table
+
+PAPER = (1000, 3)  # classes and channels of ImageNet
+KNOWN = {'digits': (10, 1), **dict.fromkeys(datasets.IDX_SETS, (10, 1)), 'imagenet2012': PAPER}
+
+
+def inspect(
+  config: ConfigDict, workdir: pathlib.Path | None, step: int | str | None, output: pathlib.Path | None
+) -> None:
+  """Prints the table of layers; writes layers.md, layers.csv and, of a trained run, filters.png.
+
+  Args:
+    config: the recipe.
+    workdir: folder of a run; None for a recipe alone.
+    step: step of the checkpoint for filters.png, 'best', or None for the newest.
+    output: folder to write to; by default the workdir, and without one nothing is written.
+
+  Raises:
+    UserError: a folder cannot be written, or a step is given and there is no such checkpoint.
+  """
+  is_run = workdir is not None and runs.is_run(workdir)
+  if is_run:
+    run = runs.read(runs.members(workdir)[0])
+    classes, channels, source = len(run.classes), run.image_shape[-1], f'of the run in {workdir}'
+  else:
+    classes, channels, source = data_of(config)
+  size = config.image_size
+  network = nnx.eval_shape(lambda: make_network(config, classes, channels, nnx.Rngs(0)))
+  rows = layer_table.layer_table(network, size)
+  lines, title = layer_table.cells(rows), f'GoogLeNet, recipe {config.name}, images of {size}x{size}x{channels}'
+  _, convolutions, linear = layer_table.totals(rows)
+  notes = [f'{classes} classes, {channels} channel{"s" * (channels > 1)}: those {source}']
+  notes.append(f'multiply-adds for one image: {convolutions:,} in convolutions, {linear:,} in linear layers')
+  if any(row.auxiliary for row in rows):
+    notes.append('the total leaves out the multiply-adds of the auxiliary classifiers, which only training uses')
+  console.say('\n'.join([title, '', layer_table.aligned(lines), '', *notes]))
+  folder = output or (workdir if is_run else None)
+  if folder is None:
+    return
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / 'layers.md', f'{title}\n\n{layer_table.markdown(lines)}\n' + '\n\n'.join(notes) + '\n')
+    files.write_text(folder / 'layers.csv', _csv(lines))
+    written = ['layers.md', 'layers.csv', *_draw_filters(workdir if is_run else None, step, folder)]
+  except OSError as error:
+    raise UserError(f'{folder} cannot be written ({error.strerror}): --output=DIR names another folder') from error
+  console.say(f'written to {folder}: {", ".join(written)}')
+
+
+def data_of(config: ConfigDict) -> tuple[int, int, str]:
+  """Returns the number of classes, the channels, and where they come from; it reads no image."""
+  data = config.data
+  if data.name in KNOWN:
+    return *KNOWN[data.name], f'of {data.name}'
+  if data.name == 'folder':
+    classes = len(set(listing.find(pathlib.Path(data.source_dir).expanduser().absolute()).classes))
+    assumed = '' if data.channels else ' (3 channels unless all pictures are grey)'
+    return classes, data.channels or PAPER[1], f'of the folder {data.source_dir}{assumed}'
+  return *PAPER, f'of ImageNet, because those of data.name={data.name} are not known before it is read'
+
+
+def _csv(lines: list[list[str]]) -> str:
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([cell.replace(',', '') for cell in line] for line in lines)
+  return text.getvalue()
+
+
+def _draw_filters(workdir: pathlib.Path | None, step: int | str | None, folder: pathlib.Path) -> list[str]:
+  """Draws filters.png if there is a checkpoint; returns the names of what it wrote."""
+  trained = workdir is not None and any(map(runs.has_checkpoints, runs.members(workdir)))
+  if not trained:
+    return []
+  classifier = loading.load(workdir, step)
+  kernel = np.asarray(classifier.networks[0][0]['conv1']['kernel'])
+  from googlenet_jax.evaluation import galleries
+
+  member = ' (its first member)' if len(classifier.networks) > 1 else ''
+  title = f'{workdir}{member}, step {classifier.steps[0]}: filters of the first layer'
+  galleries.filters(kernel, folder / 'filters.png', title)
+  return ['filters.png']
