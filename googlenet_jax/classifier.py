@@ -329,7 +329,7 @@ class Classifier:
     return {'image': _checked_values(batch)}, single
 
   def _pictures(self, paths: Sequence[str | os.PathLike]) -> dict[str, np.ndarray]:
-    return self.on_canvas([pictures.read(path, self.channels) for path in paths])
+    return self.on_canvas([pictures.read(path, self.channels, self.recipe.data.canvas) for path in paths])
 
   def on_canvas(self, images: Sequence[np.ndarray], least: int = 1) -> dict[str, np.ndarray]:
     """Makes a batch of pictures of many sizes, prepared as training and evaluation prepare them.

@@ -116,7 +116,7 @@ class FolderImages:
   def _read(self, index: int) -> np.ndarray | None:
     file = self._files[index]
     try:
-      return pictures.read(os.path.join(self._root, file), self._channels)
+      return pictures.read(os.path.join(self._root, file), self._channels, self._canvas)
     except UserError as error:
       if self._damage.add(file, str(error)):
         console.say(f'unreadable: {error}')

@@ -6,6 +6,9 @@ import time
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from googlenet_jax.data.pictures import shrunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,15 +147,12 @@ def on_canvas(images: list[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarr
   Returns:
     uint8 `[n, side, side, C]`, and heights and widths int32 `[n, 2]`.
   """
-  from PIL import Image
-
   canvas = np.zeros((len(images), side, side, images[0].shape[-1]), np.uint8)
   sizes = np.empty((len(images), 2), np.int32)
   for i, image in enumerate(images):
+    if max(image.shape[:2]) > side:
+      small = np.asarray(shrunk(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), side))
+      image = small.reshape(*small.shape[:2], -1)
     height, width = image.shape[:2]
-    if max(height, width) > side:
-      height, width = (max(1, round(n * side / max(image.shape[:2]))) for n in (height, width))
-      flat = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-      image = np.asarray(flat.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, -1)
     canvas[i, :height, :width], sizes[i] = image, (height, width)
   return canvas, sizes

@@ -109,7 +109,7 @@ def read_ahead(found: Sequence[Found], channels: int, canvas: int) -> Iterator[P
     if one.error:
       return Picture(one, error=one.error)
     try:
-      return Picture(one, shrunk(pictures.read(one.name, channels), canvas))
+      return Picture(one, pictures.read(one.name, channels, canvas))
     except UserError as error:
       return Picture(one, error=one_line(str(error)))
 
