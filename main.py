@@ -153,6 +153,12 @@ def config_of_flags() -> 'ConfigDict':
     config = runs.recipe_of(workdir)
   for name, text in _overrides:
     recipe.override(config, name, text)
+  if MODE.value == 'evaluate':
+    config = runs.with_network_of_run(config, workdir)
+  elif config.init_from:
+    from googlenet_jax.training import finetune
+
+    config = finetune.with_network_of_source(config, workdir)
   if MODE.value == 'evaluate' or (MODE.value == 'inspect' and WORKDIR.value is not None):
     runs.check_agrees(config, workdir)
   return config

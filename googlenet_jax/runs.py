@@ -14,8 +14,11 @@ from googlenet_jax import __version__, recipe
 from googlenet_jax.data import dividing
 from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
+from googlenet_jax.model.options import Options
 
 FILE = 'run.json'
+# Options of the network that `init_from` brings with its weights. Dropout and auxiliary classifiers are for training.
+OF_SOURCE = tuple(field.name for field in dataclasses.fields(Options) if field.name not in ('dropout', 'auxiliary'))
 PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint')
 
 
@@ -101,6 +104,21 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
   return any(step.name.isdigit() for step in (workdir / 'checkpoints').glob('*'))
 
 
+def has_begun(workdir: pathlib.Path) -> bool:
+  """Returns whether a run, or a member of an ensemble, has saved a checkpoint."""
+  return any(map(has_checkpoints, [workdir, *_found(workdir).values()]))
+
+
+def with_network_of_run(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+  """Returns the recipe with the network that a run with `init_from` began with; otherwise the recipe as it is."""
+  if not config.init_from or not has_begun(workdir):
+    return config
+  before = recipe_of(workdir)
+  config = config.copy_and_resolve_references()
+  config.model.update({name: before.model[name] for name in OF_SOURCE})
+  return config
+
+
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Refuses to train in a workdir whose checkpoints were made with another recipe.
 
@@ -151,7 +169,7 @@ def recipe_of(workdir: pathlib.Path) -> ConfigDict:
     UserError: as `read`.
   """
   found = _found(workdir)
-  config = read(next(iter(found.values()), workdir)).config
+  config = read(first_member(workdir)).config
   if found:
     config.ensemble.member = 0
   else:
@@ -164,6 +182,11 @@ def _found(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
   folders = [path.parent for path in workdir.glob(f'member_*/{FILE}')]
   found = {int(folder.name[7:]): folder for folder in folders if folder.name[7:].isdigit()}
   return {number: found[number] for number in sorted(found)}
+
+
+def first_member(workdir: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of the first member of an ensemble; of a single run the folder itself."""
+  return next(iter(_found(workdir).values()), workdir)
 
 
 def members(workdir: pathlib.Path) -> list[pathlib.Path]:

@@ -159,6 +159,31 @@ def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any,
   return Weights(*(traverse_util.unflatten_dict(tree) for tree in trees), counters)
 
 
+def match(
+  tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any, naming: str
+) -> tuple[dict[tuple[str, ...], np.ndarray], dict[str, np.ndarray]]:
+  """Finds the place of each tensor by its name, whatever its shape.
+
+  Args:
+    tensors: see `from_torch`.
+    params: see `from_torch`; only its structure and the number of axes are read.
+    batch_stats: the same.
+    naming: see `from_torch`.
+
+  Returns:
+    Arrays with this network's order of axes, by path such as `('params', 'conv1', 'kernel')`; and by name the tensors
+    that have no place.
+  """
+  left, found = dict(tensors), {}
+  for name, tree, path, leaf in _entries(params, batch_stats, naming):
+    if name in left:
+      array = np.asarray(left.pop(name))
+      if path is not None:
+        fits = array.ndim == len(leaf.shape)
+        found['batch_stats' if tree else 'params', *path] = array.transpose(_FROM_TORCH[array.ndim]) if fits else array
+  return found, left
+
+
 def _check_fits(name: str, array: np.ndarray, leaf: Any) -> None:
   if tuple(array.shape) != _torch_shape(leaf):
     raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {_torch_shape(leaf)}')

@@ -16,7 +16,7 @@ from googlenet_jax.host import cache, console, files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.loading import load
-from googlenet_jax.training import loop
+from googlenet_jax.training import finetune, loop
 
 
 def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) -> Classifier:
@@ -34,9 +34,10 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
     SystemExit: interrupted by a signal, after saving.
   """
   config = config if isinstance(config, ConfigDict) else recipe.read(str(config))
+  workdir = pathlib.Path(workdir).expanduser()
+  config = finetune.with_network_of_source(config, workdir)
   recipe.validate(config)
   cache.use_compilation_cache()
-  workdir = pathlib.Path(workdir).expanduser()
   train_in(config, workdir)
   return load(workdir)
 

@@ -22,7 +22,7 @@ from googlenet_jax.evaluation.evaluate import Evaluation, evaluate
 from googlenet_jax.host import checkpoints, console, files, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.training import feed, optimizers, summary
+from googlenet_jax.training import feed, finetune, optimizers, summary
 from googlenet_jax.training.log import MetricsLog
 from googlenet_jax.training.loss import weights_of_classes
 from googlenet_jax.training.metrics import Metrics
@@ -69,10 +69,13 @@ def train(
   plan = make_plan(config, workdir, sharding.make_mesh(devices), dataset)
   classifier = plan.classifier
 
-  # Where to begin: resume, else from scratch -------------------------------------------------------------------------
+  # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
   _, state = create_state(config, len(classifier.classes), classifier.channels, plan.tx, plan.mesh)
   saved = checkpoints.Checkpoints(workdir, one_at_a_time=devices is not None)
-  state, meta = restore(saved, state) or (state, new_meta(config))
+  begun = restore(saved, state)
+  if begun is None and config.init_from:
+    state = finetune.initialise(state, config, classifier)
+  state, meta = begun or (state, new_meta(config))
   step = int(state.step)
   console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   for line in summary.where_it_stands(config, classifier, step, plan.last_step, meta['epochs']):
