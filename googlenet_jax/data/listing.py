@@ -89,7 +89,7 @@ def find(root: pathlib.Path) -> Listing:
     rows = [row for name, split in sorted(splits.items()) for row in walk.classes(root / name, split)]
     where = 'DIR/train/CLASS/*'
   if direct:
-    walk.notes.append(f'{direct} pictures lie directly in {one_line(root)}, in no class: they are left out')
+    walk.notes.append(_outside(direct, root))
   if not rows:
     raise UserError(f'{one_line(root)} has no pictures in the form {where}{walk.other_endings()}: {_form(root, inner)}')
   if len(found := {row[0] for row in rows}) < 2:
@@ -131,6 +131,10 @@ def _hint(root: pathlib.Path) -> list[str]:
   ]
 
 
+def _outside(count: int, folder: pathlib.Path) -> str:
+  return f'pictures directly in {one_line(folder)} ({count:,}) belong to no class: they are left out'
+
+
 def _names(names: Iterable[str]) -> str:
   names = sorted(names)
   return ', '.join(f'{one_line(name)}/' for name in names[:5]) + (', ...' if names[5:] else '')
@@ -147,7 +151,8 @@ class _Walk:
     """Returns how many files had which endings that are not those of pictures; empty if there were none."""
     if not self._endings:
       return ''
-    most = ', '.join(f'{count} {one_line(ending)}' for ending, count in self._endings.most_common(4))
+    most = sorted(self._endings.items(), key=lambda item: (-item[1], item[0]))[:4]
+    most = ', '.join(f'{count:,} {one_line(ending)}' for ending, count in most)
     return f', only files that are no pictures: {most}{", ..." if len(self._endings) > 4 else ""}'
 
   def _entries(self, folder: pathlib.Path | str) -> tuple[list[os.DirEntry], list[str]]:
@@ -177,7 +182,7 @@ class _Walk:
     """Returns class, file and split of every picture in the class folders of a folder."""
     folders, direct = self._entries(parent)
     if direct and split:
-      self.notes.append(f'{len(direct)} pictures lie directly in {one_line(parent)}, in no class: they are left out')
+      self.notes.append(_outside(len(direct), parent))
     self._above.add(_identity(parent))
     rows, spellings = [], set()
     for entry in folders:
