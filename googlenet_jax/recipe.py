@@ -327,8 +327,6 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
       if data[name] != KEYS[f'data.{name}'].default:
         raise UserError(f'config.data.{name}={data[name]} is for config.data.name=folder: leave it out')
     return
-  if not data.source_dir:
-    raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
   if data.data_dir:
     raise UserError(f'config.data.data_dir={data.data_dir} is for sets of TFDS: leave it out')
   if data.validation_examples:

@@ -45,7 +45,8 @@ def test_who_may_change_a_key():
   by_scope = {scope: {name for name, key in KEYS.items() if key.scope == scope} for scope in (NETWORK, FREE)}
   model = {f'model.{name}' for name in ('inception', 'head', 'stem', 'norm', 'auxiliary', 'pool', 'ch5x5_kernel')}
   model |= {f'model.{name}' for name in ('input_mean', 'input_std')}
-  data = {f'data.{name}' for name in ('name', 'validation_examples', 'canvas')}
+  data = {f'data.{name}' for name in ('name', 'validation_examples', 'canvas', 'channels')}
+  data |= {f'data.{name}' for name in ('validation_share', 'test_share', 'split_seed')}
   assert by_scope[NETWORK] == model | data | {
     'image_size',
     'dtype',
@@ -60,6 +61,8 @@ def test_who_may_change_a_key():
     'steps_per_call',
     'data.source_dir',
     'data.data_dir',
+    'data.max_unreadable',
+    'data.memory_mb',
     'ensemble.members',
     'ensemble.side_by_side',
     'evaluate_every_epochs',
@@ -448,3 +451,30 @@ def test_recipes_for_speed_and_accuracy_evaluate_what_they_train():
     assert config.augment.min_area == 1
     assert config.data.validation_examples >= 4000
     assert config.image_size - 2 * config.augment.padding == 28
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'name': 'digits', 'validation_share': 0.2},
+      'config.data.validation_share=0.2 is for config.data.name=folder: leave it out',
+    ),
+    ({'name': 'digits', 'channels': 1}, 'config.data.channels=1 is for config.data.name=folder: leave it out'),
+    ({'channels': 2}, 'config.data.channels=2: give 1 for grey, 3 for colour, or 0 to follow the pictures'),
+    ({'data_dir': 'x'}, 'config.data.data_dir=x is for sets of TFDS: leave it out'),
+    (
+      {'validation_examples': 9},
+      'config.data.validation_examples=9 is for other sets: a folder has config.data.validation_share',
+    ),
+    (
+      {'validation_share': 0.5, 'test_share': 0.5},
+      'config.data.validation_share=0.5 and config.data.test_share=0.5 leave nothing to train on: make them smaller',
+    ),
+  ],
+)
+def test_a_folder_has_keys_of_its_own(changes, message):
+  recipe.validate(small_config(**{'data.name': 'folder', 'data.validation_share': 0.5, 'data.channels': 1}))
+  with pytest.raises(UserError) as error:
+    recipe.validate(small_config(**{'data.name': 'folder', **{f'data.{key}': value for key, value in changes.items()}}))
+  assert str(error.value) == message

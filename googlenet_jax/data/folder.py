@@ -48,6 +48,8 @@ def load(
   Raises:
     UserError: the folder has another form, too many pictures cannot be read, or the splits lack something.
   """
+  if not source_dir:
+    raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
   root = pathlib.Path(source_dir).expanduser().absolute()
   found = listing.find(root)
   looked = listing.look(root, found.files)
