@@ -83,7 +83,7 @@ def _find(argument: str, classes: Collection[str]) -> Iterator[Found]:
 
 def _in_folder(folder: str, classes: Collection[str]) -> Iterator[Found]:
   """Finds the pictures below a folder. Links to folders are not followed: they can lead in circles."""
-  refused = []
+  refused, others = [], []
   for place, folders, names in os.walk(folder, onerror=refused.append):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     inside = [listing.same_name(part) for part in os.path.relpath(place, folder).split(os.sep)]
@@ -92,6 +92,10 @@ def _in_folder(folder: str, classes: Collection[str]) -> Iterator[Found]:
     true_class = inside[0] if inside and inside[0] in classes else ''
     for name in sorted(filter(pictures.is_picture_name, names)):
       yield Found(os.path.join(place, name), true_class)
+    others += [name for name in names if not (name.startswith('.') or pictures.is_picture_name(name))]
+  if others:
+    what = f'{len(others)} files that are no pictures, such as' if others[1:] else 'a file that is no picture:'
+    print(f'note: {one_line(folder)} holds {what} {one_line(min(others))}', file=sys.stderr)
   for error in refused:
     yield Found(error.filename, error=f'{one_line(error.filename)} cannot be opened: {error.strerror}')
 

@@ -116,7 +116,7 @@ def _auxiliary_row(classifier: nnx.Module, name: str, after: str, maps: dict[str
 
 
 def totals(rows: Sequence[Row]) -> tuple[int, int, int]:
-  """Returns all parameters, and the multiply-adds in convolutions and in linear layers without auxiliary classifiers."""
+  """Returns all parameters, and the multiply-adds in convolutions and linear layers, without auxiliary classifiers."""
   used = [row for row in rows if not row.auxiliary]
   return sum(row.parameters for row in rows), sum(r.convolutions for r in used), sum(r.linear for r in used)
 

@@ -1,0 +1,292 @@
+import csv
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import call_main, random_state, small_config, small_table, take_two_devices, write_run
+from PIL import Image
+
+import googlenet_jax
+from googlenet_jax import runs
+from googlenet_jax.data import splits
+from googlenet_jax.data.splits import Split
+from googlenet_jax.evaluation import evaluate, sources
+from googlenet_jax.evaluation.sources import Found
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet
+
+ROOT = pathlib.Path(__file__).parent.parent
+CLASSES = tuple('abcdefghij')
+ODD_NAMES = ('with space.png', 'quo"te\',.png', 'new\nline.png', '日本.PNG', os.fsdecode(b'no \xff text.png'))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_network():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(googlenet, 'TABLE', small_table())
+    take_two_devices(patch)
+    yield
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  config = small_config(**{'augment.resize': 1.2, 'augment.padding': 1, 'data.canvas': 64})
+  return write_run(tmp_path_factory.mktemp('runs') / 'run', config, (7, random_state(config), None, True))
+
+
+@pytest.fixture(scope='module')
+def classifier(workdir):
+  return googlenet_jax.load(workdir)
+
+
+def write(path, seed=0, size=(9, 12)):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, np.uint8)).save(path, 'PNG')
+  return path
+
+
+def predicted(workdir, *arguments, status=0):
+  ended = call_main('--mode=predict', f'--workdir={workdir}', *arguments)
+  assert ended.status == status, ended.err
+  return ended
+
+
+def rows_of(folder):
+  text = (folder / 'predictions.csv').read_bytes().decode('utf-8', 'surrogateescape')
+  return [*csv.DictReader(io.StringIO(text, newline=''))]
+
+
+# Finding pictures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('files', 'arguments', 'expected'),
+  [
+    (['b/2.png', 'b/10.png', 'a/x.JPG'], ['.'], [('a/x.JPG', 'a'), ('b/10.png', 'b'), ('b/2.png', 'b')]),
+    (['a/deep/down/1.png'], ['.'], [('a/deep/down/1.png', 'a')]),
+    (['test/a/1.png', 'val/b/1.png'], ['.'], [('test/a/1.png', 'a'), ('val/b/1.png', 'b')]),
+    (['a/1.png'], ['a'], [('a/1.png', '')]),  # the classes are those of its folders
+    (['other/a/1.png'], ['.'], [('other/a/1.png', '')]),
+    (['.hidden/a/1.png', 'a/.x.png', 'a/notes.txt', 'a/1.png'], ['.'], [('a/1.png', 'a')]),
+    (['b/2.png', 'a/1.png'], ['b/2.png', 'a/1.png'], [('b/2.png', ''), ('a/1.png', '')]),
+    (['a/1.png', 'a/2.png', 'a/x.txt'], ['a/*'], [('a/1.png', ''), ('a/2.png', '')]),
+    (['a/1.png', 'b/c/2.png'], ['**/*.png'], [('a/1.png', ''), ('b/c/2.png', '')]),
+    (['a[1].png'], ['a[1].png'], [('a[1].png', '')]),  # a file with such a name is no pattern
+    (['c'], ['c'], [('c', '')]),  # a file that is named is read whatever its ending
+  ],
+)
+def test_files_folders_and_patterns_are_found_in_order(files, arguments, expected, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for name in files:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  found = sources.find(arguments, CLASSES)
+  assert [(os.path.normpath(one.name), one.true_class) for one in found] == expected
+
+
+@pytest.mark.parametrize(
+  ('listed', 'names'),
+  [
+    (b'a b.png\n"c".png\r\n\n', ['a b.png', '"c".png']),
+    (b'a\nb.png\0c.png\0', ['a\nb.png', 'c.png']),
+    (b'\xff.png', [os.fsdecode(b'\xff.png')]),
+  ],
+)
+def test_a_list_on_standard_input(listed, names, monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(listed)))
+  assert [one.name for one in sources.find(['first.png', '-'], CLASSES)] == ['first.png', *names]
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'empty').mkdir()
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'\n')))
+  for arguments, message in (
+    (['empty'], r'empty has no pictures \(.jpg, '),
+    (['*.png', 'empty'], r'\*.png fits no file \(and 1 more like it\)'),
+    (['-'], 'no pictures are named'),
+  ):
+    with pytest.raises(UserError, match=message):
+      sources.find(arguments, CLASSES)
+  assert [one.error for one in sources.find(['x.png', '*.png'], CLASSES)] == ['', '*.png fits no file']
+
+
+def test_links_that_lead_in_circles_are_not_followed(tmp_path):
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a' / '1.png').touch()
+  (tmp_path / 'a' / 'up').symlink_to(tmp_path)
+  assert sources.find([str(tmp_path)], CLASSES) == [Found(str(tmp_path / 'a' / '1.png'), 'a')]
+
+
+def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
+  for name in ('1.png', 'b.heic', 'a.heic'):
+    (tmp_path / name).touch()
+  assert len(sources.find([str(tmp_path)], CLASSES)) == 1
+  assert capsys.readouterr().err == f'note: {tmp_path} holds 2 files that are no pictures, such as a.heic\n'
+
+
+def test_pictures_are_read_in_order_and_not_far_ahead(monkeypatch):
+  begun = []
+  monkeypatch.setattr(sources, 'AHEAD', 5)
+  monkeypatch.setattr(sources.pictures, 'read', lambda name, *_: begun.append(name) or np.full((1, 1, 1), name))
+  found = [Found(number) for number in range(50)]
+  read = sources.read_ahead(found, 1, 512)
+  assert next(read).pixels == 0
+  assert len(begun) <= 6
+  assert [int(picture.pixels) for picture in read] == [*range(1, 50)]
+
+
+# The answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def many(workdir, tmp_path_factory):
+  """130 pictures of many sizes in two classes, some with odd names or damage; and what predict says."""
+  folder = tmp_path_factory.mktemp('pictures')
+  for i in range(123):
+    write(folder / 'ab'[i % 2] / f'{i:03d}.png', i, (5 + i % 9, 70 if i == 99 else 5 + i % 7))
+  for name in ODD_NAMES:
+    write(folder / 'odd' / name)
+  (folder / 'b' / 'empty.png').touch()
+  (folder / 'b' / 'cut.png').write_bytes((folder / 'a' / '000.png').read_bytes()[:60])
+  return folder, predicted(workdir, folder, f'--output={folder}/out', '--top=2', status=1)
+
+
+def test_every_picture_has_a_line_and_a_row_with_the_probabilities_of_the_classifier(many, classifier):
+  folder, ended = many
+  *lines, accuracy, written = ended.out.splitlines()
+  assert written == f'written to {folder}/out: predictions.csv, predictions.png'
+  rows = rows_of(folder / 'out')
+  readable = [row for row in rows if not row['error']]
+  assert (len(rows), len(readable), len(lines)) == (130, 128, 128)
+  probabilities = classifier.probabilities([row['file'] for row in readable])
+  for row, line, p in zip(readable, lines, probabilities, strict=True):
+    first, second, *_ = np.argsort(-p, kind='stable')
+    assert (row['class_1'], row['class_2']) == (CLASSES[first], CLASSES[second])
+    assert float(row['probability_1']) == pytest.approx(p[first], rel=1e-3)
+    shown = f'{CLASSES[first]} {float(row["probability_1"]):.2f}  {CLASSES[second]} {float(row["probability_2"]):.2f}'
+    assert line.endswith(shown)
+  right = sum(row['class_1'] == row['true_class'] for row in readable)
+  expected = f'accuracy {right / 123:.4f} ({right} of 123 pictures whose class the folder tells)'
+  assert accuracy == expected
+  with Image.open(folder / 'out' / 'predictions.png') as picture:
+    assert picture.size[0] == 1200
+    assert len(np.unique(np.asarray(picture))) > 10
+
+
+def test_odd_names_are_exact_in_the_csv_and_one_line_on_the_screen(many):
+  folder, ended = many
+  assert [os.path.basename(row['file']) for row in rows_of(folder / 'out')][-5:] == sorted(ODD_NAMES)
+  names = [line.removeprefix(f'{folder}/odd/') for line in ended.out.splitlines() if '/odd/' in line]
+  assert [name.split('.')[0] for name in names] == ['new\\nline', 'no \\udcff text', 'quo"te\',', 'with space', '日本']
+
+
+def test_unreadable_pictures_are_named_and_the_status_says_so(many):
+  folder, ended = many
+  rows = {os.path.basename(row['file']): row for row in rows_of(folder / 'out')}
+  assert rows['empty.png']['error'].startswith(f'{folder}/b/empty.png is empty')
+  assert (rows['cut.png']['class_1'], rows['cut.png']['true_class']) == ('', 'b')
+  *errors, last = ended.err.splitlines()
+  assert sorted(error.split(' is ')[0] for error in errors) == [
+    f'error: {folder}/b/cut.png',
+    f'error: {folder}/b/empty.png',
+  ]
+  assert last == '2 of 130 pictures could not be read; the column error of predictions.csv says why'
+
+
+def test_one_picture_and_a_workdir_that_cannot_be_written(workdir, tmp_path, classifier):
+  (workdir / 'predict').write_text('in the way')
+  path = write(tmp_path / 'one.png', 5)
+  ended = predicted(workdir, path)
+  p = classifier.probabilities(path)
+  assert ended.out == f'{path}  ' + '  '.join(f'{CLASSES[i]} {p[i]:.2f}' for i in np.argsort(-p)[:5]) + '\n'
+  assert ended.err == (
+    f'note: {workdir}/predict cannot be written (File exists), so no files are: --output=DIR names another folder\n'
+  )
+  ended = predicted(workdir, path, f'--output={path}', status=2)
+  assert ended.err == f'error: --output={path} cannot be written: File exists\n'
+  (workdir / 'predict').unlink()
+
+
+def test_crops(workdir, tmp_path, classifier):
+  paths = [write(tmp_path / f'{i}.png', i, (20, 15 + 10 * i)) for i in range(2)]
+  predicted(workdir, *paths, '--crops=6')
+  p = classifier.probabilities(paths, 6).max(-1)
+  found = [float(row['probability_1']) for row in rows_of(workdir / 'predict')]
+  np.testing.assert_allclose(found, p, rtol=1e-4)
+
+
+def test_nothing_that_can_be_read_is_a_mistake(workdir, tmp_path):
+  (tmp_path / 'x.png').write_text('no picture')
+  ended = predicted(workdir, tmp_path / 'x.png', status=2)
+  assert ended.err.splitlines()[-1].startswith(f'error: {tmp_path}/x.png is not a picture')
+  ended = predicted(workdir, tmp_path / 'x.png', tmp_path / 'y.png', status=2)
+  assert ended.err.splitlines()[-1] == 'error: none of 2 pictures can be read'
+
+
+def test_files_get_the_probabilities_that_evaluation_finds(workdir, classifier, tmp_path):
+  """Both prepare the same pixels in the same way, also pictures that are larger than the canvas."""
+  sizes = [(9, 12), (64, 64), (200, 90), (30, 100), (8, 8)]
+  paths = [write(tmp_path / f'{i}.png', i, size) for i, size in enumerate(sizes)]
+  images, shapes = splits.on_canvas([np.asarray(Image.open(path))[..., None] for path in paths], 64)
+  split = Split(images, np.zeros(len(paths), np.int32), shapes)
+  (found,) = evaluate.evaluate(classifier, split)
+  np.testing.assert_allclose(classifier.probabilities(paths), np.exp(found.log_probabilities), rtol=1e-4)
+
+
+def test_an_ensemble_predicts_together(tmp_path, workdir):
+  config = runs.read(workdir).config
+  for member in range(2):
+    config.ensemble.members, config.ensemble.member = 2, member
+    write_run(tmp_path / f'member_{member}', config, (1, random_state(config, member), None, True))
+  path = write(tmp_path / 'a.png')
+  predicted(tmp_path, path)
+  found = float(rows_of(tmp_path / 'predict')[0]['probability_1'])
+  assert found == pytest.approx(googlenet_jax.load(tmp_path).probabilities(path).max(), rel=1e-4)
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--mode=predict', 'a.png'], '--workdir is missing: give the folder of a run'),
+    (['--mode=predict', '--workdir=x'], '--mode=predict needs pictures: give files, folders, or -'),
+    (['--mode=explain', '--workdir=x'], '--mode=explain needs pictures'),
+    (['--mode=predict', '--workdir=x', '--config=c.py', 'a'], '--config is for --mode=train or evaluate or inspect'),
+    (['--mode=predict', '--workdir=x', '--config.seed=1', 'a'], '--config.seed is not for --mode=predict: the run'),
+    (['--mode=predict', '--workdir=x', '--split=test', 'a'], '--split is for --mode=evaluate, not for --mode=predict'),
+    (['--mode=predict', '--workdir=x', '--crops=1,10', 'a'], '--crops=1,10: --mode=predict takes one of 1,6,10,144'),
+    (['--mode=predict', '--workdir=x', '--top=0', 'a'], '--top'),
+    (['--mode=explain', '--workdir=x', '--crops=6', 'a'], '--crops is for --mode=evaluate or predict'),
+    (['--mode=evaluate', '--workdir=x', '--top=2'], '--top is for --mode=predict or explain, not for --mode=evaluate'),
+    (['--mode=inspect', '--workdir=x', 'a.png'], 'unexpected argument a.png'),
+    (['--mode=predict', '--workdir={tmp}/none', 'a.png'], 'is no folder: train first'),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+  ended = call_main(*(argument.format(tmp=tmp_path) for argument in arguments))
+  assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+  assert message in ended.err
+
+
+def test_a_file_whose_name_looks_like_a_flag(workdir, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write(tmp_path / '--config.png')
+  assert predicted(workdir, '--', '--config.png').out.startswith('--config.png  ')
+
+
+def test_predicting_imports_neither_training_nor_data_sets():
+  code = """
+import sys
+from googlenet_jax.evaluation import explain, predict
+bad = ('googlenet_jax.training', 'googlenet_jax.data.datasets', 'grain', 'tensorflow_datasets', 'sklearn', 'torch')
+print([name for name in bad if name in sys.modules])
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+  assert done.stdout == '[]\n'
