@@ -1,16 +1,21 @@
 """Data sets from folders of pictures: what is found, how it is divided, and what happens to bad files."""
 
+import json
 import os
+import re
 import unicodedata
 import zlib
 
 import numpy as np
 import pytest
+from helpers import call_main, draw_nothing, read_log, share_programs, small_table, take_two_devices
 from PIL import Image
 
+from googlenet_jax import runs
 from googlenet_jax.data import datasets, decoding, dividing, folder, listing, pictures, pipeline, splits
 from googlenet_jax.host import cache
 from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet
 
 
 @pytest.fixture(autouse=True)
@@ -477,3 +482,56 @@ def test_evaluation_of_a_streamed_folder_sees_every_picture_once(tmp_path, mesh_
   batches = list(pipeline.eval_batches(test, 8, mesh_of(2)))
   images = np.concatenate([batch['image'] for batch in batches])[: len(test)]
   np.testing.assert_array_equal(images, test.images[np.arange(len(test))])
+
+
+# A whole run ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictures(tmp_path, monkeypatch):
+  monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+  take_two_devices(monkeypatch)
+  share_programs(monkeypatch)
+  draw_nothing(monkeypatch)
+  root = make(tmp_path / 'set', {'a': 24, 'b': 16}, colour=False)
+  (root / 'b' / 'text.png').write_text('no picture')
+  (tmp_path / 'mine.py').write_text(
+    'from configs import default\n'
+    'def get_config():\n'
+    '  config = default.get_config()\n'
+    '  config.data.name, config.data.max_unreadable, config.data.memory_mb = "folder", 0.1, 0\n'
+    '  config.image_size, config.batch_size, config.log_every_steps, config.max_steps = 17, 8, 2, 2\n'
+    '  config.class_weights = "balanced"\n'
+    '  return config\n'
+  )
+  monkeypatch.chdir(tmp_path)
+  train = ['--config=mine.py', '--config.data.source_dir=set', '--workdir=run', '--config.ensemble.members=2']
+  ended = call_main(*train)
+  assert (ended.status, ended.err) == (0, '')
+  assert (
+    'set: 2 classes, 40 pictures (16 to 24 a class, smallest b); 32 to train on, 4 validation, 4 test; ' in ended.out
+  )
+  assert re.search(r'step 2/2 epoch 0.50/1: .* examples/s \(decoding up to \d+/s\)', ended.out)
+  assert re.search(r'epoch 0.5: .*; decoding (keeps up|is the bottleneck) \(at most \d+ images/s\)', ended.out)
+  written = [(tmp_path / 'run' / f'member_{i}' / 'split.csv').read_text() for i in (0, 1)]
+  assert written[0] == written[1]
+  assert written[0].endswith('b/text.png,b,skipped\n')
+  assert runs.read(tmp_path / 'run' / 'member_1').config.data.source_dir == str(root)
+  assert read_log(tmp_path / 'run' / 'member_0')[0]['decoded_per_second'] > 0
+
+  save(root / 'a' / 'new.png')  # in colour: nothing of it may be seen
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  monkeypatch.chdir(elsewhere)
+  run = tmp_path / 'run'
+  ended = call_main('--mode=evaluate', f'--workdir={run}', '--crops=1')
+  assert (ended.status, ended.err) == (0, '')
+  assert json.loads((run / 'evaluation.json').read_text())['examples'] == 4
+  ended = call_main(f'--workdir={run}/member_0', '--config.max_steps=4', '--config.data.memory_mb=9')
+  assert (ended.status, ended.err) == (0, '')
+  assert 'continuing after step 2 of 4' in ended.out
+  assert (run / 'member_0' / 'split.csv').read_text() == written[0]
+  (root / 'a' / '1.png').unlink()
+  ended = call_main('--mode=evaluate', f'--workdir={run}/member_1')
+  assert ended.status == 2
+  assert ended.err.startswith(f'error: {root} lacks a/1.png, listed in {run}/member_1/split.csv: put them back')
+  assert len(ended.err.splitlines()) == 1
