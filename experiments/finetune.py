@@ -73,7 +73,7 @@ def few_digits(seed: int) -> Dataset:
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> dict[str, float]:
-  """Trains what is not trained yet, and returns `summary.json`."""
+  """Trains what is not trained yet; returns the last accuracy by split."""
   workdir.mkdir(parents=True, exist_ok=True)
   config = finetune.with_network_of_source(config, workdir)
   recipe.validate(config)
@@ -82,7 +82,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> dict[s
       loop.train(config, workdir, stop, dataset=dataset)
     if stop.signal:
       stop.exit()
-  return json.loads((workdir / 'summary.json').read_text())
+  records = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return {record['split']: record['accuracy'] for record in records}
 
 
 def main() -> None:
@@ -109,9 +110,9 @@ def main() -> None:
     config.init_from = str(source) if way == WAYS[0] else ''
     return train(config, runs / f'{way.replace(" ", "_")}_{rate}_{seed}', few_digits(seed))
 
-  held_out = {(way, rate): result(way, rate, 0)['validation_accuracy'] for way in WAYS for rate in RATES}
+  held_out = {(way, rate): result(way, rate, 0)['validation'] for way in WAYS for rate in RATES}
   best = {way: max(RATES, key=lambda rate: held_out[way, rate]) for way in WAYS}
-  found = {way: [result(way, best[way], seed)['test_accuracy'] for seed in range(options.seeds)] for way in WAYS}
+  found = {way: [result(way, best[way], seed)['test'] for seed in range(options.seeds)] for way in WAYS}
   head = ['way', 'learning rate', *(f'seed {seed}' for seed in range(options.seeds)), 'mean']
   lines = [
     [way, f'{best[way]:g}', *(f'{value:.3f}' for value in found[way]), f'{statistics.fmean(found[way]):.3f}']
@@ -123,7 +124,7 @@ def main() -> None:
     tables.written_by('jax', 'flax'),
     f'{tables.cores()} cores of {tables.cpu_model()}.',
     f'The first network: {SOURCE_IMAGES:,} images of Fashion-MNIST, {options.source_epochs} epochs at 32 pixels, test '
-    f"accuracy {first['test_accuracy']:.3f} there. Then {10 * A_CLASS} of scikit-learn's digits, {2 * options.epochs} "
+    f"accuracy {first['test']:.3f} there. Then {10 * A_CLASS} of scikit-learn's digits, {2 * options.epochs} "
     f'steps of 50 at 32 pixels. Test accuracy on {TEST:,} other digits:',
     tables.table(head, lines),
     f'Accuracy on {HELD_OUT} held-out digits with seed 0, by learning rate. It chose the learning rates above:',
