@@ -30,6 +30,18 @@ def test_lines_are_written_unless_a_terminal_shows_the_bar(piped, monkeypatch, c
   assert capsys.readouterr().out == ('' if piped is None else line)
 
 
+def test_the_rate_of_decoding_stands_beside_that_of_training(terminal, capsys):
+  of_disk = {**record(5), 'decoded_per_second': 310.4}
+  console.Progress(0, 20, 10).show(of_disk)
+  assert capsys.readouterr().out.endswith(', 100.0 examples/s (decoding up to 310/s)\n')
+  screen = terminal(100)
+  progress = console.Progress(0, 20, 10)
+  progress.advance(5)
+  progress.show(of_disk)
+  progress.close()
+  assert ', 100 img/s (decoding up to 310/s)' in screen.close()[0][-1]
+
+
 class Terminal:
   """A pseudo-terminal in the place of stdout and stderr."""
 
@@ -178,9 +190,15 @@ def test_seconds_are_plain_lines_without_a_terminal_or_with_a_prefix(prefix, ter
   try:
     with console.waiting('compiling the training step', 'once'):
       time.sleep(0.1)
+    counts = iter(range(1, 1000))
+    with console.waiting('decoding', status=lambda: f'{next(counts)} of 9'):
+      time.sleep(0.1)
   finally:
     console.prefix.reset(token)
   lines = screen.close()[0] if prefix else capsys.readouterr().out.splitlines()
+  second = lines.index(f'{prefix}decoding ...')
+  assert lines[second + 1 : second + 3] == [f'{prefix}decoding ... {count} of 9, 0 s' for count in (1, 2)]
+  lines = lines[:second]
   assert lines[0] == f'{prefix}compiling the training step (once) ...'
   assert len(lines) > 3
   assert set(lines[1:-1]) == {f'{prefix}compiling the training step ... 0 s'}

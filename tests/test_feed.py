@@ -6,7 +6,7 @@ import pytest
 from helpers import small_config
 
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.data import pipeline
+from googlenet_jax.data import decoding, pipeline
 from googlenet_jax.data.splits import RecordImages, Split
 from googlenet_jax.host import sharding
 from googlenet_jax.training import feed
@@ -134,3 +134,18 @@ def test_both_ways_train_on_the_same_images():
     np.testing.assert_array_equal(a['index'], pipeline.train_indices(3 + number, 43, 8, 7))
     for name in ('image', 'label', 'index'):
       np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_rate_of_decoding_is_that_of_all_threads_and_says_who_waits(monkeypatch):
+  monkeypatch.setattr(decoding, 'threads', lambda: 3)
+  images = RecordImages(None, np.arange(9))
+  split = Split(images, np.zeros(9, np.int32))
+  assert feed.decoding_speed(split) == {}  # nothing was decoded yet
+  images.pace.add(30, 0.5)
+  images.pace.add(10, 1.5)
+  assert feed.decoding_speed(split) == {'decoded_per_second': pytest.approx(60)}
+  assert feed.decoding_speed(split) == {}  # since the last call
+  assert feed.decoding_speed(Split(np.zeros((9, 4, 4, 1), np.uint8), split.labels)) == {}
+  assert feed.bottleneck({'examples_per_second': 55}) == ''
+  found = [feed.bottleneck({'decoded_per_second': 60.0, 'examples_per_second': speed}) for speed in (49, 51)]
+  assert found == ['decoding keeps up (at most 60 images/s)', 'decoding is the bottleneck (at most 60 images/s)']

@@ -377,6 +377,15 @@ def test_in_memory_and_on_disk_are_the_same_and_are_what_prediction_reads(tmp_pa
     assert few.files.tolist() == [read.files[1], read.files[0]]
 
 
+def test_an_evaluation_decodes_only_its_split(tmp_path, capsys):
+  make(tmp_path, {'a': 20, 'b': 20})
+  found = folder.load(tmp_path, used=('test',), memory_mb=1)
+  assert found.test.in_memory
+  assert not found.train.in_memory
+  assert 'decoding 4 pictures' in capsys.readouterr().out
+  np.testing.assert_array_equal(found.test.images, folder.load(tmp_path).test.images)
+
+
 def test_training_batches_are_the_same_from_any_step(tmp_path, mesh_of):
   make(tmp_path, {'a': 20, 'b': 20})
   memory, disk = (folder.load(tmp_path, memory_mb=mb).train for mb in (100, 0))

@@ -103,7 +103,7 @@ def events(folder):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-  write(tmp_path, 0, record(1, loss_aux_4a=0.25), record(1, 'test'))
+  write(tmp_path, 0, record(1, loss_aux_4a=0.25, decoded_per_second=310.0), record(1, 'test'))
   scalars, purged = events(tmp_path)
   assert purged == [0]  # so is what a run wrote that ended before its first checkpoint
   assert scalars == [
@@ -111,6 +111,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     ('train/accuracy', 0.75, 1),
     ('train/examples_per_second', 100.0, 1),
     ('train/loss_aux_4a', 0.25, 1),
+    ('train/decoded_per_second', 310.0, 1),
     ('learning_rate', pytest.approx(0.01), 1),
     ('test/loss', 0.5, 1),
     ('test/accuracy', 0.75, 1),

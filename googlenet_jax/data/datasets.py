@@ -18,11 +18,13 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from googlenet_jax.data import folder
+from googlenet_jax.data.listing import SPLITS
 from googlenet_jax.data.splits import Dataset, RecordImages, Split, on_canvas
 from googlenet_jax.host import cache, console
 from googlenet_jax.host.errors import UserError
@@ -49,6 +51,7 @@ def load(
   validation_examples: int = 0,
   canvas: int = 512,
   split_file: pathlib.Path | None = None,
+  used: Sequence[str] = SPLITS,
   **of_folder: int | float,
 ) -> Dataset:
   """Loads a data set, and prepares it first if necessary.
@@ -61,6 +64,7 @@ def load(
     validation_examples: number of training images to hold out; a fixed seed chooses them.
     canvas: side of the canvas in pixels, for sets with images of many sizes.
     split_file: for a folder, see `folder.load`; it is read if it exists.
+    used: the splits that are needed; of the others a folder decodes nothing.
     **of_folder: other arguments of `folder.load`; not for other sets.
 
   Returns:
@@ -73,7 +77,7 @@ def load(
     if split_file and not split_file.exists():
       console.say(f'note: {split_file} is missing: the splits are the same only if the folder has not changed')
       split_file = None
-    return folder.load(source_dir, canvas, split_file=split_file, **of_folder)
+    return folder.load(source_dir, canvas, split_file=split_file, used=used, **of_folder)
   if name == 'digits':
     if source_dir or data_dir:
       raise UserError('data.name=digits comes with scikit-learn: leave data.source_dir and data.data_dir empty')

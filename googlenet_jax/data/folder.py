@@ -28,6 +28,7 @@ def load(
   max_unreadable: float = 0.01,
   memory_mb: int = 2000,
   split_file: pathlib.Path | None = None,
+  used: Sequence[str] = listing.SPLITS,
 ) -> Dataset:
   """Loads the pictures of a folder, and says in a few lines what is there.
 
@@ -41,6 +42,7 @@ def load(
     max_unreadable: largest share of pictures that cannot be read.
     memory_mb: pictures that take more megabytes are not kept in memory.
     split_file: the `split.csv` of a run, whose splits are taken; None to divide the pictures.
+    used: the splits that are kept in memory, if they fit.
 
   Returns:
     The data set. Its splits have `files`, and `skipped` has what cannot be read.
@@ -68,9 +70,9 @@ def load(
   side = min(canvas, int(chosen.sides.max()))
   channels = channels or (1 if chosen.grey[readable].all() else 3)
   dataset = _dataset(root, chosen, side, channels, damage)
-  megabytes = sum(split != SKIPPED for split in chosen.splits) * side * side * channels / 1e6
+  megabytes = sum(split in used for split in chosen.splits) * side * side * channels / 1e6
   if megabytes <= memory_mb:
-    dataset, how = _in_memory(root, dataset, replace=split_file is not None)
+    dataset, how = _in_memory(root, dataset, used, replace=split_file is not None)
     how = f'in memory ({megabytes:,.0f} MB, {how})'
   else:
     how = f'decoded in each epoch: {megabytes:,.0f} MB are more than config.data.memory_mb={memory_mb}'
@@ -181,9 +183,9 @@ def _list(names: Sequence[str]) -> str:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def _in_memory(root: pathlib.Path, dataset: Dataset, replace: bool) -> tuple[Dataset, str]:
-  """Decodes every picture, and says how fast; without `replace` damaged ones are skipped."""
-  parts = {name: getattr(dataset, name) for name in listing.SPLITS if getattr(dataset, name) is not None}
+def _in_memory(root: pathlib.Path, dataset: Dataset, used: Sequence[str], replace: bool) -> tuple[Dataset, str]:
+  """Decodes the pictures of some splits, and says how fast; without `replace` damaged ones are skipped."""
+  parts = {name: getattr(dataset, name) for name in used if getattr(dataset, name) is not None}
   total, skipped, done = sum(map(len, parts.values())), [*dataset.skipped], []
   with console.waiting(f'decoding {total:,} pictures', '', lambda: f'{len(done):,} of {total:,}') as waiting:
     for name, split in parts.items():
