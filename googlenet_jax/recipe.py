@@ -298,10 +298,12 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
 
 def _check_frozen(config: ml_collections.ConfigDict) -> None:
   freeze = config.freeze
-  if freeze and not config.init_from:
-    raise UserError(
-      f'config.freeze={freeze} would freeze random weights: say where weights come from, config.init_from'
-    )
+  for name, unset in (('freeze', ''), ('body_learning_rate', 1)):
+    if config[name] != unset and not config.init_from:
+      raise UserError(
+        f'config.{name}={config[name]} is for weights that know something already: give config.init_from, the workdir '
+        'of a run or a file of weights'
+      )
   if freeze and config.model.auxiliary != 'none' and STAGES.index(freeze) >= STAGES.index('inception_4a'):
     raise UserError(
       f'config.freeze={freeze} freezes what the auxiliary classifier after inception_4a would teach: set '

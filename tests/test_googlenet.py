@@ -13,7 +13,7 @@ from flax import nnx
 from googlenet_jax.model import auxiliary_classifiers, googlenet
 from googlenet_jax.model.layers import dropout, max_pool
 from googlenet_jax.model.normalisation import local_response_norm
-from googlenet_jax.model.options import MIN_IMAGE_SIZE, Options, map_sides
+from googlenet_jax.model.options import MIN_IMAGE_SIZE, STAGES, Options, map_sides
 
 
 @functools.cache
@@ -335,6 +335,15 @@ def test_every_option_has_a_meaning_and_a_default_among_its_choices():
   for field in dataclasses.fields(Options):
     assert field.metadata['meaning']
     assert field.metadata['choices'] is None or field.default in field.metadata['choices']
+
+
+def test_stages_and_heads_are_all_parts_of_the_network():
+  model = make(head='fully_connected', image_size=32, auxiliary='adaptive_pool')
+  parts = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  assert {*STAGES, *googlenet.HEADS} == set(parts)
+  assert STAGES[3:] == tuple(googlenet.TABLE)
+  assert googlenet.stages_up_to('inception_3b') == STAGES[:5]
+  assert googlenet.stages_up_to('') == ()
 
 
 def test_options_need_no_jax():

@@ -104,6 +104,41 @@ def test_five_steps_equal_pytorchs_sgd(nesterov):
   np.testing.assert_allclose(params['kernel'], weight.detach().numpy(), rtol=1e-5)
 
 
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_the_learning_rate_of_the_body_is_that_of_a_second_parameter_group_in_pytorch(nesterov):
+  changes = {'momentum': 0.9, 'nesterov': nesterov, 'weight_decay': 0.1, 'learning_rate': 0.2, 'epochs': 1}
+  config = small_config(**changes, body_learning_rate=0.3, schedule='linear')
+  rng, names = np.random.default_rng(0), ('conv1', 'inception_3a', 'hidden', 'logits', 'aux_4a')
+  with jax.enable_x64(True):
+    tx = optimizers.make_optimizer(config, lambda step: 0.2 * (1 - step.astype(float) / 10))
+    params = {name: {'kernel': jnp.asarray(rng.normal(size=(2, 3)))} for name in names}
+    weights = {name: torch.nn.Parameter(torch.tensor(np.array(params[name]['kernel']))) for name in names}
+    body, heads = ([weights[name] for name in part] for part in (names[:2], names[2:]))
+    groups = [{'params': body, 'lr': 0.06}, {'params': heads, 'lr': 0.2}]
+    reference = torch.optim.SGD(groups, momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+    state, start = tx.init(params), [group['lr'] for group in groups]
+    for step in range(5):
+      gradients = {name: {'kernel': rng.normal(size=(2, 3))} for name in names}
+      updates, state = tx.update(jax.tree.map(jnp.asarray, gradients), state, params)
+      params = optax.apply_updates(params, updates)
+      for name in names:
+        weights[name].grad = torch.tensor(gradients[name]['kernel'])
+      for group, rate in zip(reference.param_groups, start, strict=True):
+        group['lr'] = rate * (1 - step / 10)
+      reference.step()
+    for name in names:
+      np.testing.assert_allclose(params[name]['kernel'], weights[name].detach().numpy(), rtol=1e-12)
+
+
+def test_a_body_at_rate_zero_stays(small_network):
+  config = small_config(body_learning_rate=0.0, weight_decay=0.1)
+  tx = optimizers.make_optimizer(config, optax.constant_schedule(0.1))
+  params = {'conv2': {'kernel': jnp.ones((2, 2))}, 'logits': {'kernel': jnp.ones((2, 2))}}
+  updates, _ = tx.update(params, tx.init(params), params)
+  assert not updates['conv2']['kernel'].any()
+  assert updates['logits']['kernel'].all()
+
+
 def test_clipping_and_no_decay_of_biases():
   config = small_config(momentum=0.0, clip_norm=1.0, learning_rate=1.0, schedule='constant', weight_decay=0.5)
   tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))

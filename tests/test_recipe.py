@@ -106,7 +106,10 @@ def test_differences_are_named_by_scope():
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_is_valid(path):
-  recipe.validate(runpy.run_path(str(path))['get_config']())
+  config = runpy.run_path(str(path))['get_config']()
+  if path.stem == 'finetune':
+    config.init_from = 'runs/other'  # the user says where weights come from
+  recipe.validate(config)
   assert recipe.read(str(path)).name == path.stem
 
 
@@ -439,6 +442,23 @@ def test_keys_that_exclude_each_other_are_one_line(changes, message):
   for name in changes:  # each key alone is allowed
     if name not in ('warmup_epochs', 'micro_batches'):
       recipe.validate(small_config(**{name: changes[name]}))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'freeze': 'conv2'}, '^config.freeze=conv2 is for weights that know something already: give config.init_from'),
+    ({'body_learning_rate': 0.1}, '^config.body_learning_rate=0.1 is for weights that know something already'),
+    (
+      {'freeze': 'inception_4a', 'init_from': 'x', 'model.auxiliary': 'adaptive_pool'},
+      '^config.freeze=inception_4a freezes what the auxiliary classifier after inception_4a would teach: set config.mo',
+    ),
+  ],
+)
+def test_what_is_frozen_must_make_sense(changes, message):
+  with pytest.raises(UserError, match=message):
+    recipe.validate(small_config(**changes))
+  recipe.validate(small_config(**{'freeze': 'inception_3b', 'init_from': 'x', 'model.auxiliary': 'adaptive_pool'}))
 
 
 def test_recipes_for_speed_and_accuracy_evaluate_what_they_train():
