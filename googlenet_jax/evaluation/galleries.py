@@ -64,7 +64,9 @@ def _mistakes_figure(
   captions = []
   for index in shown:
     said = f'said {class_names[evaluation.predictions[index]]} ({percent(evaluation.confidences[index])}),'
-    captions.append((split.name_of(index), said, f'true {class_names[evaluation.labels[index]]}'))
+    captions.append(
+      (pathlib.PurePath(split.name_of(index)).name, said, f'true {class_names[evaluation.labels[index]]}')
+    )
   confident = f'; the {len(shown)} most confident' if len(shown) < len(wrong) else ''
   title += f'\n{plural(len(wrong), "mistake")} in {images}{confident}'
   batch, below = split.batch(shown), ()
