@@ -70,7 +70,7 @@ def test_main_trains_the_whole_network_and_writes_everything(whole):
   names = {path.name for path in workdir.iterdir()}
   assert names == {
     'run.json', 'metrics.jsonl', 'checkpoints', 'tensorboard', 'curves.png', 'confusion.png', 'mistakes.png',
-    'predictions.png', 'summary.json', 'augmentations.png', '.lock',
+    'predictions.png', 'summary.json', 'augmentations.png', 'per_class.csv', 'mistakes.csv', '.lock',
   }  # fmt: skip
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['steps'] == 3
@@ -312,7 +312,7 @@ def test_the_workdir_alone_continues_an_ensemble(tmp_path, monkeypatch):
     ([DIGITS, '--step=3'], ['--step is for --mode=evaluate']),
     ([DIGITS, '--config.learning_rate=-1'], ['config.learning_rate=-1.0 is out of range: it must be at least 0']),
     ([DIGITS, '--config.image_size=16'], ['too small for the network']),
-    ([DIGITS, '--mode=tran'], ['<train|evaluate>']),
+    ([DIGITS, '--mode=tran'], ['<train|evaluate|predict|explain|inspect>']),
     ([DIGITS, '--config.batch_size=2000'], ['larger than the 1437']),
     ([DIGITS, '--config.batch_size=13'], ['batch_size=13 does not divide by ']),
     ([DIGITS, '--mode=evaluate'], ['is no folder: train first']),
@@ -362,11 +362,17 @@ def test_mistakes_in_a_recipe_are_one_line(text, message, tmp_path):
 def test_help_names_every_flag_with_an_example_and_says_where_the_keys_are():
   done = start_main('--help')
   assert start_main('-h').stdout == done.stdout
-  for name in ('config', 'workdir', 'mode', 'step', 'crops', 'split'):
+  for name in ('config', 'workdir', 'mode', 'step', 'crops', 'split', 'top', 'output'):
     assert re.search(rf'^  --{name}: (.|\n    )*such as\s+--{name}=', done.stdout, re.MULTILINE), name
-  for text in ('<train|evaluate>', 'docs/recipes.md', 'configs/fashion_fast.py', '--config.KEY=VALUE'):
+  for text in (
+    '<train|evaluate|predict|explain|inspect>',
+    'Exit status:',
+    'docs/recipes.md',
+    'configs/fashion_fast.py',
+    '--config.KEY=VALUE',
+  ):
     assert text in done.stdout
-  assert len(done.stdout.splitlines()) < 40
+  assert len(done.stdout.splitlines()) < 45
   assert max(map(len, done.stdout.splitlines())) <= 120
 
 

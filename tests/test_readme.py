@@ -9,25 +9,38 @@ from helpers import random_state, small_table, write_run
 from PIL import Image
 
 from googlenet_jax import recipe
-from googlenet_jax.model import googlenet
+from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.training import ensemble
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
-def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
-  blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(), re.MULTILINE | re.DOTALL)
-  code = '\n'.join(blocks)
-  (folder,) = re.findall(r"googlenet_jax\.load\('([^']+)'\)", code)
-  paths = set(re.findall(r"'([^']+\.png)'", code))
-  assert paths
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(googlenet, 'TABLE', small_table())
-  config = recipe.read(str(ROOT / 'configs/digits.py'))
-  write_run(tmp_path / folder, config, (132, random_state(config), None, True))
+def python_in(page):
+  return '\n'.join(re.findall(r'^```python\n(.*?)^```', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope='module')
+def small_state():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(googlenet, 'TABLE', small_table())
+    config = recipe.read(str(ROOT / 'configs/digits.py'))
+    yield config, random_state(config)
+
+
+def write_what_is_named(code, folder, config, state):
+  """Makes the runs and pictures that a page names, with a network that nobody trained."""
+  for name in re.findall(r"googlenet_jax\.load\('([^'.]+)'\)", code):
+    write_run(folder / name, config, (132, state, None, True))
   pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-  for path in paths:
-    Image.fromarray(pixels).save(path)
+  for path in set(re.findall(r"'([^']+\.(?:png|jpg))'", code)) - {'missing.jpg'}:
+    Image.fromarray(pixels).save(folder / path)
+
+
+def test_the_python_in_the_readme_runs(small_state, tmp_path, monkeypatch, capsys):
+  code = python_in('README.md')
+  monkeypatch.chdir(tmp_path)
+  write_what_is_named(code, tmp_path, *small_state)
   names = {}
   exec(code, names)
   name, probability = capsys.readouterr().out.split()
@@ -35,6 +48,32 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch, capsys):
   assert name in names['classifier'].classes
   assert float(probability) == names['answer'].probability == names['probabilities'].max()
   assert names['probabilities'].shape == (10,)
+
+
+def test_the_python_in_the_docs_runs(small_state, tmp_path, monkeypatch, capsys):
+  config, state = small_state
+  code = python_in('docs/python.md')
+  monkeypatch.chdir(tmp_path)
+  write_what_is_named(code, tmp_path, config, state)
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  trained = []
+
+  def train_in(config, workdir):  # training itself is tested elsewhere
+    trained.append(config.epochs)
+    write_run(workdir, config, (1, state, None, True))
+
+  monkeypatch.setattr(ensemble, 'train_in', train_in)
+  torch_weights.write('googlenet.pth', torch_weights.to_torch(state.params, state.batch_stats))
+  names = {}
+  exec(code, names)
+  printed = capsys.readouterr().out.splitlines()
+  assert printed[0].split()[0] == names['answer'].name
+  assert 'missing.jpg does not exist: check the path' in printed
+  assert "('0', '1', '2')" in printed
+  assert names['net'].classes[:2] == ('class 0', 'class 1')
+  assert names['heat'].ndim == 2
+  assert names['vector'].shape == names['net'].stages['head']
+  assert trained == [3]
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.stem)
