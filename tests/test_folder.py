@@ -1,5 +1,6 @@
 """Data sets from folders of pictures: what is found, how it is divided, and what happens to bad files."""
 
+import contextlib
 import json
 import os
 import re
@@ -457,16 +458,30 @@ def test_damaged_pixels_change_nothing_else_while_training(tmp_path, capsys, mem
   out = capsys.readouterr().out
   assert out.count(f'unreadable: {root}/{healthy.train.files[3]} is damaged') == 1
   assert out.count(f'unreadable: {root}/{healthy.test.files[1]} is damaged') == 1
+  (root / healthy.train.files[3]).write_bytes(b'')  # damaged in its header too: it still counts once
+  found = folder.load(root, max_unreadable=0.05, memory_mb=memory_mb, split_file=tmp_path / 'split.csv')
+  assert found.rows() == healthy.rows()
+  np.testing.assert_array_equal(found.train.picture(3), healthy.train.picture(4))
+  found.test.batch(np.arange(len(found.test)))
   truncate(root / healthy.train.files[7])
   if memory_mb == 0:
     with pytest.raises(UserError, match='3 of 40 pictures'):
       found.train.batch(np.array([7]))
 
 
+@pytest.mark.parametrize(('most', 'bad', 'allowed'), [(0.29, 29, True), (0.29, 30, False), (0.0, 1, False)])
+def test_the_share_of_unreadable_files_is_exact(tmp_path, most, bad, allowed):
+  reasons = {f'{i}.png': f'{i}.png is damaged' for i in range(bad)}
+  with (
+    contextlib.nullcontext() if allowed else pytest.raises(UserError, match=f'{bad} of 100 .* allows {bad - 1}: 0.png')
+  ):
+    decoding.Damage(tmp_path, 100, most, reasons)
+
+
 def test_the_stand_in_is_the_next_picture_of_the_class_that_can_be_read(tmp_path):
   root = make(tmp_path, {'a': 4, 'b': 2})
   files = np.array(['a/0.png', 'b/0.png', 'a/1.png', 'b/1.png', 'a/2.png', 'a/3.png'], object)
-  damage = decoding.Damage(root, 6, 1.0)
+  damage = decoding.Damage(root, 6, 1.0, {})
   images = decoding.FolderImages(root, files, 8, 3, damage, np.array([0, 1, 0, 1, 0, 0]))
   whole = images[np.arange(6)]
   for name in ('a/1', 'a/3', 'a/0', 'b/1'):

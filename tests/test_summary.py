@@ -56,6 +56,11 @@ def test_the_introduction_says_what_is_trained_on_what(config, classifier, mesh,
   sizes = np.full((20, 2), 5, np.int32)
   found = summary.introduction(config, tmp_path, dataset_of(split_of(7), sizes), classifier, mesh)
   assert 'animals: 100 train, 7 validation, 20 test images of many sizes, kept within 8x8x1\n' in found
+  few = dataclasses.replace(split_of(100), labels=np.append(np.full(91, 3), np.arange(9)).astype(np.int32))
+  unequal = dataclasses.replace(dataset_of(), train=few)
+  balanced = small_config(image_size=96, class_weights='balanced')
+  found = summary.introduction(balanced, tmp_path, unequal, classifier, mesh)
+  assert f'20 test images of 8x8x1; class weights from 0 ({CLASSES[9]}) to 10 ({CLASSES[0]})\n' in found
 
 
 # Where it stands -----------------------------------------------------------------------------------------------------

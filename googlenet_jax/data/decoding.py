@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import copy
+import math
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -26,20 +27,20 @@ def threads() -> int:
 class Damage:
   """The pictures that turned out to be unreadable, and how many may."""
 
-  def __init__(self, root: pathlib.Path, total: int, most: float, reasons: Sequence[str] = ()):
+  def __init__(self, root: pathlib.Path, total: int, most: float, reasons: Mapping[str, str]):
     """Begins with files that could not be read before.
 
     Args:
       root: the folder.
       total: pictures in the folder.
       most: largest share that may be unreadable.
-      reasons: a line for each unreadable file, which names it.
+      reasons: a line for each unreadable file, by its name; the line names it too.
 
     Raises:
       UserError: there are too many.
     """
     self._root, self._total, self._most, self._lock = root, total, most, threading.Lock()
-    self._reasons = dict(enumerate(reasons))
+    self._reasons = dict(reasons)
     self._check()
 
   def add(self, file: str, reason: str) -> bool:
@@ -52,12 +53,12 @@ class Damage:
       return True
 
   def _check(self) -> None:
-    count = len(self._reasons)
-    if count > self._most * self._total:
+    count, allowed = len(self._reasons), math.floor(self._most * self._total + 1e-6)  # 0.29 * 100 is 28.999...
+    if count > allowed:
       first = '; '.join(list(self._reasons.values())[:3])
       raise UserError(
         f'{count:,} of {self._total:,} pictures in {one_line(self._root)} cannot be read, and '
-        f'config.data.max_unreadable={self._most:g} allows {int(self._most * self._total):,}: {first}'
+        f'config.data.max_unreadable={self._most:g} allows {allowed:,}: {first}'
         f'{"; ..." if count > 3 else ""}. Repair or delete them, or allow more'
       )
 
@@ -149,9 +150,11 @@ class FolderImages:
     with concurrent.futures.ThreadPoolExecutor(threads()) as pool:
       for _ in pool.map(work, range(0, count, PART)):
         pass
-    if not good.all():
-      images, sizes = images[good], sizes[good]
-    return images, sizes, np.flatnonzero(good)
+    kept = np.flatnonzero(good)
+    if len(kept) < count:
+      for place, i in enumerate(kept):  # in place: a copy would need as much memory again
+        images[place] = images[i]
+    return images[: len(kept)], sizes[kept], kept
 
 
 def _next_alike(labels: np.ndarray) -> np.ndarray:

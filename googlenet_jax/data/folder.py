@@ -55,10 +55,11 @@ def load(
   root = pathlib.Path(source_dir).expanduser().absolute()
   found = listing.find(root)
   looked = listing.look(root, found.files)
-  damage = Damage(root, len(found.files), max_unreadable, list(looked.reasons.values()))
+  reasons = {found.files[i]: reason for i, reason in looked.reasons.items()}
+  damage = Damage(root, len(found.files), max_unreadable, reasons)
   for note in found.notes:
     console.say(f'note: {note}')
-  _name_some('unreadable', list(looked.reasons.values()))
+  _name_some('unreadable', list(reasons.values()))
   if split_file is None:
     shares = {'test': test_share, 'validation': validation_share}
     chosen = _divided(found, looked, shares, split_seed)
@@ -119,8 +120,9 @@ def _divided(found: listing.Listing, looked: listing.Look, shares: dict[str, flo
 def _followed(root: pathlib.Path, found: listing.Listing, looked: listing.Look, split_file: pathlib.Path) -> _Chosen:
   """Takes the splits of a run."""
   rows = dividing.read(split_file)
-  place = {listing.same_name(file): i for i, file in enumerate(found.files)}
-  places = [place.get(listing.same_name(file)) for file, _, _ in rows]
+  alike = {listing.same_name(file): i for i, file in enumerate(found.files)}
+  exactly = {file: i for i, file in enumerate(found.files)}
+  places = [exactly.get(file, alike.get(listing.same_name(file))) for file, _, _ in rows]
   if gone := [file for (file, _, split), i in zip(rows, places, strict=True) if i is None and split != SKIPPED]:
     more = f' and {len(gone) - 1:,} more' if gone[1:] else ''
     raise UserError(

@@ -19,6 +19,7 @@ from googlenet_jax.evaluation import report
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files
 from googlenet_jax.model.googlenet import count_parameters
+from googlenet_jax.training.loss import weights_of_classes
 
 # Training on a CPU reaches about this share of a large matrix product, measured with batch normalisation
 # (experiments/results/README.md); without it a little more.
@@ -57,11 +58,17 @@ def introduction(
   size = 'x'.join(map(str, dataset.image_shape))
   if 'size' in dataset.test.batch(np.arange(1)):
     size = f'many sizes, kept within {size}'
+  weights = weights_of_classes(dataset.train.labels, len(classifier.classes), config.class_weights)
+  weighted = ''
+  if weights is not None:
+    rare, common = (classifier.classes[i] for i in (weights.argmax(), weights.argmin()))
+    weighted = f'; class weights from {weights.min():.2g} ({common}) to {weights.max():.2g} ({rare})'
   parameters, work = count_parameters(classifier.shape), classifier.multiply_adds
   return '\n'.join(
     [
       f'googlenet_jax {__version__}, jax {jax.__version__}, {console.device_name(mesh)}; output goes to {workdir}',
-      f'{dataset.name}: {len(dataset.train)} train, {held} validation, {len(dataset.test)} test images of {size}',
+      f'{dataset.name}: {len(dataset.train)} train, {held} validation, {len(dataset.test)} test images of {size}'
+      f'{weighted}',
       f'GoogLeNet: {parameters:,} parameters, {work / 1e6:,.0f} M multiply-adds per image of '
       f'{config.image_size}x{config.image_size}x{dataset.image_shape[-1]}',
     ]
