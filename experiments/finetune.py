@@ -1,6 +1,7 @@
 """Fine-tuning against training from scratch, with ten images a class.
 
   python -m experiments.finetune
+  python -m experiments.finetune --speed      # instead: what frozen stages save at 224 pixels
 
 A network is trained on 15,000 images of Fashion-MNIST for four epochs. Then it is fine-tuned on handwritten digits: 100
 images, ten of each class. The same recipe is trained on the same 100 images from random weights. Only `init_from`
@@ -16,7 +17,9 @@ import dataclasses
 import json
 import pathlib
 import statistics
+import time
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,9 +28,12 @@ from experiments.worker import ROOT
 from googlenet_jax import recipe
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset, Split
-from googlenet_jax.host import cache
+from googlenet_jax.host import cache, sharding
 from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.training import finetune, loop
+from googlenet_jax.model import torch_weights
+from googlenet_jax.training import finetune, loop, optimizers
+from googlenet_jax.training.state import create_state
+from googlenet_jax.training.step import make_train_step
 
 SOURCE_IMAGES, SOURCE_TEST = 15_000, 2_000
 A_CLASS, HELD_OUT, TEST = 10, 400, 1_000  # digits: training images of a class; other images
@@ -86,15 +92,55 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> dict[s
   return {record['split']: record['accuracy'] for record in records}
 
 
+def speed(freeze: str = 'inception_4e', batch_size: int = 16, rounds: int = 9) -> str:
+  """Times a step of configs/finetune.py on torchvision's network, without and with frozen stages by turns."""
+  mesh, rng, run = sharding.make_mesh(jax.devices()[:1]), np.random.default_rng(0), {}
+  batch = {
+    'image': rng.integers(0, 256, (batch_size, 256, 256, 3), np.uint8),
+    'label': np.zeros(batch_size, np.int32),
+    'index': np.arange(batch_size, dtype=np.int32),
+  }
+  batch = sharding.shard_batch(batch, mesh)
+  for stage in ('', freeze):
+    config = recipe.read(str(ROOT / 'configs/finetune.py'))
+    published = dataclasses.asdict(torch_weights.PUBLISHED)
+    config.model.update({**published, 'auxiliary': 'none'})
+    config.freeze = stage
+    tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, 10))
+    graphdef, state = create_state(config, 5, 3, tx, mesh)
+    compiled = make_train_step(graphdef, tx, config, mesh, 10).lower(state, batch).compile()
+    state, _ = compiled(state, batch)
+    run[stage] = (compiled, state)
+  seconds = {stage: [] for stage in run}
+  for _ in range(rounds):
+    for stage, (compiled, state) in run.items():
+      begin = time.perf_counter()
+      state, metrics = compiled(state, batch)
+      jax.block_until_ready((state, metrics))
+      seconds[stage].append(time.perf_counter() - begin)
+      run[stage] = (compiled, state)
+  ratios = sorted(a / b for a, b in zip(seconds[''], seconds[freeze], strict=True))
+  without, frozen = (statistics.median(seconds[stage]) for stage in ('', freeze))
+  return (
+    f'A step of {batch_size} images at 224 pixels: {without:.2f} s, with freeze={freeze} {frozen:.2f} s. {rounds} of each '
+    f'by turns; ratio {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}.'
+  )
+
+
 def main() -> None:
   """Trains everything and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--source_epochs', type=int, default=4)
   parser.add_argument('--epochs', type=int, default=60, help='of two steps')
   parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--speed', action='store_true', help='time steps with and without frozen stages instead')
   parser.add_argument('--output', type=pathlib.Path, default=tables.RESULTS / 'finetune.md')
   options = parser.parse_args()
   cache.use_compilation_cache()
+  if options.speed:
+    about = f'{tables.written_by("jax")} {tables.cores()} cores of {tables.cpu_model()}.'
+    tables.publish(f'# Frozen stages\n\n{about}\n\n{speed()}', options.output.with_name('finetune_speed.md'))
+    return
   runs = ROOT / 'runs' / 'finetune'
   source = runs / 'source'
   fashion = datasets.load('fashion_mnist')

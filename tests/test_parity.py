@@ -19,11 +19,12 @@ from flax import nnx
 from helpers import small_config
 
 from experiments import pytorch_twin, worker
+from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment, datasets
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights
-from googlenet_jax.training import optimizers, step
+from googlenet_jax.training import finetune, optimizers, step
 from googlenet_jax.training.state import create_state
 
 STEPS, BATCH = 10, 4
@@ -246,6 +247,17 @@ def ours_from(module, dtype=jnp.float32, **options):
   return graphdef, torch_weights.from_torch(numpy_state(module), *trees, 'torchvision')
 
 
+def begun_with(path):
+  """The first state of a run with `init_from`, and its network."""
+  config = small_config(init_from=str(path), **{'model.auxiliary': 'adaptive_pool'})
+  config = finetune.with_network_of_source(config, path.parent)
+  classes = tuple(map(str, range(CLASSES)))
+  ours = Classifier(config, classes, 3, [], sharding.make_mesh(jax.devices()[:1]))
+  tx = optimizers.make_optimizer(config, lambda _: 0.1)
+  graphdef, state = create_state(config, CLASSES, 3, tx, ours.mesh)
+  return graphdef, finetune.initialise(state, config, ours)
+
+
 def colour(shape):
   """Smooth images with flat regions, in the range of ImageNet's normalisation."""
   image = np.random.default_rng(0).normal(size=(shape[0], 5, 6, 3)).astype(np.float32)
@@ -283,13 +295,16 @@ def test_weights_without_auxiliary_classifiers_name_the_first_missing(theirs):
 
 # At 47 pixels the last window of every pool reaches over the edge, at 35 that of every second one.
 @pytest.mark.parametrize(('shape', 'published'), [((1, 35, 47), True), ((1, 224, 224), False)])
-def test_logits_equal_torchvisions(shape, published, theirs):
-  """`published` is the preparation of its published weights: our network normalises images in [0, 1] by itself."""
+def test_logits_equal_torchvisions(shape, published, theirs, tmp_path):
+  """`published`: like its published weights, read from a file by `init_from`; images in [0, 1] are all it needs."""
   theirs.eval()
   theirs.transform_input = published
-  options = torch_weights.describe(numpy_state(theirs)).options if published else torch_weights.TORCHVISION
-  graphdef, weights = ours_from(theirs, **dataclasses.asdict(options))
   image = normalised = colour(shape)
+  if published:
+    torch.save(theirs.state_dict(), tmp_path / 'googlenet.pth')
+    graphdef, weights = begun_with(tmp_path / 'googlenet.pth')
+  else:
+    graphdef, weights = ours_from(theirs)
   if published:
     image = normalised - normalised.min()
     image = image / image.max()
