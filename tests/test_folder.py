@@ -54,7 +54,7 @@ def files_of(dataset):
 
 def test_finds_pictures_of_every_ending_at_any_depth_in_sorted_classes(tmp_path):
   names = ['b/1.JPG', 'b/deep/er/2.PnG', 'b/3.webp', 'b/4.tiff', 'a/5.gif', 'É/6.bmp', '花/7.jpeg', 'a b/8 "x",y.png']
-  for name in [*names, 'a/.hidden.png', '.git/x/9.png', 'a/.thumbs/10.png']:
+  for name in [*names, 'a/.hidden.png', '.git/x/9.png', 'a/.thumbs/10.png', '__MACOSX/a/11.png']:
     save(tmp_path / name)
   for name in ('.DS_Store', 'a/.DS_Store', 'a/Thumbs.db', 'a/notes.txt', 'a/photo.heic'):
     (tmp_path / name).write_text('no picture')
@@ -99,7 +99,7 @@ ERRORS = {
   'a file': ({'a': 1}, 'a/0.png', 'it is a file'),
   'empty': ({}, '', 'no pictures in the form DIR/CLASS/'),
   'no class folders': ({'.': 3}, '', 'no pictures in the form DIR/CLASS/.*: put the pictures of each'),
-  'one class': ({'rose': 5}, '', 'has one class, rose: a classifier needs two folders'),
+  'one class': ({'rose': 5}, '', r'has one class, rose, .*: give --config.data.source_dir=\S*/rose if that is'),
   'no train': ({'test/a': 1, 'val/a': 1}, '', 'has test/, val/, but no folder train'),
   'classes beside splits': ({'train/a': 1, 'rose': 1}, '', 'has train/ and also rose/: classes belong below'),
   'two names': ({'train/a': 1, 'val/a': 1, 'valid/a': 1}, '', 'two names of one split: join them'),
@@ -126,8 +126,8 @@ NOTES = {
   'one split': ({'train/a': 3, 'train/b': 3, 'test/a': 1, 'test/b': 1}, 'train', 'looks like one split of '),
   'split from train': ({'train/a': 9, 'train/b': 9}, '', '10% for test and 10% for validation are taken'),
   'validation from train': ({'train/a': 9, 'train/b': 9, 'test/a': 1}, '', 'no folder for validation: 10% for'),
-  'few': ({'a': 2, 'b': 9}, '', 'no validation pictures in a: too few pictures for every split'),
-  'no test pictures of a class': ({'train/a': 9, 'train/b': 9, 'test/a': 1}, '', 'no test pictures in b'),
+  'few': ({'a': 2, 'b': 9}, '', 'no validation pictures of a: validation accuracy'),
+  'no test pictures of a class': ({'train/a': 9, 'train/b': 9, 'test/a': 1}, '', 'no test pictures of b: test accuracy'),
   'unequal': ({'a': 41, 'b': 3}, '', 'a has 33 times as many training pictures as b: --config.class_weights=balanced'),
 }  # fmt: skip
 
@@ -550,7 +550,7 @@ def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictu
   ended = call_main('--mode=evaluate', f'--workdir={run}', '--crops=1')
   assert (ended.status, ended.err) == (0, '')
   assert json.loads((run / 'evaluation.json').read_text())['examples'] == 4
-  ended = call_main(f'--workdir={run}/member_0', '--config.max_steps=4', '--config.data.memory_mb=9')
+  ended = call_main(f'--workdir={run}/member_0', '--config.max_steps=4')
   assert (ended.status, ended.err) == (0, '')
   assert 'continuing after step 2 of 4' in ended.out
   assert (run / 'member_0' / 'split.csv').read_text() == written[0]

@@ -172,7 +172,7 @@ def _class_names(root: pathlib.Path, chosen: _Chosen) -> tuple[str, ...]:
     )
   for split in ('test', 'validation'):
     if (lacking := sorted(set(names) - has[split])) and has[split]:
-      console.say(f'note: no {split} pictures in {_list(lacking)}: too few pictures for every split')
+      console.say(f'note: no {split} pictures of {_list(lacking)}: {split} accuracy says nothing about them')
   if len(names) < 2:
     raise UserError(f'{one_line(root)} has one class with pictures that can be read, {_list(names)}: two are needed')
   return tuple(names)

@@ -23,7 +23,7 @@ SPLIT_FOLDERS = {
   'valid': 'validation',
   'test': 'test',
 }
-NO_DATA = {'thumbs.db', 'desktop.ini'}  # left by file managers
+NO_DATA = {'thumbs.db', 'desktop.ini', '__macosx'}  # left by file managers
 THREADS = 8  # they wait for the disk; more did not help
 MANY = 2000  # new pictures: looking at them takes long enough to say so
 
@@ -94,7 +94,7 @@ def find(root: pathlib.Path) -> Listing:
     raise UserError(f'{one_line(root)} has no pictures in the form {where}{walk.other_endings()}: {_form(root, inner)}')
   if len(found := {row[0] for row in rows}) < 2:
     raise UserError(
-      f'{one_line(root)} has one class, {one_line(*found)}: a classifier needs two folders of pictures or more'
+      f'{one_line(root)} has one class, {one_line(*found)}, and a classifier needs two or more: {_form(root, inner)}'
     )
   if endings := walk.other_endings():
     walk.notes.append(endings.removeprefix(', only '))
@@ -161,13 +161,13 @@ class _Walk:
     try:
       with os.scandir(folder) as entries:
         for entry in entries:
-          if entry.name.startswith('.'):
+          if entry.name.startswith('.') or entry.name.lower() in NO_DATA:
             continue
           if _is_folder(entry):
             folders.append(entry)
           elif pictures.is_picture_name(entry.name):
             names.append(entry.name)
-          elif entry.name.lower() not in NO_DATA:
+          else:
             self._endings[os.path.splitext(entry.name)[1].lower() or 'without ending'] += 1
     except OSError as error:
       self.notes.append(f'{one_line(folder)} cannot be opened ({error.strerror}): its pictures are left out')
