@@ -127,7 +127,7 @@ NOTES = {
   'split from train': ({'train/a': 9, 'train/b': 9}, '', '10% for test and 10% for validation are taken'),
   'validation from train': ({'train/a': 9, 'train/b': 9, 'test/a': 1}, '', 'no folder for validation: 10% for'),
   'few': ({'a': 2, 'b': 9}, '', 'no validation pictures of a: validation accuracy'),
-  'no test pictures of a class': ({'train/a': 9, 'train/b': 9, 'test/a': 1}, '', 'no test pictures of b: test accuracy'),
+  'no test pictures of a class': ({'train/a': 9, 'train/b': 9, 'test/a': 1}, '', 'no test pictures of b: test'),
   'unequal': ({'a': 41, 'b': 3}, '', 'a has 33 times as many training pictures as b: --config.class_weights=balanced'),
 }  # fmt: skip
 
