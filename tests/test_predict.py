@@ -223,9 +223,12 @@ def test_crops(workdir, tmp_path, classifier):
 def test_nothing_that_can_be_read_is_a_mistake(workdir, tmp_path):
   (tmp_path / 'x.png').write_text('no picture')
   ended = predicted(workdir, tmp_path / 'x.png', status=2)
-  assert ended.err.splitlines()[-1].startswith(f'error: {tmp_path}/x.png is not a picture')
+  assert ended.err.startswith(f'error: {tmp_path}/x.png is not a picture')
+  assert len(ended.err.splitlines()) == 1
   ended = predicted(workdir, tmp_path / 'x.png', tmp_path / 'y.png', status=2)
   assert ended.err.splitlines()[-1] == 'error: none of 2 pictures can be read'
+  rows = rows_of(workdir / 'predict')
+  assert ['is not a picture' in rows[0]['error'], 'does not exist' in rows[1]['error']] == [True, True]
 
 
 def test_files_get_the_probabilities_that_evaluation_finds(workdir, classifier, tmp_path):

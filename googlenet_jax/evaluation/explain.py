@@ -64,7 +64,7 @@ def explain_paths(
       for picture, explanation in part:
         bar.update()
         if explanation is None:
-          predict.say_unread(picture)
+          predict.say_unread(picture, len(found))
           unread += 1
           continue
         path = folder / names.new(picture.found, paths)
@@ -72,8 +72,7 @@ def explain_paths(
         answers = zip(explanation.names, explanation.probabilities, strict=True)
         answers = '  '.join(f'{one_line(name)} {probability:.2f}' for name, probability in answers)
         console.say(f'{one_line(picture.found.name)}  {answers}  -> {one_line(path)}')
-  if unread == len(found):
-    raise UserError(f'none of {len(found)} pictures can be read' if unread > 1 else picture.error)
+  predict.check_read(len(found) - unread, len(found), picture)
   return predict.status(unread, len(found))
 
 

@@ -69,7 +69,7 @@ def predict_paths(
       lines = []
       for picture, row in part:
         if row is None:
-          say_unread(picture)
+          say_unread(picture, len(found))
           count.unread += 1
           write([picture.found.name, *[''] * (2 * top), picture.found.true_class, picture.error])
           continue
@@ -82,8 +82,7 @@ def predict_paths(
       if lines:
         console.say('\n'.join(lines))
       bar.update(len(part))
-    if not count.read:
-      raise UserError(f'none of {len(found)} pictures can be read' if len(found) > 1 else f'{picture.error}')
+  check_read(count.read, len(found), picture)
   if count.known:
     console.say(count.accuracy())
   if folder:
@@ -144,9 +143,16 @@ def progress(total: int) -> tqdm.tqdm:
   return tqdm.tqdm(total=total, unit=' pictures', disable=total < BAR_FROM or not sys.stderr.isatty(), leave=False)
 
 
-def say_unread(picture: Picture) -> None:
-  """Says on stderr why a picture cannot be read."""
-  tqdm.tqdm.write(f'error: {picture.error}', file=sys.stderr)
+def say_unread(picture: Picture, total: int) -> None:
+  """Says on stderr why a picture cannot be read; `check_read` says it where there is no other."""
+  if total > 1:
+    tqdm.tqdm.write(f'error: {picture.error}', file=sys.stderr)
+
+
+def check_read(read: int, total: int, last: Picture) -> None:
+  """Raises UserError if not one picture could be read."""
+  if not read:
+    raise UserError(f'none of {total} pictures can be read' if total > 1 else last.error)
 
 
 def status(unread_count: int, total: int, where: str = '') -> int:
