@@ -122,8 +122,8 @@ def speed(freeze: str = 'inception_4e', batch_size: int = 16, rounds: int = 9) -
   ratios = sorted(a / b for a, b in zip(seconds[''], seconds[freeze], strict=True))
   without, frozen = (statistics.median(seconds[stage]) for stage in ('', freeze))
   return (
-    f'A step of {batch_size} images at 224 pixels: {without:.2f} s, with freeze={freeze} {frozen:.2f} s. {rounds} of each '
-    f'by turns; ratio {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}.'
+    f'A step of {batch_size} images at 224 pixels: {without:.2f} s, with freeze={freeze} {frozen:.2f} s. {rounds} of '
+    f'each by turns; ratio {ratios[0]:.2f} to {ratios[-1]:.2f}, median {statistics.median(ratios):.2f}.'
   )
 
 

@@ -51,10 +51,14 @@ def preparation(config: ConfigDict, channels: int) -> str:
   side = size - 2 * padding
   short = round(config.augment.resize * side)
   border = f', {padding} pixels of zeros on each side' if padding else ''
+  mean, std = config.model.input_mean, config.model.input_std
+  normalised = '; the network normalises by ' + ' and '.join(
+    f'{word} {value}' for word, value in (('mean', mean), ('standard deviation', std)) if value
+  )
   colours = {1: 'grey', 3: 'RGB'}.get(channels, f'{channels} channels')
   return (
     f'{colours}, scaled to [0, 1]; the short side resized to {short} pixels (bilinear, antialiased when shrinking); '
-    f'the middle {side}x{side} cut out{border}'
+    f'the middle {side}x{side} cut out{border}{normalised * bool(mean or std)}'
   )
 
 

@@ -72,12 +72,12 @@ def train(
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
   _, state = create_state(config, len(classifier.classes), classifier.channels, plan.tx, plan.mesh)
   saved = checkpoints.Checkpoints(workdir, one_at_a_time=devices is not None)
+  console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   begun = restore(saved, state)
   if begun is None and config.init_from:
     state = finetune.initialise(state, config, classifier)
   state, meta = begun or (state, new_meta(config))
   step = int(state.step)
-  console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   for line in summary.where_it_stands(config, classifier, step, plan.last_step, meta['epochs']):
     console.say(line)
   if step < plan.last_step:  # a run that has ended keeps the recipe that trained it

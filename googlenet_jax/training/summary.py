@@ -20,6 +20,7 @@ from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files
 from googlenet_jax.model.googlenet import count_parameters
 from googlenet_jax.training.loss import weights_of_classes
+from googlenet_jax.training.state import partition
 
 # Training on a CPU reaches about this share of a large matrix product, measured with batch normalisation
 # (experiments/results/README.md); without it a little more.
@@ -63,13 +64,17 @@ def introduction(
   if weights is not None:
     rare, common = (classifier.classes[i] for i in (weights.argmax(), weights.argmin()))
     weighted = f'; class weights from {weights.min():.2g} ({common}) to {weights.max():.2g} ({rare})'
-  parameters, work = count_parameters(classifier.shape), classifier.multiply_adds
+  parameters, work, frozen = count_parameters(classifier.shape), classifier.multiply_adds, ''
+  if config.freeze:
+    trained, _ = partition(classifier.params_shape, config.freeze)
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    frozen = f' ({count:,} of them are trained, {config.freeze} and all before it are frozen)'
   return '\n'.join(
     [
       f'googlenet_jax {__version__}, jax {jax.__version__}, {console.device_name(mesh)}; output goes to {workdir}',
       f'{dataset.name}: {len(dataset.train)} train, {held} validation, {len(dataset.test)} test images of {size}'
       f'{weighted}',
-      f'GoogLeNet: {parameters:,} parameters, {work / 1e6:,.0f} M multiply-adds per image of '
+      f'GoogLeNet: {parameters:,} parameters{frozen}, {work / 1e6:,.0f} M multiply-adds per image of '
       f'{config.image_size}x{config.image_size}x{dataset.image_shape[-1]}',
     ]
   )
