@@ -98,7 +98,7 @@ ERRORS = {
   'missing': ({}, 'no/such', 'there is no such folder; give the folder that holds a folder per class'),
   'a file': ({'a': 1}, 'a/0.png', 'it is a file'),
   'empty': ({}, '', 'no pictures in the form DIR/CLASS/'),
-  'no class folders': ({'.': 3}, '', 'no pictures in the form DIR/CLASS/.*: put the pictures of each'),
+  'no class folders': ({'.': 3}, '', 'no pictures in the form DIR/CLASS/.*, but 3 directly in it: put'),
   'one class': ({'rose': 5}, '', r'has one class, rose, .*: give --config.data.source_dir=\S*/rose if that is'),
   'no train': ({'test/a': 1, 'val/a': 1}, '', 'has test/, val/, but no folder train'),
   'classes beside splits': ({'train/a': 1, 'rose': 1}, '', 'has train/ and also rose/: classes belong below'),

@@ -207,11 +207,13 @@ def _say(dataset: Dataset, how: str) -> None:
   """Says in one line what the data set has, and in a note if classes are very unequal."""
   splits = [split for split in (dataset.train, dataset.validation, dataset.test) if split is not None]
   counts = np.bincount(np.concatenate([split.labels for split in splits]), minlength=len(dataset.class_names))
-  smallest = dataset.class_names[counts.argmin()]
+  fewest, most = counts.min(), counts.max()
+  of_class = f'{fewest:,} to {most:,} a class, smallest {dataset.class_names[counts.argmin()]}'
+  of_class = f'{fewest:,} a class' if fewest == most else of_class
   held = len(dataset.validation) if dataset.validation else 0
   console.say(
-    f'{dataset.name}: {len(counts)} classes, {counts.sum():,} pictures ({counts.min():,} to {counts.max():,} a class, '
-    f'smallest {smallest}); {len(dataset.train):,} to train on, {held:,} validation, {len(dataset.test):,} test; '
+    f'{dataset.name}: {len(counts)} classes, {counts.sum():,} pictures ({of_class}); '
+    f'{len(dataset.train):,} to train on, {held:,} validation, {len(dataset.test):,} test; '
     f'{len(dataset.skipped):,} skipped; {how}'
   )
   train = np.bincount(dataset.train.labels, minlength=len(counts))

@@ -91,7 +91,8 @@ def find(root: pathlib.Path) -> Listing:
   if direct:
     walk.notes.append(_outside(direct, root))
   if not rows:
-    raise UserError(f'{one_line(root)} has no pictures in the form {where}{walk.other_endings()}: {_form(root, inner)}')
+    there = f', but {direct:,} directly in it' if direct else walk.other_endings()
+    raise UserError(f'{one_line(root)} has no pictures in the form {where}{there}: {_form(root, inner)}')
   if len(found := {row[0] for row in rows}) < 2:
     raise UserError(
       f'{one_line(root)} has one class, {one_line(*found)}, and a classifier needs two or more: {_form(root, inner)}'
