@@ -8,7 +8,6 @@ Evaluation, crops and ensembles use it too. `loading.load` makes one. It needs n
 
 import copy
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,14 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data import augment, crops, pictures, splits
+from googlenet_jax.data import augment, crops, inputs, splits
+from googlenet_jax.data.inputs import Images
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
 from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
 from googlenet_jax.model.options import Options
 
-Images = np.ndarray | jax.Array | str | os.PathLike | Sequence
 PARTS = (8, 64)  # images that the network sees at once
 CLASS_MAPS = 'class_maps'  # name of the program that `explain` runs
 
@@ -161,7 +160,7 @@ class Classifier:
     return found[0] if single else found
 
   def batch_probabilities(self, batch: dict[str, np.ndarray], crop_count: int = 1) -> np.ndarray:
-    """Returns the probability of each class for a batch of `on_canvas`; see `probabilities`."""
+    """Returns the probability of each class for a batch of `inputs.batch_of`; see `probabilities`."""
     step, part = self._step('logits'), PARTS[-1]
     if crop_count > 1:
       step, part = self.predict_step(crop_count), crops.batch_size(part, crop_count, self.mesh.size)
@@ -188,7 +187,7 @@ class Classifier:
     return found[0] if single else found
 
   def explanations(self, batch: dict[str, np.ndarray], top: int) -> list[Explanation]:
-    """Explains a batch of `on_canvas`; see `explain`."""
+    """Explains a batch of `inputs.batch_of`; see `explain`."""
     maps, probabilities = self.class_maps(batch)
     found = []
     for own, row, picture in zip(maps, probabilities, splits.pictures(batch), strict=True):
@@ -309,41 +308,7 @@ class Classifier:
     return np.concatenate(outputs)
 
   def _batch(self, images: Images) -> tuple[dict[str, np.ndarray], bool]:
-    """Returns `image [B, H, W, C]`, with `size [B, 2]` for pictures, and whether it was one image."""
-    is_path = lambda value: isinstance(value, str | os.PathLike)
-    if is_path(images):
-      return self._pictures([images]), True
-    if isinstance(images, list | tuple) and images and all(map(is_path, images)):
-      return self._pictures(images), False
-    try:
-      array = np.asarray(images)
-    except ValueError as error:
-      raise ValueError('images of different sizes do not fit in one array: give them in turn, or as paths') from error
-    single = array.ndim == 3
-    batch = array[None] if single else array
-    if batch.ndim != 4 or batch.shape[-1] != self.channels or 0 in batch.shape[1:]:
-      raise ValueError(
-        f'images of shape {array.shape} do not fit: give [B, H, W, {self.channels}], [H, W, {self.channels}], '
-        'a path or a list of paths'
-      )
-    return {'image': _checked_values(batch)}, single
-
-  def _pictures(self, paths: Sequence[str | os.PathLike]) -> dict[str, np.ndarray]:
-    return self.on_canvas([pictures.read(path, self.channels, self.recipe.data.canvas) for path in paths])
-
-  def on_canvas(self, images: Sequence[np.ndarray], least: int = 1) -> dict[str, np.ndarray]:
-    """Makes a batch of pictures of many sizes, prepared as training and evaluation prepare them.
-
-    Args:
-      images: uint8 `[h, w, C]` each, as `pictures.read` returns them.
-      least: least side of the canvas in pixels. A canvas of another side is another program to compile.
-
-    Returns:
-      `image` uint8 `[B, side, side, C]` and `size` int32 `[B, 2]`; the side is a power of two, or `data.canvas`.
-    """
-    largest = max(least, *(max(image.shape[:2]) for image in images))
-    canvas, sizes = splits.on_canvas(images, min(self.recipe.data.canvas, 1 << (largest - 1).bit_length()))
-    return {'image': canvas, 'size': sizes}
+    return inputs.batch_of(images, self.channels, self.recipe.data.canvas)
 
 
 def mean_softmax(logits: Sequence[np.ndarray]) -> np.ndarray:
@@ -355,20 +320,6 @@ def mean_softmax(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 def _last_block() -> str:
   return [*googlenet.TABLE][-1]
-
-
-def _checked_values(batch: np.ndarray) -> np.ndarray:
-  if batch.dtype == np.uint8:
-    return batch
-  if not jnp.issubdtype(batch.dtype, jnp.floating):
-    raise ValueError(f'images of type {batch.dtype} do not fit: give uint8, or floating point in [0, 1]')
-  batch = batch.astype(np.float32)
-  if batch.size and not (batch.min() >= 0 and batch.max() <= 1):
-    raise ValueError(
-      f'floating point images must lie in [0, 1], these range from {batch.min():g} to {batch.max():g}: divide by 255, '
-      'or give uint8'
-    )
-  return batch
 
 
 def split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:

@@ -1,5 +1,6 @@
 """Pictures: what they say, limits of their axes, and that no text is cut off or written over another."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from googlenet_jax.data.splits import Split
-from googlenet_jax.evaluation import drawing, galleries, plots
+from googlenet_jax.evaluation import drawing, galleries, heat_maps, plots
 from googlenet_jax.evaluation.evaluate import Evaluation
 
 TITLE = 'configs/digits.py on digits, test split, step 132'
@@ -238,6 +239,33 @@ def test_mistakes_say_what_was_said_what_is_true_and_which_image_it_is():
   assert f'{TITLE}\n1 mistake in 10 test images' in texts
   assert '#7\nsaid 1 (84 %),\ntrue 2' in texts
   np.testing.assert_allclose(figure.axes[0].images[0].get_array(), pictures(10).picture(7)[..., 0] / 255)
+
+
+def test_mistakes_name_their_files_and_show_the_maps_of_what_was_said(monkeypatch):
+  class Maps:
+    tells_places = True
+
+    def class_maps(self, batch):
+      assert batch.keys() == {'image'}
+      return np.broadcast_to(np.array([-1.0, 1.0, 0.5]), (len(batch['image']), 2, 2, 3)), None
+
+    def box(self, height, width):
+      return 0.0, 0.0, float(height), float(width)
+
+  counts = np.array([[4, 0, 0], [0, 3, 0], [0, 1, 2]])
+  split = dataclasses.replace(pictures(10), files=np.array([f'test/c/{i} $.png' for i in range(10)]))
+  arguments = from_counts(counts), split, ['0', '1', '2'], TITLE, 'test'
+  figure = galleries._mistakes_figure(*arguments, Maps())
+  texts = checked(figure)
+  assert '7 $.png\nsaid 1 (84 %),\ntrue 2' in texts
+  assert any('orange speaks for what was said' in text for text in texts)
+  image, map_of_1 = (axes.images[0].get_array() for axes in figure.axes)
+  np.testing.assert_allclose(image, split.picture(7)[..., 0] / 255)
+  share = heat_maps.STRONGEST  # the map of class 1 is at its strongest everywhere
+  orange = share * np.array(heat_maps.COLOURS(1.0)[:3])
+  np.testing.assert_allclose(map_of_1[0, 0], orange + (1 - share) * split.picture(7)[0, 0, 0] / 255, atol=1e-2)
+  Maps.tells_places = False
+  assert len(galleries._mistakes_figure(*arguments, Maps()).axes) == 1
 
 
 def test_predictions_say_what_was_said_and_whether_it_is_right():

@@ -14,6 +14,7 @@ import tqdm
 
 from googlenet_jax import loading
 from googlenet_jax.classifier import PARTS, Classifier
+from googlenet_jax.data import inputs
 from googlenet_jax.evaluation import sources
 from googlenet_jax.evaluation.sources import Found, Picture, columns
 from googlenet_jax.host import console, files
@@ -121,7 +122,7 @@ def batches(
   Args:
     classifier: it prepares the pictures.
     found: what to read.
-    compute: gets a batch of `Classifier.on_canvas` and returns a result for each of its pictures.
+    compute: gets a batch of `inputs.on_canvas` and returns a result for each of its pictures.
     grow: whether the canvas never becomes smaller, so `compute` compiles few programs.
 
   Yields:
@@ -132,7 +133,7 @@ def batches(
     readable = [picture.pixels for picture in part if picture.pixels is not None]
     results = iter(())
     if readable:
-      batch = classifier.on_canvas(readable, side)
+      batch = inputs.on_canvas(readable, classifier.recipe.data.canvas, side)
       side = batch['image'].shape[1] if grow else 1
       results = iter(compute(batch))
     yield [(picture, None if picture.pixels is None else next(results)) for picture in part]

@@ -141,6 +141,8 @@ def shrunk(image: np.ndarray, canvas: int) -> np.ndarray:
 
 def columns(text: str) -> int:
   """Returns how many columns of a terminal a text takes: letters of East Asia take two, combining marks none."""
+  if text.isascii():
+    return len(text)
   return sum(
     0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in text
   )
