@@ -294,6 +294,7 @@ def test_the_last_lines_are_those_of_d2l(found, mesh, tmp_path):
   assert loss == 'loss 0.250, train acc 0.875, test acc 0.750'
   assert speed == '500.0 examples/sec on 2 x cpu'
   assert where == [
-    f'In {tmp_path}: predictions.png, mistakes.png, confusion.png, curves.png, augmentations.png, summary.json',
+    f'In {tmp_path}: predictions.png, mistakes.png, mistakes.csv, per_class.csv, confusion.png, curves.png, '
+    'augmentations.png, summary.json',
     f'More curves: pip install tensorboard, then tensorboard --logdir {tmp_path}/tensorboard',
   ]
