@@ -163,7 +163,7 @@ def test_digits():
   ('arguments', 'message'),
   [
     (('no_such_set',), 'no_such_set'),
-    (('cifar10', '/tmp'), 'data.source_dir is read for fashion_mnist'),
+    (('cifar10', '/tmp'), 'data.source_dir is read for folder, fashion_mnist'),
     (('digits', '/tmp'), 'leave data.source_dir'),
     (('digits', '', '', 1437), 'leaves nothing to train on'),
   ],

@@ -58,8 +58,8 @@ def load(
 
   Args:
     name: 'folder', 'digits', or the name of a TFDS image classification set such as 'fashion_mnist'.
-    source_dir: folder with the four original .gz files (fashion_mnist, mnist, kmnist). If it is empty, fashion_mnist
-      uses the environment variable FASHION_MNIST_DIR.
+    source_dir: folder of pictures (folder), or with the four original .gz files (fashion_mnist, mnist, kmnist). If it
+      is empty, fashion_mnist uses the environment variable FASHION_MNIST_DIR.
     data_dir: folder where TFDS keeps prepared sets; empty for TFDS's default.
     validation_examples: number of training images to hold out; a fixed seed chooses them.
     canvas: side of the canvas in pixels, for sets with images of many sizes.
@@ -85,7 +85,9 @@ def load(
   if name == 'fashion_mnist':
     source_dir = source_dir or os.environ.get(SOURCE_VARIABLE, '')
   elif source_dir and name not in IDX_SETS:
-    raise UserError(f'data.source_dir is read for {", ".join(IDX_SETS)} only, not for data.name={name}: leave it empty')
+    raise UserError(
+      f'data.source_dir is read for folder, {", ".join(IDX_SETS)} only, not for data.name={name}: leave it empty'
+    )
   return _hold_out(_read(_prepare(name, source_dir, data_dir), canvas), validation_examples)
 
 
