@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from googlenet_jax.host import sharding
-from googlenet_jax.model import cpu_layers, googlenet, gpu_layers, layers
+from googlenet_jax.model import cpu_layers, googlenet, gpu_layers, layers, normalisation
 from googlenet_jax.model.options import Options
 
 
@@ -189,6 +189,41 @@ def test_joined_layers_are_one_convolution(only_gpu):
   text = read_once(graphdef, batch_stats, True, layers.read_one_map).lower(params, normal(2, 5, 6, 4)).as_text()
   assert text.count('stablehlo.convolution') == 3  # the forward pass and two gradients
   assert text.count('stablehlo.rsqrt') == 1
+
+
+# Sums over all pixels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float64'])
+@pytest.mark.parametrize('name', ['add_bias', 'batch_norm'])
+def test_gradients_summed_in_two_steps(name, dtype):
+  def form(module):
+    if name == 'add_bias':
+      return lambda x, scale, bias: module.add_bias(x * scale.astype(x.dtype), bias)
+    old = jnp.full(3, 0.5), jnp.full(3, 2.0)
+    options = {'train': True, 'momentum': 0.9, 'epsilon': 1e-3}
+
+    def normalised(*arrays):
+      y, statistics = module.batch_norm(*arrays, *old, **options)
+      return y, lax.stop_gradient(statistics)
+
+    return normalised
+
+  with jax.enable_x64(True):
+    wide = normal(4, 5, 6, 3) + 0.3, normal(3) + 1, normal(3)
+    arrays = wide[0].astype(dtype), *[v.astype(jnp.promote_types(dtype, jnp.float32)) for v in wide[1:]]
+    wide = [array.astype(jnp.float64) for array in arrays]
+    found = jax.jit(lambda: with_gradients(form(gpu_layers))(*arrays))()
+    expected = jax.jit(lambda: with_gradients(form(normalisation))(*wide))()
+    assert [a.dtype for a in found[1]] == [a.dtype for a in arrays]
+    found = jax.tree.map(lambda a: a.astype(jnp.float64), found)
+    assert_equal(found, expected, {'float32': 2e-5, 'bfloat16': 0.03, 'float64': 1e-12}[dtype])
+
+
+def test_sums_are_taken_image_by_image_first():
+  text = jax.jit(gpu_layers.channel_sums).lower(jnp.ones((2, 5, 6, 3), jnp.bfloat16)).as_text()
+  assert 'optimization_barrier' in text
+  assert 'tensor<2x3xf32>' in text
 
 
 # Every form ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 - The gradient of max-pooling gathers by the indices of the maxima. XLA's own is a scatter, a third of a training step.
 - 1x1 layers that read one map are one layer: one convolution, one normalisation, one ReLU.
 - A convolution of an image puts neighbouring pixels into channels first: cuDNN's fast kernels need 8 or more channels.
+- Sums over all pixels are taken in two steps. In one step XLA gives a small map to a few of the GPU's processors.
 
 XLA makes one kernel of elementwise operations and shifted views. The forms here are written for that.
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from googlenet_jax.model import normalisation
 from googlenet_jax.model.cpu_layers import xla_conv
 
 FEW_CHANNELS = 4  # most channels of an image
@@ -94,6 +96,87 @@ def _patches_conv(x, kernel):
   x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
   patches = jnp.concatenate([x[:, i : i + height, j : j + width] for i in range(k) for j in range(k)], axis=-1)
   return xla_conv(_align(patches, 3), _align(kernel.reshape(1, 1, -1, out_features), 2))
+
+
+# Sums over all pixels ------------------------------------------------------------------------------------------------
+
+
+def channel_sums(*maps: jax.Array) -> list[jax.Array]:
+  """Sums maps over images and pixels: first over the pixels of each image, then over the images.
+
+  Args:
+    *maps: floating point `[B, H, W, C]`.
+
+  Returns:
+    float32 `[C]` for each map, or float64.
+  """
+  by_image = [lax.reduce_sum(_wide(x), (1, 2)) for x in maps]
+  by_image = lax.optimization_barrier(by_image)  # without it XLA makes one step of two
+  return [lax.reduce_sum(x, (0,)) for x in by_image]
+
+
+def _wide(x):
+  """Returns float32, or float64 unchanged."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """The GPU's form of `normalisation.add_bias`."""
+  return normalisation.add_bias(x, bias)
+
+
+add_bias.defvjp(
+  lambda x, bias: (add_bias(x, bias), bias),
+  lambda bias, gradient: (gradient, channel_sums(gradient)[0].astype(bias.dtype)),
+)
+
+
+def batch_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  *,
+  train: bool,
+  momentum: float,
+  epsilon: float,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """The GPU's form of `normalisation.batch_norm`; see there. New running statistics have no gradient."""
+  if not train:
+    options = {'train': train, 'momentum': momentum, 'epsilon': epsilon}
+    return normalisation.batch_norm(x, scale, bias, mean, var, **options)
+  y, *batch = _normalise(x, scale, bias, epsilon)
+  return y, normalisation.moved((mean, var), lax.stop_gradient(tuple(batch)), momentum)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x, scale, bias, epsilon):
+  """Returns the normalised map, and mean and variance of the batch."""
+  return _normalise_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalise_forward(x, scale, bias, epsilon):
+  wide, count = _wide(x), x.size // x.shape[-1]
+  total, squares = channel_sums(wide, lax.square(wide))
+  mean = total / count
+  var = lax.max(squares / count - lax.square(mean), jnp.zeros_like(mean))  # rounding can make it negative
+  inverse = lax.rsqrt(var + epsilon)
+  y = (wide - mean) * (inverse * scale) + bias
+  return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
+
+
+def _normalise_backward(epsilon, saved, gradients):
+  x, scale, mean, inverse = saved
+  gradient, normal = _wide(gradients[0]), (_wide(x) - mean) * inverse
+  of_bias, of_scale = channel_sums(gradient, gradient * normal)
+  count = x.size // x.shape[-1]
+  of_x = scale * inverse * (gradient - (of_bias + normal * of_scale) / count)
+  return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(scale.dtype)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 # Max-pooling ---------------------------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from googlenet_jax.model import cpu_layers, gpu_layers
-from googlenet_jax.model.normalisation import batch_norm
+from googlenet_jax.model import cpu_layers, gpu_layers, normalisation
 
 
 def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -227,7 +226,7 @@ class Conv(nnx.Module):
       `[B, ceil(H / stride), ceil(W / stride), out_features]`.
     """
     y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
-    y, statistics = self._finish(train)(y, *self._vectors())
+    y, statistics = by_platform(self._finish(train), y, *self._vectors(), gpu=self._finish(train, gpu_layers))
     self._store(statistics)
     return y
 
@@ -237,17 +236,18 @@ class Conv(nnx.Module):
       return [self.bias[...]]
     return [variable[...] for variable in (self.norm.scale, self.norm.bias, self.norm.mean, self.norm.var)]
 
-  def _finish(self, train):
+  def _finish(self, train, forms=normalisation):
     """Returns what follows the convolution, as a function of the map and `_vectors` that does not mix channels.
 
-    It returns the map, and the new running statistics if there are any.
+    It returns the map, and the new running statistics if there are any. `forms` is the module of its operations:
+    `normalisation`, or `gpu_layers` for a GPU.
     """
     if self.norm is None:
-      return lambda x, bias: (relu(x + bias.astype(x.dtype)), ())
+      return lambda x, bias: (relu(forms.add_bias(x, bias)), ())
     options = {'train': train, 'momentum': self.norm.momentum, 'epsilon': self.norm.epsilon}
 
     def normalise(x, *vectors):
-      y, statistics = batch_norm(x, *vectors, **options)
+      y, statistics = forms.batch_norm(x, *vectors, **options)
       return relu(y), statistics
 
     return normalise
@@ -271,6 +271,7 @@ def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> l
     `[B, H, W, out_features]` for each layer.
   """
   dtype, finish = layers[0].dtype, layers[0]._finish(train)
+  finish_on_gpu = layers[0]._finish(train, gpu_layers)
 
   def separate(x, kernels, vectors):
     maps = pointwise(x, *kernels)
@@ -281,7 +282,7 @@ def read_one_map(layers: Sequence[Conv], x: jax.Array, train: bool = False) -> l
     x.astype(dtype),
     [layer.kernel[0, 0].astype(dtype) for layer in layers],
     [layer._vectors() for layer in layers],
-    gpu=lambda x, kernels, vectors: gpu_layers.read_one_map(finish, x, kernels, vectors),
+    gpu=lambda x, kernels, vectors: gpu_layers.read_one_map(finish_on_gpu, x, kernels, vectors),
   )
   for layer, (_, statistics) in zip(layers, out, strict=True):
     layer._store(statistics)

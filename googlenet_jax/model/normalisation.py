@@ -63,10 +63,20 @@ def batch_norm(
   statistics = ()
   if train:
     count = x.size // x.shape[-1]
-    old_mean, old_var, squares = mean, var, lax.square(wide)
+    old, squares = (mean, var), lax.square(wide)
     mean = lax.reduce_sum(wide, (0, 1, 2)) / count
     var = lax.reduce_sum(squares, (0, 1, 2)) / count - lax.square(mean)
     var = lax.max(var, jnp.zeros_like(var))  # rounding can make it negative
-    statistics = momentum * old_mean + (1 - momentum) * mean, momentum * old_var + (1 - momentum) * var
+    statistics = moved(old, (mean, var), momentum)
   y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
   return y.astype(x.dtype), statistics
+
+
+def moved(old: tuple[jax.Array, ...], new: tuple[jax.Array, ...], momentum: float) -> tuple[jax.Array, ...]:
+  """Moves running statistics towards the statistics of a batch: `momentum` is the share of the old ones."""
+  return tuple(momentum * before + (1 - momentum) * now for before, now in zip(old, new, strict=True))
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds one value to each channel: `[B, H, W, C]` and `[C]`."""
+  return x + bias.astype(x.dtype)
