@@ -268,6 +268,14 @@ def test_equal_files_come_into_one_split_and_of_two_classes_into_training():
     assert found['a/2.png'] == 'train'
 
 
+def test_a_class_of_pairs_has_a_pair_in_each_split():
+  pairs = [(f'a/{i}.png', f'a/{i + 1}.png') for i in range(0, 10, 2)]
+  found = divided({'a': 10}, same=pairs)
+  assert counted(found) == (6, 2, 2)
+  assert all(found[one] == found[other] for one, other in pairs)
+  assert counted(divided({'a': 4}, same=[pairs[0], pairs[1]])) == (2, 0, 2)  # two groups for three splits
+
+
 def test_pictures_that_are_equal_across_splits_or_classes_are_named(tmp_path, capsys):
   make(tmp_path, {'train/a': 3, 'train/b': 3, 'test/a': 1, 'test/b': 1})
   for i, (one, other) in enumerate([('train/a/0', 'test/a/0'), ('train/a/1', 'train/b/1'), ('train/b/2', 'test/b/0')]):

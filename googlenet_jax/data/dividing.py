@@ -57,15 +57,25 @@ def divide(
   for name, own in of_class.items():
     if name is None:
       continue  # in training already
-    room = _counts(counts[name], shares)
-    for group in sorted(own, key=lambda group: min(rank[i] for i in group)):
-      for split in room:
-        if room[split] >= len(group):
-          room[split] -= len(group)
-          for i in group:
-            chosen[i] = split
-          break
+    ordered = sorted(own, key=lambda group: min(rank[i] for i in group))
+    for group, split in zip(ordered, _place(ordered, _counts(counts[name], shares)), strict=True):
+      for i in group:
+        chosen[i] = split
   return chosen
+
+
+def _place(groups: Sequence[Sequence[int]], room: Mapping[str, int]) -> list[str]:
+  """Returns a split for each group of equal files: the first one with room for all of it, otherwise training."""
+  left, found = dict(room), []
+  for group in groups:
+    split = next((split for split in left if left[split] >= len(group)), 'train')
+    found.append(split)
+    if split != 'train':
+      left[split] -= len(group)
+  for split in room:
+    if split not in found and found.count('train') > 1:  # every group is too large: better one of them than none
+      found[found.index('train')] = split
+  return found
 
 
 def _hash(seed: int, file: str) -> bytes:
