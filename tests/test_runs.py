@@ -68,6 +68,12 @@ def test_a_person_can_read_the_file(tmp_path):
       '4 channels, scaled to [0, 1]; the short side resized to 28 pixels {}; the middle 28x28 cut out, '
       '2 pixels of zeros on each side',
     ),
+    (
+      3,
+      {'model.input_mean': '0.5', 'model.input_std': '0.2,0.3,0.4'},
+      'RGB, scaled to [0, 1]; the short side resized to 17 pixels {}; the middle 17x17 cut out; the network normalises '
+      'by mean 0.5 and standard deviation 0.2,0.3,0.4',
+    ),
   ],
 )
 def test_the_preparation_of_images_in_words(channels, changes, text):

@@ -4,8 +4,10 @@ The network is then that of the source, whatever the recipe says, except for dro
 for other classes is new. `freeze` and `body_learning_rate` say what is trained, and how fast.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +40,7 @@ class Source(NamedTuple):
   arrays: dict[tuple[str, ...], np.ndarray]  # by path, such as ('params', 'conv1', 'kernel')
   num_classes: int
   classes: tuple[str, ...] | None  # their names; None if they are not known
+  naming: str = ''  # of the tensors in a file
 
 
 def is_file(config: ConfigDict) -> bool:
@@ -50,7 +53,7 @@ def is_file(config: ConfigDict) -> bool:
 
 
 def with_network_of_source(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-  """Returns the recipe with the network of `init_from`, and prints what that changes.
+  """Returns the recipe with the network of `init_from`. It prints nothing, because JAX has not looked for devices yet.
 
   Where the run has begun, its own recipe tells the network, and the source is not read: it may be gone.
 
@@ -63,14 +66,20 @@ def with_network_of_source(config: ConfigDict, workdir: pathlib.Path) -> ConfigD
   """
   if not config.init_from or runs.has_begun(workdir):
     return runs.with_network_of_run(config, workdir)
-  found = _network_of_file(config) if is_file(config) else _network_of_run(config)
-  changes = {name: value for name, value in found.items() if config.model[name] != value}
-  if changes:
-    words = ', '.join(f'{name}={value}' for name, value in changes.items())
-    console.say(f'from {config.init_from}, in place of what the recipe says: model.{words.replace(", ", ", model.")}')
+  with _named(config):
+    found = _network_of_file(config) if is_file(config) else _network_of_run(config)
   config = config.copy_and_resolve_references()
-  config.model.update(changes)
+  config.model.update(found)
   return config
+
+
+@contextlib.contextmanager
+def _named(config: ConfigDict) -> Iterator[None]:
+  """Adds the key to an error about the source."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'config.init_from={config.init_from}: {error}') from error
 
 
 def _network_of_run(config: ConfigDict) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def _source_folder(config: ConfigDict) -> pathlib.Path:
     if not runs.is_run(folder) or runs.has_checkpoints(folder):
       return folder
     text = 'the run holds no checkpoint yet: train it first'
-  raise UserError(f'config.init_from={config.init_from}: {text}')
+  raise UserError(text)
 
 
 def _network_of_file(config: ConfigDict) -> dict[str, Any]:
@@ -103,11 +112,6 @@ def _network_of_file(config: ConfigDict) -> dict[str, Any]:
     options = dataclasses.replace(options, pool=own.pool, norm=norm, **prepared)
   elif any(prepared.values()):
     options = dataclasses.replace(options, **prepared)
-  else:
-    console.say(
-      f'{config.init_from} has the names of torchvision: images are prepared as for its published weights, '
-      '(x - 0.5) / 0.5. For other weights set config.model.input_mean and config.model.input_std'
-    )
   return {name: getattr(options, name) for name in runs.OF_SOURCE}
 
 
@@ -115,10 +119,7 @@ def _read_file(config: ConfigDict) -> tuple[dict[str, np.ndarray], torch_weights
   if '://' in config.init_from:
     _source_folder(config)  # raises
   tensors = torch_weights.read(config.init_from)
-  try:
-    return tensors, torch_weights.describe(tensors)
-  except UserError as error:
-    raise UserError(f'{config.init_from} holds {error}') from error
+  return tensors, torch_weights.describe(tensors)
 
 
 # The weights ---------------------------------------------------------------------------------------------------------
@@ -138,7 +139,8 @@ def initialise(state: TrainState, config: ConfigDict, classifier: Classifier) ->
   Raises:
     UserError: a tensor is missing, does not fit, or has no place; or the source cannot be read.
   """
-  source = _file(config) if is_file(config) else _run(config, classifier)
+  with _named(config):
+    source = _file(config) if is_file(config) else _run(config, classifier)
   target = traverse_util.flatten_dict({'params': state.params, 'batch_stats': state.batch_stats})
   new = _new_layers(target, source, classifier.classes)
   for path, array in source.arrays.items():
@@ -156,7 +158,7 @@ def initialise(state: TrainState, config: ConfigDict, classifier: Classifier) ->
       if array.shape != leaf.shape:
         raise UserError(f'{source.name}: {_name(path)} has shape {array.shape}, but the network expects {leaf.shape}')
       first[path] = array.astype(leaf.dtype)
-  for line in _report(target, source, new, classifier.classes, lines):
+  for line in (*_network_in_words(source, config), *_report(target, source, new, classifier.classes, lines)):
     console.say(line)
   variables = sharding.replicate(traverse_util.unflatten_dict(first), classifier.mesh)
   variables.setdefault('batch_stats', state.batch_stats)  # empty without batch normalisation
@@ -209,7 +211,7 @@ def _file(config: ConfigDict) -> Source:
   arrays, rest = torch_weights.match(tensors, params, batch_stats, what.naming)
   for name, array in rest.items():
     raise UserError(f'{config.init_from}: {name} of shape {array.shape} has no place in the network')
-  return Source(config.init_from, arrays, what.num_classes, None)
+  return Source(config.init_from, arrays, what.num_classes, None, what.naming)
 
 
 def _layer(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,6 +256,20 @@ def _found(path: tuple[str, ...], leaf: jax.Array, source: Source) -> np.ndarray
   if not jnp.issubdtype(array.dtype, jnp.floating) or not np.isfinite(array).all():
     raise UserError(f'{source.name}: {_name(path)} holds values that are not finite numbers ({array.dtype})')
   return array
+
+
+def _network_in_words(source: Source, config: ConfigDict) -> list[str]:
+  default = Options()
+  options = {name: config.model[name] for name in runs.OF_SOURCE}
+  words = [f'model.{name}={value}' for name, value in options.items() if value != getattr(default, name)]
+  lines = [f'the network is that of {config.init_from}, whatever the recipe says: {", ".join(words) or "d2l"}']
+  published = (torch_weights.PUBLISHED.input_mean, torch_weights.PUBLISHED.input_std)
+  if source.naming == 'torchvision' and (config.model.input_mean, config.model.input_std) == published:
+    lines.append(
+      'images are prepared as for the published weights of torchvision, (x - 0.5) / 0.5; for other weights with its '
+      'names set config.model.input_mean and config.model.input_std'
+    )
+  return lines
 
 
 def _report(
