@@ -11,10 +11,10 @@ from helpers import call_main, random_state, small_config, small_table, take_two
 from PIL import Image
 
 import googlenet_jax
-from googlenet_jax import runs
+from googlenet_jax import classifier as classifier_lib
 from googlenet_jax.data import splits
 from googlenet_jax.data.splits import Split
-from googlenet_jax.evaluation import evaluate, sources
+from googlenet_jax.evaluation import evaluate, predict, sources
 from googlenet_jax.evaluation.sources import Found
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
@@ -137,7 +137,7 @@ def test_pictures_are_read_in_order_and_not_far_ahead(monkeypatch):
   read = sources.read_ahead(found, 1, 512)
   assert next(read).pixels == 0
   assert len(begun) <= 6
-  assert [int(picture.pixels) for picture in read] == [*range(1, 50)]
+  assert [int(picture.pixels.item()) for picture in read] == [*range(1, 50)]
 
 
 # The answers ---------------------------------------------------------------------------------------------------------
@@ -212,12 +212,20 @@ def test_one_picture_and_a_workdir_that_cannot_be_written(workdir, tmp_path, cla
   (workdir / 'predict').unlink()
 
 
-def test_crops(workdir, tmp_path, classifier):
-  paths = [write(tmp_path / f'{i}.png', i, (20, 15 + 10 * i)) for i in range(2)]
-  predicted(workdir, *paths, '--crops=6')
-  p = classifier.probabilities(paths, 6).max(-1)
-  found = [float(row['probability_1']) for row in rows_of(workdir / 'predict')]
-  np.testing.assert_allclose(found, p, rtol=1e-4)
+def test_crops_get_a_canvas_that_only_grows(workdir, tmp_path, monkeypatch):
+  """Another canvas is another program of the whole network to compile."""
+  asked = []
+
+  def probabilities(self, batch, crop_count):
+    asked.append((crop_count, batch['image'].shape[1]))
+    return np.full((len(batch['image']), 10), 0.1, np.float32)
+
+  monkeypatch.setattr(classifier_lib.Classifier, 'batch_probabilities', probabilities)
+  monkeypatch.setattr(predict, 'PARTS', (1,))
+  paths = [write(tmp_path / f'{i}.png', i, (side, side)) for i, side in enumerate((9, 30, 5))]
+  predicted(workdir, *paths, '--crops=10')
+  predicted(workdir, *paths)
+  assert asked == [(10, 16), (10, 32), (10, 32), (1, 16), (1, 32), (1, 8)]
 
 
 def test_nothing_that_can_be_read_is_a_mistake(workdir, tmp_path):
@@ -241,15 +249,17 @@ def test_files_get_the_probabilities_that_evaluation_finds(workdir, classifier, 
   np.testing.assert_allclose(classifier.probabilities(paths), np.exp(found.log_probabilities), rtol=1e-4)
 
 
-def test_an_ensemble_predicts_together(tmp_path, workdir):
-  config = runs.read(workdir).config
+def test_an_ensemble_predicts_together(tmp_path, classifier):
+  config, states = classifier.recipe.copy_and_resolve_references(), []
   for member in range(2):
     config.ensemble.members, config.ensemble.member = 2, member
-    write_run(tmp_path / f'member_{member}', config, (1, random_state(config, member), None, True))
+    states.append(random_state(config, member))
+    write_run(tmp_path / f'member_{member}', config, (1, states[-1], None, True))
   path = write(tmp_path / 'a.png')
   predicted(tmp_path, path)
   found = float(rows_of(tmp_path / 'predict')[0]['probability_1'])
-  assert found == pytest.approx(googlenet_jax.load(tmp_path).probabilities(path).max(), rel=1e-4)
+  both = classifier.with_networks([(state.params, state.batch_stats) for state in states])
+  assert found == pytest.approx(both.probabilities(path).max(), rel=1e-4)
 
 
 # The command line ----------------------------------------------------------------------------------------------------
