@@ -4,8 +4,9 @@
       --config.data.source_dir=flowers --workdir=runs/flowers
 
 `init_from` is a file of PyTorch's weights or the workdir of another run; the network is then that of the weights.
-docs/pytorch.md says where torchvision's published weights are. On a CPU, freeze most of the network, which saves about
-half the time of a step: --config.freeze=inception_4e. The values are common ones and were not compared.
+docs/pytorch.md says where torchvision's published weights are. On a CPU, freeze most of the network, which made a step
+4 times as fast (experiments/results/finetune_speed.md): --config.freeze=inception_4e. The values are common ones and
+were not compared.
 """
 
 from configs import default

@@ -16,7 +16,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import benchmark, choices, contest, gpu, gpu_stages, hlo, jax_side, profile_step, tables, worker
+from experiments import (
+  benchmark,
+  choices,
+  contest,
+  finetune,
+  gpu,
+  gpu_stages,
+  hlo,
+  jax_side,
+  profile_step,
+  tables,
+  worker,
+)
 from experiments.tables import Case
 from googlenet_jax import recipe
 from googlenet_jax.model import layers
@@ -629,3 +641,15 @@ def test_choices_are_means_on_held_out_images(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match='2'):
       choices.parse_arguments()
     assert wrong.partition('=')[0] in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_ten_digits_of_each_class_and_tests_on_the_same_others():
+  first, second = (finetune.few_digits(seed) for seed in (0, 1))
+  assert (len(first.train), len(first.validation), len(first.test)) == (100, 400, 1000)
+  assert np.bincount(second.train.labels).tolist() == [10] * 10
+  np.testing.assert_array_equal(first.test.images, second.test.images)
+  assert (first.train.images != second.train.images).any()
+  held = {image.tobytes() for split in (first.validation, first.test) for image in split.images}
+  assert not held & {image.tobytes() for image in first.train.images}
+  for config in (finetune.source_recipe(4), finetune.target_recipe(60, 0.03, 1)):
+    recipe.validate(config)
