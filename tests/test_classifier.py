@@ -421,8 +421,9 @@ import sys
 from googlenet_jax.model import googlenet
 googlenet.TABLE = {{name: googlenet.Widths(*widths) for name, widths in {widths}.items()}}
 import googlenet_jax
+from googlenet_jax.evaluation import explain, predict
 print(googlenet_jax.load({str(workdir)!r}).predict({str(paths[0])!r}))
-unwanted = ('googlenet_jax.training', 'googlenet_jax.data.datasets', 'tensorflow_datasets', 'tensorflow', 'torch')
+unwanted = 'googlenet_jax.training', 'googlenet_jax.data.datasets', 'tensorflow', 'torch', 'grain', 'sklearn'
 print([name for name in sys.modules if name.startswith(unwanted)])
 """
   environment = os.environ | {'PYTHONPATH': str(pathlib.Path(__file__).parent.parent)}

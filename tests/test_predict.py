@@ -1,8 +1,6 @@
 import csv
 import io
 import os
-import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -19,7 +17,6 @@ from googlenet_jax.evaluation.sources import Found
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
 
-ROOT = pathlib.Path(__file__).parent.parent
 CLASSES = tuple('abcdefghij')
 ODD_NAMES = ('with space.png', 'quo"te\',.png', 'new\nline.png', '日本.PNG', os.fsdecode(b'no \xff text.png'))
 
@@ -292,14 +289,3 @@ def test_a_file_whose_name_looks_like_a_flag(workdir, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   write(tmp_path / '--config.png')
   assert predicted(workdir, '--', '--config.png').out.startswith('--config.png  ')
-
-
-def test_predicting_imports_neither_training_nor_data_sets():
-  code = """
-import sys
-from googlenet_jax.evaluation import explain, predict
-bad = ('googlenet_jax.training', 'googlenet_jax.data.datasets', 'grain', 'tensorflow_datasets', 'sklearn', 'torch')
-print([name for name in bad if name in sys.modules])
-"""
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
-  assert done.stdout == '[]\n'
