@@ -16,6 +16,7 @@ from googlenet_jax.data import crops, datasets
 from googlenet_jax.data.splits import Dataset, Split
 from googlenet_jax.evaluation import evaluate, report
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.sources import columns
 from googlenet_jax.host import console, files, sharding
 from googlenet_jax.host.errors import UserError
 
@@ -174,12 +175,13 @@ def answers(result: Evaluation, class_names: Sequence[str], models: int, crop_co
     lines.append(f'accuracy of the {len(shown)} worst of {len(class_names)} classes; per_class.csv has all')
   else:
     lines.append('accuracy by class, and the confusion matrix (rows: true class, columns: prediction)')
-  width = max(len(class_names[label]) for label in shown)
+  width = max(columns(class_names[label]) for label in shown)
   for label in shown:
     cells = (
       f'of {confusion[label].sum()}' if len(class_names) > PRINTED else ' '.join(f'{n:5d}' for n in confusion[label])
     )
-    lines.append(f'  {class_names[label]:>{width}}  {accuracies[label]:6.4f}  {cells}')
+    name = ' ' * (width - columns(class_names[label])) + class_names[label]
+    lines.append(f'  {name}  {accuracies[label]:6.4f}  {cells}')
   if pairs := result.confused_pairs(PAIRS):
     texts = [
       f'{class_names[a]} taken for {class_names[b]} ({confusion[a, b]} of {confusion[a].sum()})' for a, b in pairs
