@@ -37,7 +37,7 @@ from googlenet_jax.training.step import make_train_step
 
 SOURCE_IMAGES, SOURCE_TEST = 15_000, 2_000
 A_CLASS, HELD_OUT, TEST = 10, 400, 1_000  # digits: training images of a class; other images
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.003, 0.01, 0.03, 0.1)
 WAYS = ('fine-tuned', 'from scratch')
 
 
