@@ -45,8 +45,8 @@ LARGE = Case('training', 224, 256, 'bfloat16')
 SMALL = Case('training', 32, 1024, 'bfloat16')
 SHAPE_OF_BEST = Case('training', 32, 256, 'bfloat16')
 EAGER, GRAPHS, TUNED = 'eager', 'reduce-overhead', 'max-autotune'
-LAYERS = ("XLA's max-pool", 'separate 1x1 layers', "XLA's first layer", "XLA's layers")
-LAUNCHES = ('one step a call', 'optimizer leaf by leaf')
+LAYERS = ("XLA's max-pool", 'separate 1x1 layers', "XLA's first layer", 'sums in one step', "XLA's layers")
+LAUNCHES = ('one step a call',)
 OPTIONS = (
   'graphs with convolutions',
   'graphs with convolutions and loops',

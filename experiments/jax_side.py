@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import lax
 
 from experiments import hlo, worker
 from googlenet_jax import classifier, recipe
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import cache, cpu_cores, sharding
 from googlenet_jax.model import cpu_layers, googlenet, gpu_layers, layers, torch_weights
-from googlenet_jax.training import feed, optimizers, packing
+from googlenet_jax.training import feed, optimizers
 from googlenet_jax.training.state import create_state
 from googlenet_jax.training.step import make_train_step, make_train_steps
 
@@ -54,6 +55,10 @@ def _read_separately(finish, x, kernels, vectors):
   return [finish(cpu_layers.xla_conv(x, k[None, None]), *own) for k, own in zip(kernels, vectors, strict=True)]
 
 
+def _sums_in_one_step(*maps):
+  return [lax.reduce_sum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (0, 1, 2)) for x in maps]
+
+
 def _command_buffers(*kinds):
   """Options for CUDA graphs of these kinds of instructions. Set for one jit, XLA takes no '+' for 'as well'."""
   return {'xla_gpu_enable_command_buffer': ','.join(kinds)}
@@ -74,10 +79,10 @@ GPU_FORMS = {
   "XLA's max-pool": Form(((gpu_layers, 'max_pool', layers.xla_max_pool),)),
   'separate 1x1 layers': Form(((gpu_layers, 'read_one_map', _read_separately),)),
   "XLA's first layer": Form(((gpu_layers, 'conv', cpu_layers.xla_conv),)),
+  'sums in one step': Form(((gpu_layers, 'channel_sums', _sums_in_one_step),)),
   'one step a call': Form(keys={'steps_per_call': 1}),
   '10 steps a call': Form(keys={'steps_per_call': 10}),
   '40 steps a call': Form(keys={'steps_per_call': 40}),
-  'optimizer leaf by leaf': Form(((packing, 'pack_state', lambda s: s), (packing, 'unpack_state', lambda s: s))),
   'no graphs': Form(options={'xla_gpu_graph_min_graph_size': 1_000_000}),
   'graphs with convolutions': Form(options=_command_buffers(*GRAPHS, 'CONVOLUTION')),
   'graphs with convolutions and loops': Form(options=_command_buffers(*GRAPHS, 'CONVOLUTION', 'WHILE', 'CONDITIONAL')),

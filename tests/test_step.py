@@ -181,7 +181,7 @@ def digits_with_indices(number):
   return {**batch(number), 'index': np.arange(16 * number, 16 * number + 16, dtype=np.int32)}
 
 
-def one_by_one_and_in_a_call(ours, packed, options=None):
+def one_by_one_and_in_a_call(ours, options=None):
   """State and metrics after steps 8 to 11, over the end of an epoch, in both ways."""
   first = ours.first.replace(step=np.int32(8))
   data = sharding.replicate(datasets.load('digits').train.batch(np.s_[:]), ours.mesh)
@@ -193,25 +193,25 @@ def one_by_one_and_in_a_call(ours, packed, options=None):
   for each in batches:
     state, found = step(state, each)
     metrics.append(found)
-  steps = make_train_steps(ours.graphdef, ours.tx, ours.config, ours.mesh, 10, packed=packed)
+  steps = make_train_steps(ours.graphdef, ours.tx, ours.config, ours.mesh, 10)
   other = sharding.replicate(first, ours.mesh)
   other, sums = steps.lower(other, data, indices).compile(options)(other, data, indices)
   return jax.device_get((state, metrics)), (jax.device_get(other), Metrics.by_step([sums]))
 
 
 @pytest.mark.parametrize(
-  ('devices', 'packed', 'changes'),
+  ('devices', 'changes'),
   [
-    (2, True, {**FULL, 'average_decay': 0.5, 'weight_decay': 1e-3, 'augment.erasing': 0.5, 'augment.cutmix': 0.5}),
-    (1, False, {**FULL, 'augment.flip': False, 'augment.alternating_flip': True, 'augment.mixup': 0.2}),
+    (2, {**FULL, 'average_decay': 0.5, 'weight_decay': 1e-3, 'augment.erasing': 0.5, 'augment.cutmix': 0.5}),
+    (1, {**FULL, 'augment.flip': False, 'augment.alternating_flip': True, 'augment.mixup': 0.2}),
   ],
 )
-def test_several_steps_in_a_call_are_the_steps_one_by_one(devices, packed, changes, monkeypatch):
+def test_several_steps_in_a_call_are_the_steps_one_by_one(devices, changes, monkeypatch):
   """In float64: tests compile without optimisation, and the two programs then round differently."""
   monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
   with jax.enable_x64(True):
     ours = Program(devices, small_config(dtype='float64', **changes))
-    (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, packed)
+    (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours)
   assert jax.tree.structure(other) == jax.tree.structure(state)
   assert int(other.step) == 12
   np.testing.assert_allclose(losses(metrics), losses(sums), rtol=1e-6)
@@ -229,7 +229,7 @@ def test_several_steps_in_a_call_are_exact_as_users_compile_them(monkeypatch):
   if 'xla_cpu_use_fusion_emitters' in os.environ['XLA_FLAGS']:
     options['xla_cpu_use_fusion_emitters'] = True
   ours = Program(1, small_config(**FULL, average_decay=0.5, weight_decay=1e-3))
-  (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, None, options)
+  (state, metrics), (other, sums) = one_by_one_and_in_a_call(ours, options)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
   jax.tree.map(np.testing.assert_array_equal, metrics, sums)
