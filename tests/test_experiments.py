@@ -511,7 +511,7 @@ def test_earlier_results_can_be_joined(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['gpu.py', '--stages=none', f'--output={tmp_path / "out"}', *joined])
   gpu.main()
   text = (tmp_path / 'out' / 'speed.md').read_text()
-  assert '- train-32: why 0\n- best: why 1' in text
+  assert '- best: why 1\n- train-32: why 0' in text
 
 
 def test_stages_are_chosen_by_name_and_shrink(capsys):
