@@ -172,7 +172,7 @@ def main() -> None:
     f'The first network: {SOURCE_IMAGES:,} images of Fashion-MNIST, {options.source_epochs} epochs at 32 pixels, test '
     f"accuracy {first['test']:.3f} there. Then {10 * A_CLASS} of scikit-learn's digits, {2 * options.epochs} "
     f'steps of 50 at 32 pixels. Test accuracy on {TEST:,} other digits:',
-    tables.table(head, lines),
+    tables.table(head, lines).rstrip(),
     f'Accuracy on {HELD_OUT} held-out digits with seed 0, by learning rate. It chose the learning rates above:',
     tables.table(['way', *(f'{rate:g}' for rate in RATES)], rates),
   ]
