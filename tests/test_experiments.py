@@ -287,12 +287,13 @@ def test_the_jax_side_trains_predicts_and_takes_other_forms(monkeypatch):
 
 
 def test_every_form_of_a_layer_changes_the_program_for_a_gpu():
-  graphdef, params = nnx.split(layers.Conv(1, 8, 7, 2, rngs=nnx.Rngs(0)))
-  several = [layers.Conv(8, 4, 1, norm='batch', rngs=nnx.Rngs(0)) for _ in range(2)]
+  rngs = nnx.Rngs(0)
+  joined = [layers.Conv(8, 4, 1, norm='batch', rngs=rngs) for _ in range(2)]
+  graphdef, params, rest = nnx.split(nnx.List([layers.Conv(1, 8, 7, 2, rngs=rngs), *joined]), nnx.Param, ...)
 
   def loss(params, x):
-    x = layers.max_pool(nnx.merge(graphdef, params)(x), 2)
-    return sum(y.sum() for y in layers.read_one_map(several, x))
+    first, *joined = nnx.merge(graphdef, params, rest, copy=True)
+    return sum(y.sum() for y in layers.read_one_map(joined, layers.max_pool(first(x), 2), train=True))
 
   def program():
     jax.clear_caches()

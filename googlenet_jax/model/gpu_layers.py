@@ -120,18 +120,6 @@ def _wide(x):
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-@jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """The GPU's form of `normalisation.add_bias`."""
-  return normalisation.add_bias(x, bias)
-
-
-add_bias.defvjp(
-  lambda x, bias: (add_bias(x, bias), bias),
-  lambda bias, gradient: (gradient, channel_sums(gradient)[0].astype(bias.dtype)),
-)
-
-
 def batch_norm(
   x: jax.Array,
   scale: jax.Array,

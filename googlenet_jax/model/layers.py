@@ -226,7 +226,8 @@ class Conv(nnx.Module):
       `[B, ceil(H / stride), ceil(W / stride), out_features]`.
     """
     y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
-    y, statistics = by_platform(self._finish(train), y, *self._vectors(), gpu=self._finish(train, gpu_layers))
+    on_gpu = self._finish(train, gpu_layers) if self.norm else None
+    y, statistics = by_platform(self._finish(train), y, *self._vectors(), gpu=on_gpu)
     self._store(statistics)
     return y
 
@@ -239,11 +240,11 @@ class Conv(nnx.Module):
   def _finish(self, train, forms=normalisation):
     """Returns what follows the convolution, as a function of the map and `_vectors` that does not mix channels.
 
-    It returns the map, and the new running statistics if there are any. `forms` is the module of its operations:
+    It returns the map, and the new running statistics if there are any. `forms` is the module of `batch_norm`:
     `normalisation`, or `gpu_layers` for a GPU.
     """
     if self.norm is None:
-      return lambda x, bias: (relu(forms.add_bias(x, bias)), ())
+      return lambda x, bias: (relu(x + bias.astype(x.dtype)), ())
     options = {'train': train, 'momentum': self.norm.momentum, 'epsilon': self.norm.epsilon}
 
     def normalise(x, *vectors):

@@ -75,8 +75,3 @@ def batch_norm(
 def moved(old: tuple[jax.Array, ...], new: tuple[jax.Array, ...], momentum: float) -> tuple[jax.Array, ...]:
   """Moves running statistics towards the statistics of a batch: `momentum` is the share of the old ones."""
   return tuple(momentum * before + (1 - momentum) * now for before, now in zip(old, new, strict=True))
-
-
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """Adds one value to each channel: `[B, H, W, C]` and `[C]`."""
-  return x + bias.astype(x.dtype)
