@@ -95,9 +95,10 @@ def profiles(records: list[dict[str, Any]]) -> str:
     return ''
   parts = ['# Profiles on a GPU\n', heading(records)]
   for record in records:
-    case, mode = Case(*record['arguments']['case']), record['arguments'].get('compile_mode')
-    parts.append(f'## {case}, {f"PyTorch, {mode}" if mode else "`" + record["arguments"]["config"] + "`"}\n')
-    found = record['found']
+    arguments, found = record['arguments'], record['found']
+    case, mode, form = Case(*arguments['case']), arguments.get('compile_mode'), arguments.get('form')
+    what = f'PyTorch, {mode}' if mode else f'`{arguments["config"]}`{f", {form}" if form else ""}'
+    parts.append(f'## {case}, {what}\n')
     parts.append(profile_step.torch_section(found, 'PyTorch') if mode else profile_step.jax_section(found))
   return '\n'.join(parts)
 

@@ -83,13 +83,9 @@ GPU_FORMS = {
   'one step a call': Form(keys={'steps_per_call': 1}),
   '10 steps a call': Form(keys={'steps_per_call': 10}),
   '40 steps a call': Form(keys={'steps_per_call': 40}),
-  'no graphs': Form(options={'xla_gpu_graph_min_graph_size': 1_000_000}),
-  'graphs with convolutions': Form(options=_command_buffers(*GRAPHS, 'CONVOLUTION')),
+  'no graphs': Form(options=_command_buffers()),
   'graphs with convolutions and loops': Form(options=_command_buffers(*GRAPHS, 'CONVOLUTION', 'WHILE', 'CONDITIONAL')),
   'fused convolutions': Form(options={'xla_gpu_experimental_enable_conv_fusion': True}),
-  'fused convolutions, in graphs': Form(
-    options=_command_buffers(*GRAPHS, 'CONVOLUTION') | {'xla_gpu_experimental_enable_conv_fusion': True}
-  ),
   'latency hiding': Form(options={'xla_gpu_enable_latency_hiding_scheduler': True}),
 }
 
