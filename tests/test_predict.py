@@ -66,7 +66,8 @@ def rows_of(folder):
     (['b/2.png', 'b/10.png', 'a/x.JPG'], ['.'], [('a/x.JPG', 'a'), ('b/10.png', 'b'), ('b/2.png', 'b')]),
     (['a/deep/down/1.png'], ['.'], [('a/deep/down/1.png', 'a')]),
     (['test/a/1.png', 'val/b/1.png'], ['.'], [('test/a/1.png', 'a'), ('val/b/1.png', 'b')]),
-    (['a/1.png'], ['a'], [('a/1.png', '')]),  # the classes are those of its folders
+    (['a/1.png', 'a/deep/2.png'], ['a'], [('a/1.png', 'a'), ('a/deep/2.png', 'a')]),
+    (['new/1.png'], ['new'], [('new/1.png', '')]),
     (['other/a/1.png'], ['.'], [('other/a/1.png', '')]),
     (['.hidden/a/1.png', 'a/.x.png', 'a/notes.txt', 'a/1.png'], ['.'], [('a/1.png', 'a')]),
     (['b/2.png', 'a/1.png'], ['b/2.png', 'a/1.png'], [('b/2.png', ''), ('a/1.png', '')]),

@@ -40,7 +40,8 @@ def find(arguments: Sequence[str], classes: Collection[str]) -> list[Found]:
   Args:
     arguments: files; folders, whose pictures at any depth count, in sorted order; patterns such as `*.png`, if the
       shell has not expanded them; `-` for a list of these on standard input, one a line or separated by NUL bytes.
-    classes: names of the classes. In a folder, the pictures in `CLASS/` and `SPLIT/CLASS/` have this true class.
+    classes: names of the classes. In a folder, the pictures in `CLASS/` and `SPLIT/CLASS/` have this true class; so
+      have those of a folder `CLASS` that is given itself.
 
   Returns:
     The pictures in the order of the arguments, and what could not be found.
@@ -83,13 +84,13 @@ def _find(argument: str, classes: Collection[str]) -> Iterator[Found]:
 
 def _in_folder(folder: str, classes: Collection[str]) -> Iterator[Found]:
   """Finds the pictures below a folder. Links to folders are not followed: they can lead in circles."""
-  refused, others = [], []
+  refused, others, own = [], [], listing.same_name(os.path.basename(os.path.abspath(folder)))
   for place, folders, names in os.walk(folder, onerror=refused.append):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     inside = [listing.same_name(part) for part in os.path.relpath(place, folder).split(os.sep)]
     if inside[0].lower() in listing.SPLIT_FOLDERS and inside[0] not in classes:
       inside = inside[1:]
-    true_class = inside[0] if inside and inside[0] in classes else ''
+    true_class = next((name for name in (*inside[:1], own) if name in classes), '')
     for name in sorted(filter(pictures.is_picture_name, names)):
       yield Found(os.path.join(place, name), true_class)
     others += [name for name in names if not (name.startswith('.') or pictures.is_picture_name(name))]
