@@ -7,8 +7,8 @@
 
 XLA makes one kernel of elementwise operations and shifted views. The forms here are written for that.
 
-Measured on one H200 (jax 0.11.2, 224 pixels, batch 256, bfloat16): a training step took 30.4 ms with XLA's own forms and
-13.5 ms with these. The forms were not timed one by one. docs/speed.md has all figures.
+Measured on one H200 (jax 0.11.2, 224 pixels, batch 256, bfloat16): a training step took 30.4 ms with XLA's own forms
+and 13.5 ms with these. The forms were not timed one by one. docs/speed.md has all figures.
 
 Maps are `[B, H, W, C]`; a map and its kernel have the same dtype. Max-pooling works in reverse mode only.
 """
