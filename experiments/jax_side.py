@@ -24,7 +24,7 @@ from experiments import hlo, worker
 from googlenet_jax import classifier, recipe
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import cache, cpu_cores, sharding
-from googlenet_jax.model import cpu_layers, googlenet, gpu_layers, layers, torch_weights
+from googlenet_jax.model import cpu_layers, googlenet, gpu_layers, layers, torch_weights, weight_files
 from googlenet_jax.training import feed, optimizers
 from googlenet_jax.training.state import create_state
 from googlenet_jax.training.step import make_train_step, make_train_steps
@@ -169,7 +169,7 @@ class JaxSide(worker.Side):
     tx = optimizers.make_optimizer(self.config, schedule) if self._training else optax.identity()
     self.graphdef, self.state = create_state(self.config, num_classes=10, channels=1, tx=tx, mesh=self.mesh)
     if weights:
-      params = torch_weights.from_torch(torch_weights.read(pathlib.Path(weights)), self.state.params, {}).params
+      params = torch_weights.from_torch(weight_files.read(pathlib.Path(weights)), self.state.params, {}).params
       self.state = self.state.replace(params=sharding.replicate(params, self.mesh))
     network = nnx.merge(self.graphdef, self.state.params, self.state.batch_stats)
     self._multiply_adds = googlenet.count_multiply_adds(network, self.image_size)

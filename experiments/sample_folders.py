@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image
 
-from googlenet_jax.data import datasets, pictures
+from googlenet_jax.data import datasets, pictures, preparing
 from googlenet_jax.host.errors import UserError
 
 PHOTOGRAPHS = {  # class: package, file
@@ -122,10 +122,10 @@ def write_fashion(folder: pathlib.Path, each: int = 100) -> None:
   Raises:
     UserError: the environment does not name the folder with the original files.
   """
-  source = os.environ.get(datasets.SOURCE_VARIABLE)
+  source = os.environ.get(preparing.SOURCE_VARIABLE)
   if not source:
-    raise UserError(f'left out: set {datasets.SOURCE_VARIABLE} to the folder with its original .gz files')
-  images, labels = (datasets.read_idx(pathlib.Path(source, file)) for file in datasets.IDX_FILES['train'])
+    raise UserError(f'left out: set {preparing.SOURCE_VARIABLE} to the folder with its original .gz files')
+  images, labels = (preparing.read_idx(pathlib.Path(source, file)) for file in preparing.IDX_FILES['train'])
   chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(len(FASHION))]))
   write_arrays(folder, images[chosen], labels[chosen], FASHION)
 

@@ -232,10 +232,10 @@ def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
   Raises:
     UserError: the files are missing or damaged, or TFDS cannot get them.
   """
-  from googlenet_jax.data import datasets
+  from googlenet_jax.data import datasets, preparing
 
   if folder := os.environ.get(SOURCE_VARIABLE):
-    images, labels = (datasets.read_idx(pathlib.Path(folder, name)) for name in datasets.IDX_FILES[split])
+    images, labels = (preparing.read_idx(pathlib.Path(folder, name)) for name in preparing.IDX_FILES[split])
     return images[..., None], labels.astype(np.int32)
   found = getattr(datasets.load('fashion_mnist'), split)
   return found.images, found.labels

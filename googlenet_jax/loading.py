@@ -88,9 +88,9 @@ def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str 
 
 
 def _load_weights(path: pathlib.Path, mesh: Mesh, classes: Sequence[str] | None) -> Classifier:
-  from googlenet_jax.model import torch_weights
+  from googlenet_jax.model import torch_weights, weight_files
 
-  tensors = torch_weights.read(path)
+  tensors = weight_files.read(path)
   try:
     what = torch_weights.describe(tensors)
   except UserError as error:

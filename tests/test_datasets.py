@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from googlenet_jax.data import datasets, splits
+from googlenet_jax.data import datasets, preparing, splits
 from googlenet_jax.host.errors import UserError
 
 REAL = os.environ.get('FASHION_MNIST_DIR')
@@ -35,11 +35,11 @@ def originals(tmp_path, monkeypatch):
   folder.mkdir()
   rng = np.random.default_rng(0)
   table, arrays = dict(checksums.get_all_url_infos()), {}  # the original is memoized
-  for split, (images, labels) in datasets.IDX_FILES.items():
+  for split, (images, labels) in preparing.IDX_FILES.items():
     arrays[split] = rng.integers(0, 256, (COUNTS[split], 28, 28), np.uint8), np.arange(COUNTS[split]) % 10
     for name, array in zip((images, labels), arrays[split], strict=True):
       write_idx(folder / name, array.astype(np.uint8))
-      url = datasets._idx_builder('fashion_mnist').URL + name
+      url = preparing._idx_builder('fashion_mnist').URL + name
       table[url] = checksums.compute_url_info(folder / name)
   monkeypatch.setattr(checksums, 'get_all_url_infos', lambda: dict(table))
   return folder, arrays
@@ -123,15 +123,15 @@ def test_damaged_prepared_files_are_reported(originals, tmp_path):
 @pytest.mark.parametrize('name', ['fashion_mnist', 'cifar10'])
 def test_no_network_is_reported_within_seconds(name, tmp_path, monkeypatch):
   monkeypatch.delenv('FASHION_MNIST_DIR', raising=False)
-  assert datasets.CONNECT_SECONDS <= 4
-  monkeypatch.setattr(datasets, 'CONNECT_SECONDS', 0.3)
+  assert preparing.CONNECT_SECONDS <= 4
+  monkeypatch.setattr(preparing, 'CONNECT_SECONDS', 0.3)
   release = threading.Event()
 
   def hang(*_):
     release.wait(20)
     raise OSError('released')
 
-  monkeypatch.setattr(datasets.socket, 'create_connection', hang)
+  monkeypatch.setattr(preparing.socket, 'create_connection', hang)
   begin = time.monotonic()
   with pytest.raises(
     UserError, match=r'cannot be reached .no answer in 0.3 s.* Ways out: .*data_dir=DIR; or run `make demo`'
@@ -187,12 +187,12 @@ def test_tensorflow_and_pytorch_are_never_imported():
 
 @pytest.mark.skipif(not REAL, reason='FASHION_MNIST_DIR does not name the four original files')
 def test_the_real_files(tmp_path, monkeypatch):
-  images, labels = (datasets.read_idx(pathlib.Path(REAL, name)) for name in datasets.IDX_FILES['train'])
+  images, labels = (preparing.read_idx(pathlib.Path(REAL, name)) for name in preparing.IDX_FILES['train'])
   assert images.shape == (60_000, 28, 28)
   np.testing.assert_array_equal(np.bincount(labels), [6000] * 10)
-  datasets._check_source(datasets._idx_builder('fashion_mnist')(data_dir=str(tmp_path)), pathlib.Path(REAL))
+  preparing._check_source(preparing._idx_builder('fashion_mnist')(data_dir=str(tmp_path)), pathlib.Path(REAL))
   # The test images serve as training images too: preparing 70,000 takes three times as long.
-  monkeypatch.setattr(datasets, 'IDX_FILES', dict.fromkeys(('train', 'test'), datasets.IDX_FILES['test']))
+  monkeypatch.setattr(preparing, 'IDX_FILES', dict.fromkeys(('train', 'test'), preparing.IDX_FILES['test']))
   data = datasets.load('fashion_mnist', REAL, str(tmp_path), validation_examples=3000)
   assert (len(data.train), len(data.validation), len(data.test)) == (7000, 3000, 10_000)
   np.testing.assert_array_equal(np.bincount(data.test.labels), [1000] * 10)

@@ -16,7 +16,7 @@ from googlenet_jax import runs
 from googlenet_jax.classifier import make_network, split
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.model.layers import conv
 from googlenet_jax.model.options import Options
 from googlenet_jax.training import finetune, optimizers, step
@@ -189,7 +189,7 @@ def written(networks):
     config = small_config(**BATCH, **model)
     state = random_state(config)
     path = networks[0].with_suffix(suffix)
-    torch_weights.write(path, torch_weights.to_torch(state.params, state.batch_stats, 5, naming))
+    weight_files.write(path, torch_weights.to_torch(state.params, state.batch_stats, 5, naming))
     return path, state
 
   return write
@@ -231,7 +231,7 @@ def test_a_source_that_cannot_be_read_is_one_line(networks, tmp_path):
   source.mkdir()
   (tmp_path / 'begun').mkdir()
   runs.write(tmp_path / 'begun', runs.Run(small_config(), LETTERS, (8, 8, 1)))
-  torch_weights.write(tmp_path / 'other.pth', {'fc.weight': np.zeros((3, 3), np.float32)})
+  weight_files.write(tmp_path / 'other.pth', {'fc.weight': np.zeros((3, 3), np.float32)})
   (tmp_path / 'text.pth').write_text('no weights')
   for name, message in {
     str(tmp_path / 'none'): 'there is no such folder: give the workdir of a run, or a file that ends with .pth, .pt',
@@ -263,7 +263,7 @@ def test_a_tensor_that_does_not_fit_is_named_with_both_shapes(written, networks)
   }
   for message, changes in wrong.items():
     changed = {name: array for name, array in (tensors | changes).items() if array is not None}
-    torch_weights.write(path, changed)
+    weight_files.write(path, changed)
     with pytest.raises(UserError, match=message.replace('conv2.weight has', 'conv2.kernel has')):
       begin(small_config(init_from=str(path)), networks[1])
 

@@ -7,7 +7,7 @@ from helpers import random_state, small_config, small_table
 import googlenet_jax
 from googlenet_jax import classifier, runs
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.model.torch_weights import TORCHVISION
 
 
@@ -23,7 +23,7 @@ def weights(tmp_path_factory):
   """A file of weights under our names, and the state that is in it."""
   state = random_state(small_config(**{'model.norm': 'batch'}))
   path = tmp_path_factory.mktemp('weights') / 'mine.safetensors'
-  torch_weights.write(path, torch_weights.to_torch(state.params, state.batch_stats))
+  weight_files.write(path, torch_weights.to_torch(state.params, state.batch_stats))
   return path, state
 
 
@@ -44,7 +44,7 @@ def test_torchvisions_names_bring_its_preparation(tmp_path):
   _, *shapes = classifier.split(nnx.eval_shape(make))
   rng = np.random.default_rng(0)
   params, batch_stats = jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
-  torch_weights.write(tmp_path / 'tv.safetensors', torch_weights.to_torch(params, batch_stats, naming='torchvision'))
+  weight_files.write(tmp_path / 'tv.safetensors', torch_weights.to_torch(params, batch_stats, naming='torchvision'))
   net = googlenet_jax.load(tmp_path / 'tv.safetensors')
   options = net.recipe.model
   assert (options.pool, options.ch5x5_kernel, options.auxiliary) == ('torchvision', 3, 'adaptive_pool')
@@ -68,7 +68,7 @@ def test_what_does_not_fit_a_file_of_weights(options, message, weights):
 def test_other_files_are_refused(tmp_path):
   with pytest.raises(UserError, match='nowhere.pth cannot be read: No such file'):
     googlenet_jax.load(tmp_path / 'nowhere.pth')
-  torch_weights.write(tmp_path / 'other.safetensors', {'layer.weight': np.zeros((3, 4), np.float32)})
+  weight_files.write(tmp_path / 'other.safetensors', {'layer.weight': np.zeros((3, 4), np.float32)})
   with pytest.raises(UserError, match='other.safetensors holds no weights of a GoogLeNet'):
     googlenet_jax.load(tmp_path / 'other.safetensors')
   with pytest.raises(UserError, match='knows its classes: classes= is for a file of weights'):

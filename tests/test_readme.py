@@ -9,7 +9,7 @@ from helpers import random_state, small_table, write_run
 from PIL import Image
 
 from googlenet_jax import recipe
-from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.training import ensemble
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def test_the_python_in_the_docs_runs(small_state, tmp_path, monkeypatch, capsys)
     write_run(workdir, config, (1, state, None, True))
 
   monkeypatch.setattr(ensemble, 'train_in', train_in)
-  torch_weights.write('googlenet.pth', torch_weights.to_torch(state.params, state.batch_stats))
+  weight_files.write('googlenet.pth', torch_weights.to_torch(state.params, state.batch_stats))
   names = {}
   exec(code, names)
   printed = capsys.readouterr().out.splitlines()

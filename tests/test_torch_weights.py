@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments import pytorch_twin
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.model.options import Options
 
 
@@ -175,8 +175,8 @@ def test_an_unknown_naming_is_named(small):
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
 def test_files_hold_every_bit(suffix, small, tmp_path):
   path = tmp_path / f'weights{suffix}'
-  torch_weights.write(path, small[2])
-  found = torch_weights.read(path)
+  weight_files.write(path, small[2])
+  found = weight_files.read(path)
   assert_same({name: found[name] for name in small[2]}, small[2])  # safetensors has its own order
   assert len(found) == len(small[2])
 
@@ -186,7 +186,7 @@ def test_pytorch_reads_what_we_write(twin, tmp_path):
 
   module = pytorch_twin.GoogLeNet()
   for path, load in ((tmp_path / 'a.pth', torch.load), (tmp_path / 'a.safetensors', load_file)):
-    torch_weights.write(path, torch_weights.to_torch(*torch_weights.from_torch(twin, *abstract())))
+    weight_files.write(path, torch_weights.to_torch(*torch_weights.from_torch(twin, *abstract())))
     module.load_state_dict(load(path))
     assert_same(numpy_state(module), twin)
 
@@ -198,12 +198,12 @@ def test_we_read_what_pytorch_writes(tmp_path):
   torch.save(tensors | {'parameter': torch.nn.Parameter(torch.ones(2))}, tmp_path / 'a.pt')
   save_file(tensors, tmp_path / 'a.safetensors')
   for name in ('a.pt', 'a.safetensors'):
-    found = torch_weights.read(tmp_path / name)
+    found = weight_files.read(tmp_path / name)
     np.testing.assert_array_equal(found['half'].astype(np.float32), [0.5, 3.0])
     assert (found['count'], found['count'].shape) == (3, ())
 
 
-def fails(path, match, read=torch_weights.read):
+def fails(path, match, read=weight_files.read):
   with pytest.raises(UserError, match=match) as caught:
     read(path)
   assert '\n' not in str(caught.value)
@@ -213,10 +213,10 @@ def fails(path, match, read=torch_weights.read):
 def test_files_that_cannot_be_read_are_one_line(tmp_path, small):
   fails(tmp_path / 'none.pth', 'No such file')
   fails(tmp_path / 'weights.h5', 'its name must end with .pth, .pt, .safetensors')
-  fails(tmp_path / 'no' / 'such.pth', 'cannot be written: No such file', lambda path: torch_weights.write(path, {}))
+  fails(tmp_path / 'no' / 'such.pth', 'cannot be written: No such file', lambda path: weight_files.write(path, {}))
   for suffix in ('.pth', '.safetensors'):
     path = tmp_path / f'weights{suffix}'
-    torch_weights.write(path, small[2])
+    weight_files.write(path, small[2])
     whole = path.read_bytes()
     for damaged in (whole[:-20], whole[:1000], b'', b'hello world' * 20):
       path.write_bytes(damaged)
@@ -261,4 +261,4 @@ def test_a_package_that_is_not_installed_is_named(package, name, tmp_path, monke
   path.touch()
   monkeypatch.setitem(sys.modules, package, None)
   fails(path, f'pip install {package}')
-  fails(path, f'pip install {package}', lambda path: torch_weights.write(path, {}))
+  fails(path, f'pip install {package}', lambda path: weight_files.write(path, {}))

@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 
 from googlenet_jax import loading, runs
 from googlenet_jax.classifier import make_network
-from googlenet_jax.data import datasets, listing
+from googlenet_jax.data import listing, preparing
 from googlenet_jax.host import console, files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import layer_table
 
 PAPER = (1000, 3)  # classes and channels of ImageNet
-KNOWN = {'digits': (10, 1), **dict.fromkeys(datasets.IDX_SETS, (10, 1)), 'imagenet2012': PAPER}
+KNOWN = {'digits': (10, 1), **dict.fromkeys(preparing.IDX_SETS, (10, 1)), 'imagenet2012': PAPER}
 
 
 def inspect(

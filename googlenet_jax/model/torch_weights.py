@@ -1,26 +1,22 @@
-"""Converts weights between PyTorch and this network, and reads and writes their files.
+"""Converts weights between PyTorch and this network.
 
-A PyTorch `state_dict` is a flat dict from tensor names to arrays. The arrays here are NumPy's; PyTorch is imported only
-to read or write a `.pth` file. Into a network and back:
+A PyTorch `state_dict` is a flat dict from tensor names to arrays. The arrays here are NumPy's; `weight_files.py` reads
+and writes files of them. Into a network and back:
 
-  tensors = torch_weights.read('googlenet.pth')
+  tensors = weight_files.read('googlenet.pth')
   what = torch_weights.describe(tensors)
   model = nnx.eval_shape(lambda: googlenet.GoogLeNet(what.num_classes, what.channels, what.options, rngs=nnx.Rngs(0)))
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
   weights = torch_weights.from_torch(tensors, params, batch_stats, what.naming)
   model = nnx.merge(graphdef, weights.params, weights.batch_stats)
-  torch_weights.write('back.safetensors', torch_weights.to_torch(*weights, naming='torchvision'))
+  weight_files.write('back.safetensors', torch_weights.to_torch(*weights, naming='torchvision'))
 
 Kernels are `[k, k, in, out]` and `[in, out]` here, `[out, in, k, k]` and `[out, in]` in PyTorch. Values are only moved:
 both ways together give the same bits.
 """
 
 import dataclasses
-import importlib
-import io
-import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,7 +26,6 @@ import numpy as np
 from flax import traverse_util
 
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.host.files import replacing
 from googlenet_jax.model import googlenet
 from googlenet_jax.model.options import Options
 
@@ -219,48 +214,6 @@ def to_torch(
   return tensors
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the tensors in a `.pth`, `.pt` or `.safetensors` file. It unpickles tensors only.
-
-  Args:
-    path: a file with a flat dict of tensors, such as `torch.save(model.state_dict(), path)` writes.
-
-  Returns:
-    Tensor name to array, in the file's dtype; bfloat16, which NumPy lacks, becomes float32.
-
-  Raises:
-    UserError: the file is missing, damaged, of another kind, or holds something else; or the package that reads it is
-      not installed.
-  """
-  path = pathlib.Path(path).expanduser()
-  reader, _ = _functions(path)
-  try:
-    data = path.read_bytes()
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}') from error
-  return reader(path, data)
-
-
-def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes tensors to a `.pth`, `.pt` or `.safetensors` file.
-
-  Args:
-    path: the file; its suffix decides the format. An existing file is replaced.
-    tensors: name to array, as `to_torch` returns them.
-
-  Raises:
-    UserError: the suffix is another one, the file cannot be written, or the package that writes it is not installed.
-  """
-  path = pathlib.Path(path).expanduser()
-  _, writer = _functions(path)
-  data = writer(path, tensors)
-  try:
-    with replacing(path) as temporary:  # if the disk is full, the old file stays
-      temporary.write_bytes(data)
-  except OSError as error:
-    raise UserError(f'{path} cannot be written: {error.strerror}') from error
-
-
 # Names and shapes ----------------------------------------------------------------------------------------------------
 
 # Order of axes by rank.
@@ -298,90 +251,3 @@ def _entries(params, batch_stats, naming):
     yield name, tree, path, leaf
     if path[-1] == 'var':
       yield f'{name.rpartition(".")[0]}.{COUNTER}', None, None, jax.ShapeDtypeStruct((), np.int64)
-
-
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def _functions(path: pathlib.Path):
-  functions = {
-    '.pth': (_read_torch, _write_torch),
-    '.pt': (_read_torch, _write_torch),
-    '.safetensors': (_read_safetensors, _write_safetensors),
-  }
-  if path.suffix not in functions:
-    raise UserError(f'{path} does not look like a file of weights: its name must end with {", ".join(functions)}')
-  return functions[path.suffix]
-
-
-def _package(name: str, path: pathlib.Path):
-  try:
-    return importlib.import_module(name)
-  except ImportError as error:
-    raise UserError(f'{path}: {path.suffix} files need the package {name}: pip install {name}') from error
-
-
-def _read_torch(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
-  torch = _package('torch', path)
-  try:
-    # PyTorch writes checksums but does not check them.
-    if zipfile.is_zipfile(io.BytesIO(data)) and zipfile.ZipFile(io.BytesIO(data)).testzip() is not None:
-      raise zipfile.BadZipFile('wrong checksum')
-    found = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-  except Exception as error:  # damaged bytes can raise anything in its unpickler
-    raise UserError(
-      f'{path} is damaged or holds more than tensors: write it with torch.save(model.state_dict(), path)'
-    ) from error
-  if not isinstance(found, Mapping):
-    raise UserError(f'{path} holds a {type(found).__name__}, not a flat dict of tensors: save model.state_dict()')
-  tensors = {}
-  for name, tensor in found.items():
-    if not isinstance(tensor, torch.Tensor):
-      kind = type(tensor).__name__
-      raise UserError(f'{path} is not a flat dict of tensors: {name!r} is a {kind}; save model.state_dict() alone')
-    try:
-      # NumPy has no bfloat16; float32 holds its values.
-      tensors[name] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).detach().numpy()
-    except (RuntimeError, TypeError) as error:
-      raise UserError(
-        f'{path}: {name!r} is not a plain tensor ({tensor.layout}, {tensor.dtype}): save dense tensors of numbers'
-      ) from error
-  return tensors
-
-
-def _write_torch(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> bytes:
-  torch = _package('torch', path)
-  buffer = io.BytesIO()
-  torch.save({name: torch.tensor(array) for name, array in tensors.items()}, buffer)
-  return buffer.getvalue()
-
-
-SAFETENSORS_TYPES = {
-  'F64': np.float64,
-  'F32': np.float32,
-  'F16': np.float16,
-  'BF16': jnp.bfloat16,
-  'I64': np.int64,
-}
-
-
-def _read_safetensors(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
-  safetensors = _package('safetensors', path)
-  try:
-    entries = safetensors.deserialize(data)
-  except safetensors.SafetensorError as error:
-    raise UserError(f'{path} is damaged ({error}): copy or download it again') from error
-  tensors = {}
-  for name, entry in entries:
-    if entry['dtype'] not in SAFETENSORS_TYPES:
-      raise UserError(f'{path}: {name!r} is {entry["dtype"]}: expected one of {", ".join(SAFETENSORS_TYPES)}')
-    array = np.frombuffer(entry['data'], SAFETENSORS_TYPES[entry['dtype']]).reshape(entry['shape'])
-    tensors[name] = array.astype(np.float32) if entry['dtype'] == 'BF16' else array
-  return tensors
-
-
-def _write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> bytes:
-  _package('safetensors', path)
-  from safetensors.numpy import save
-
-  return save(dict(tensors))

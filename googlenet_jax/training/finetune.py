@@ -20,7 +20,7 @@ from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier, make_network, split
 from googlenet_jax.host import console, sharding
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import auxiliary_classifiers, torch_weights
+from googlenet_jax.model import auxiliary_classifiers, torch_weights, weight_files
 from googlenet_jax.model.googlenet import HEADS
 from googlenet_jax.model.options import STAGES, Options, numbers
 from googlenet_jax.training.state import TrainState
@@ -118,7 +118,7 @@ def _network_of_file(config: ConfigDict) -> dict[str, Any]:
 def _read_file(config: ConfigDict) -> tuple[dict[str, np.ndarray], torch_weights.Description]:
   if '://' in config.init_from:
     _source_folder(config)  # raises
-  tensors = torch_weights.read(config.init_from)
+  tensors = weight_files.read(config.init_from)
   return tensors, torch_weights.describe(tensors)
 
 
