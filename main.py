@@ -69,7 +69,7 @@ _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 
 def main(argv: list[str]) -> int | None:
   """Runs the chosen mode and returns the exit status; None is 0."""
-  from googlenet_jax import recipe
+  from googlenet_jax import recipe_checks
   from googlenet_jax.host import cache, console, cpu_cores
 
   check_flags(argv[1:])
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int | None:
 
     return explain.explain_paths(workdir_of_run(), argv[1:], step_of_flags(), TOP.value or 3, output_of_flags())
   config = config_of_flags()
-  recipe.validate(config)
+  recipe_checks.validate(config)
   cache.use_compilation_cache()
   cpu_cores.use_cpu_cores(config)
   if MODE.value == 'evaluate':

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import tables
 from experiments.worker import ROOT
-from googlenet_jax import recipe
+from googlenet_jax import recipe, recipe_checks
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset, Split
 from googlenet_jax.host import cache, sharding
@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset) -> dict[s
   """Trains what is not trained yet; returns the last accuracy by split."""
   workdir.mkdir(parents=True, exist_ok=True)
   config = finetune.with_network_of_source(config, workdir)
-  recipe.validate(config)
+  recipe_checks.validate(config)
   if not (workdir / 'summary.json').exists():
     with StopRequest() as stop:
       loop.train(config, workdir, stop, dataset=dataset)

@@ -30,7 +30,7 @@ from experiments import (
   worker,
 )
 from experiments.tables import Case
-from googlenet_jax import recipe
+from googlenet_jax import recipe, recipe_checks
 from googlenet_jax.model import layers
 
 CASE = Case('training', 32, 100, 'float32')
@@ -655,4 +655,4 @@ def test_fine_tuning_takes_ten_digits_of_each_class_and_tests_on_the_same_others
   held = {image.tobytes() for split in (first.validation, first.test) for image in split.images}
   assert not held & {image.tobytes() for image in first.train.images}
   for config in (finetune.source_recipe(4), finetune.target_recipe(60, 0.03, 1)):
-    recipe.validate(config)
+    recipe_checks.validate(config)

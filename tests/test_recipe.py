@@ -9,6 +9,7 @@ from helpers import small_config
 from googlenet_jax import recipe
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.recipe import FREE, KEYS, NETWORK, TRAINING
+from googlenet_jax.recipe_checks import validate
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / 'configs').glob('[a-z]*.py'))
@@ -76,7 +77,7 @@ def test_the_default_recipe_has_every_key_with_its_type():
   assert values == {name: key.default for name, key in KEYS.items()}
   assert {name: type(value) for name, value in values.items()} == {n: type(k.default) for n, k in KEYS.items()}
   assert recipe.flatten(recipe.to_json(recipe.default())) == values
-  recipe.validate(recipe.default())
+  validate(recipe.default())
 
 
 def test_the_docs_list_every_key(tmp_path):
@@ -109,7 +110,7 @@ def test_every_recipe_is_valid(path):
   config = runpy.run_path(str(path))['get_config']()
   if path.stem == 'finetune':
     config.init_from = 'runs/other'  # the user says where weights come from
-  recipe.validate(config)
+  validate(config)
   assert recipe.read(str(path)).name == path.stem
 
 
@@ -316,13 +317,13 @@ def test_a_key_like_no_other_is_answered_with_the_page_of_all():
 )
 def test_values_out_of_range_are_named(key, value, message):
   with pytest.raises(UserError, match=message):
-    recipe.validate(small_config(**{key: value}))
+    validate(small_config(**{key: value}))
 
 
 def refused(name, value):
   """Whether a value is out of the range of its key."""
   try:
-    recipe.validate(changed(**{name: value}))
+    validate(changed(**{name: value}))
   except UserError as error:
     return str(error).startswith(f'config.{name}={value!r} is out of range: it must be ')
   return False
@@ -350,14 +351,14 @@ def test_bounds_are_enforced_to_the_last_digit(name):
 @pytest.mark.parametrize('name', NUMBERS)
 def test_numbers_are_finite(name, value):
   with pytest.raises(UserError, match=rf'^config.{name}={value!r} must be (finite|a whole number)$'):
-    recipe.validate(changed(**{name: value}))
+    validate(changed(**{name: value}))
 
 
 @pytest.mark.parametrize('name', [name for name, key in KEYS.items() if key.choices])
 def test_choices_are_enforced(name):
   other = 'other' if isinstance(KEYS[name].default, str) else 99
   with pytest.raises(UserError) as error:
-    recipe.validate(changed(**{name: other}))
+    validate(changed(**{name: other}))
   choices = ', '.join(str(choice) for choice in KEYS[name].choices if choice != '')
   assert str(error.value) == f'config.{name}={other!r} is unknown: choose from {choices}'
 
@@ -377,12 +378,12 @@ def test_choices_are_enforced(name):
 )
 def test_values_of_another_type_are_refused(name, value, message):
   with pytest.raises(UserError) as error:
-    recipe.validate(changed(**{name: value}))
+    validate(changed(**{name: value}))
   assert str(error.value) == f'config.{name}={value!r} {message}'
 
 
 def test_a_whole_number_may_stand_for_a_number():
-  recipe.validate(changed(learning_rate=1))
+  validate(changed(learning_rate=1))
 
 
 def test_missing_and_unknown_keys_are_named():
@@ -390,26 +391,26 @@ def test_missing_and_unknown_keys_are_named():
   with config.unlocked():
     config.bach_size = 5
   with pytest.raises(UserError, match=r'^the recipe has an unknown key config.bach_size. Did you mean .*batch_size\?$'):
-    recipe.validate(config)
+    validate(config)
   config = recipe.default()
   with config.unlocked():
     del config.model.norm
   with pytest.raises(UserError, match=r'^the recipe lacks key config.model.norm: start from default.get_config\(\)'):
-    recipe.validate(config)
+    validate(config)
   with pytest.raises(UserError, match='^the recipe lacks key config.name'):
-    recipe.validate(ml_collections.ConfigDict())
+    validate(ml_collections.ConfigDict())
 
 
 def test_a_member_is_trained_alone_or_with_the_others():
-  recipe.validate(small_config(**{'ensemble.member': 3}))
+  validate(small_config(**{'ensemble.member': 3}))
   with pytest.raises(UserError, match=r'--config.ensemble.members=1 --config.ensemble.member=3 --workdir=.../member_3'):
-    recipe.validate(small_config(**{'ensemble.member': 3, 'ensemble.members': 7}))
+    validate(small_config(**{'ensemble.member': 3, 'ensemble.members': 7}))
 
 
 def test_nesterov_needs_momentum():
-  recipe.validate(small_config(nesterov=True))
+  validate(small_config(nesterov=True))
   with pytest.raises(UserError, match='config.nesterov needs a config.momentum above 0'):
-    recipe.validate(small_config(nesterov=True, momentum=0.0))
+    validate(small_config(nesterov=True, momentum=0.0))
 
 
 @pytest.mark.parametrize(
@@ -437,11 +438,11 @@ def test_nesterov_needs_momentum():
 )
 def test_keys_that_exclude_each_other_are_one_line(changes, message):
   with pytest.raises(UserError) as error:
-    recipe.validate(small_config(**changes))
+    validate(small_config(**changes))
   assert str(error.value) == message
   for name in changes:  # each key alone is allowed
     if name not in ('warmup_epochs', 'micro_batches'):
-      recipe.validate(small_config(**{name: changes[name]}))
+      validate(small_config(**{name: changes[name]}))
 
 
 @pytest.mark.parametrize(
@@ -457,8 +458,8 @@ def test_keys_that_exclude_each_other_are_one_line(changes, message):
 )
 def test_what_is_frozen_must_make_sense(changes, message):
   with pytest.raises(UserError, match=message):
-    recipe.validate(small_config(**changes))
-  recipe.validate(small_config(**{'freeze': 'inception_3b', 'init_from': 'x', 'model.auxiliary': 'adaptive_pool'}))
+    validate(small_config(**changes))
+  validate(small_config(**{'freeze': 'inception_3b', 'init_from': 'x', 'model.auxiliary': 'adaptive_pool'}))
 
 
 def test_recipes_for_speed_and_accuracy_evaluate_what_they_train():
@@ -494,7 +495,7 @@ def test_recipes_for_speed_and_accuracy_evaluate_what_they_train():
   ],
 )
 def test_a_folder_has_keys_of_its_own(changes, message):
-  recipe.validate(small_config(**{'data.name': 'folder', 'data.validation_share': 0.5, 'data.channels': 1}))
+  validate(small_config(**{'data.name': 'folder', 'data.validation_share': 0.5, 'data.channels': 1}))
   with pytest.raises(UserError) as error:
-    recipe.validate(small_config(**{'data.name': 'folder', **{f'data.{key}': value for key, value in changes.items()}}))
+    validate(small_config(**{'data.name': 'folder', **{f'data.{key}': value for key, value in changes.items()}}))
   assert str(error.value) == message

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from helpers import small_config
 
-from googlenet_jax import __version__, recipe, runs
+from googlenet_jax import __version__, recipe, recipe_checks, runs
 from googlenet_jax.host.errors import UserError
 
 CLASSES = ('zero', 'one')
@@ -40,7 +40,7 @@ def test_what_is_written_is_read_back_with_its_types(tmp_path):
   types = {name: type(value) for name, value in recipe.flatten(found.config).items()}
   assert types == {name: type(key.default) for name, key in recipe.KEYS.items()}
   assert (found.classes, found.image_shape) == (CLASSES, (8, 8, 1))
-  recipe.validate(found.config)
+  recipe_checks.validate(found.config)
 
 
 def test_a_person_can_read_the_file(tmp_path):
@@ -102,7 +102,7 @@ def test_runs_without_the_newer_keys_are_read_resumed_and_evaluated(tmp_path):
   change(folder, recipe=recipe.from_flat(old).to_dict())
   config = runs.read(folder).config
   assert {name: recipe.flatten(config)[name] for name in newer} == newer
-  recipe.validate(config)
+  recipe_checks.validate(config)
   runs.check_resumable(small_config(schedule='cosine'), folder)
   runs.check_agrees(config, folder)
   with pytest.raises(UserError, match='another recipe .warmup_epochs: 0.0 there, 2.0 now'):

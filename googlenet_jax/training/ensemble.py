@@ -8,7 +8,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from googlenet_jax import recipe, runs
+from googlenet_jax import recipe, recipe_checks, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
@@ -36,7 +36,7 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   config = config if isinstance(config, ConfigDict) else recipe.read(str(config))
   workdir = pathlib.Path(workdir).expanduser()
   config = finetune.with_network_of_source(config, workdir)
-  recipe.validate(config)
+  recipe_checks.validate(config)
   cache.use_compilation_cache()
   train_in(config, workdir)
   return load(workdir)
