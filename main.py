@@ -131,7 +131,9 @@ def workdir_of_run() -> pathlib.Path:
 
 def output_of_flags() -> pathlib.Path | None:
   """Returns --output; None if it is not given."""
-  return None if OUTPUT.value is None else pathlib.Path(OUTPUT.value).expanduser()
+  from googlenet_jax.host.errors import expanded
+
+  return None if OUTPUT.value is None else expanded(OUTPUT.value)
 
 
 def config_of_flags() -> 'ConfigDict':
@@ -166,10 +168,12 @@ def config_of_flags() -> 'ConfigDict':
 
 def workdir_of_flags() -> pathlib.Path | None:
   """Returns the folder of the run; None if neither --workdir nor --config is given."""
+  from googlenet_jax.host.errors import expanded
+
   if WORKDIR.value is None and CONFIG.value is None:
     return None
   name = pathlib.Path((CONFIG.value or '').partition(':')[0]).stem
-  return pathlib.Path(WORKDIR.value or f'runs/{name}').expanduser()
+  return expanded(WORKDIR.value or f'runs/{name}')
 
 
 def step_of_flags() -> int | str | None:

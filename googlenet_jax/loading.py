@@ -14,7 +14,7 @@ from googlenet_jax import recipe, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops
 from googlenet_jax.host import cache, console, sharding
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 
 WEIGHTS = ('.pth', '.pt', '.safetensors')
 
@@ -40,7 +40,7 @@ def load(
       trained by different recipes.
   """
   cache.use_compilation_cache()
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = expanded(workdir)
   mesh = mesh or sharding.make_mesh(jax.local_devices())
   if workdir.suffix in WEIGHTS and not workdir.is_dir():
     if step is not None:

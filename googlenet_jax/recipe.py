@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.model.options import STAGES, Options
 
 # Who may change a key after training began.
@@ -177,7 +177,7 @@ def read(name: str) -> ml_collections.ConfigDict:
     UserError: there is no such file, or its code raises an error; the text names the line of the recipe.
   """
   path, *argument = name.split(':', 1)
-  file = pathlib.Path(path).expanduser().absolute()
+  file = expanded(path).absolute()
   if not file.is_file():
     what = 'it is a folder' if file.is_dir() else 'there is no such file'
     raise UserError(f'--config={name}: {what}. {_recipes(path)}')

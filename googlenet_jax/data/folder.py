@@ -12,7 +12,7 @@ from googlenet_jax.data.decoding import Damage, FolderImages, threads
 from googlenet_jax.data.dividing import SKIPPED
 from googlenet_jax.data.splits import Dataset, Split
 from googlenet_jax.host import console
-from googlenet_jax.host.errors import UserError, one_line
+from googlenet_jax.host.errors import UserError, expanded, one_line
 
 NAMED = 5  # files, classes, ... in a line
 UNEQUAL = 10  # times as many pictures in one class as in another
@@ -52,7 +52,7 @@ def load(
   """
   if not source_dir:
     raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
-  root = pathlib.Path(source_dir).expanduser().absolute()
+  root = expanded(source_dir).absolute()
   found = listing.find(root)
   looked = listing.look(root, found.files)
   reasons = {found.files[i]: reason for i, reason in looked.reasons.items()}

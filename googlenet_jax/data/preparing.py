@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from googlenet_jax.host import console
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
 CONNECT_SECONDS = 4.0  # to find out that there is no network
@@ -41,7 +41,7 @@ def prepare(name: str, source_dir: str, data_dir: str):
 
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
-  where = {'data_dir': str(pathlib.Path(data_dir).expanduser())} if data_dir else {}
+  where = {'data_dir': str(expanded(data_dir))} if data_dir else {}
   try:
     if name in IDX_SETS:
       builder = _idx_builder(name)(**where)
@@ -51,7 +51,7 @@ def prepare(name: str, source_dir: str, data_dir: str):
     reason = str(error).strip().splitlines()[0]
     raise UserError(f'data.name={name} is not a data set that TFDS can open ({reason}): check the name') from error
   if source_dir:
-    source_dir = pathlib.Path(source_dir).expanduser()
+    source_dir = expanded(source_dir)
     _check_source(builder, source_dir)
   if not builder.is_prepared():
     if not source_dir:

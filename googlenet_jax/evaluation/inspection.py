@@ -12,7 +12,7 @@ from googlenet_jax import loading, runs
 from googlenet_jax.classifier import make_network
 from googlenet_jax.data import listing, preparing
 from googlenet_jax.host import console, files
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.model import layer_table
 
 PAPER = (1000, 3)  # classes and channels of ImageNet
@@ -68,7 +68,7 @@ def data_of(config: ConfigDict) -> tuple[int, int, str]:
   if data.name in KNOWN:
     return *KNOWN[data.name], f'of {data.name}'
   if data.name == 'folder':
-    classes = len(set(listing.find(pathlib.Path(data.source_dir).expanduser().absolute()).classes))
+    classes = len(set(listing.find(expanded(data.source_dir).absolute()).classes))
     assumed = '' if data.channels else ' (3 channels unless all pictures are grey)'
     return classes, data.channels or PAPER[1], f'of the folder {data.source_dir}{assumed}'
   return *PAPER, f'of ImageNet, because those of data.name={data.name} are not known before it is read'

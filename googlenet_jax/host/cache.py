@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from googlenet_jax.host.errors import expanded
 from googlenet_jax.host.files import replacing
 
 
 def folder() -> pathlib.Path:
   """Returns the folder of the cache; it may not exist yet."""
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'googlenet_jax'
+  return expanded(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'googlenet_jax'
 
 
 def use_compilation_cache() -> None:

@@ -1,6 +1,7 @@
-"""The one exception for mistakes that the user can correct, and names of files in its text."""
+"""The one exception for mistakes that the user can correct, and paths that a user writes."""
 
 import os
+import pathlib
 
 
 class UserError(Exception):
@@ -13,3 +14,15 @@ class UserError(Exception):
 def one_line(name: str | os.PathLike) -> str:
   """Returns a name that can be printed in one line: control characters and bytes that are no text become escapes."""
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(name))
+
+
+def expanded(path: str | os.PathLike) -> pathlib.Path:
+  """Returns a path whose `~` or `~NAME` at the start is the home folder.
+
+  Raises:
+    UserError: there is no such home folder.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise UserError(f'{one_line(path)}: the home folder that ~ stands for is unknown: write the whole path') from error

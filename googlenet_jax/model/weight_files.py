@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.host.files import replacing
 
 
@@ -29,7 +29,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     UserError: the file is missing, damaged, of another kind, or holds something else; or the package that reads it is
       not installed.
   """
-  path = pathlib.Path(path).expanduser()
+  path = expanded(path)
   reader, _ = _functions(path)
   try:
     data = path.read_bytes()
@@ -48,7 +48,7 @@ def write(path: str | pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   Raises:
     UserError: the suffix is another one, the file cannot be written, or the package that writes it is not installed.
   """
-  path = pathlib.Path(path).expanduser()
+  path = expanded(path)
   _, writer = _functions(path)
   data = writer(path, tensors)
   try:

@@ -13,7 +13,7 @@ from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.host import cache, console, files
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.loading import load
 from googlenet_jax.training import finetune, loop
@@ -34,7 +34,7 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
     SystemExit: interrupted by a signal, after saving.
   """
   config = config if isinstance(config, ConfigDict) else recipe.read(str(config))
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = expanded(workdir)
   config = finetune.with_network_of_source(config, workdir)
   recipe_checks.validate(config)
   cache.use_compilation_cache()
@@ -46,7 +46,7 @@ def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Trains a checked recipe in a folder that no other run may use meanwhile; see `train`."""
   if config.data.source_dir:  # the run can then be evaluated from any folder
     config = config.copy_and_resolve_references()
-    config.data.source_dir = str(pathlib.Path(config.data.source_dir).expanduser().absolute())
+    config.data.source_dir = str(expanded(config.data.source_dir).absolute())
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier, make_network, split
 from googlenet_jax.host import console, sharding
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.model import auxiliary_classifiers, torch_weights, weight_files
 from googlenet_jax.model.googlenet import HEADS
 from googlenet_jax.model.options import STAGES, Options, numbers
@@ -45,7 +45,7 @@ class Source(NamedTuple):
 
 def is_file(config: ConfigDict) -> bool:
   """Returns whether `init_from` names a file of PyTorch's weights, and not a workdir."""
-  path = pathlib.Path(config.init_from).expanduser()
+  path = expanded(config.init_from)
   return path.suffix in loading.WEIGHTS and not path.is_dir()
 
 
@@ -89,7 +89,7 @@ def _network_of_run(config: ConfigDict) -> dict[str, Any]:
 
 def _source_folder(config: ConfigDict) -> pathlib.Path:
   """Returns the folder of the source run; that of the first member if it is an ensemble."""
-  path = pathlib.Path(config.init_from).expanduser()
+  path = expanded(config.init_from)
   if '://' in config.init_from:
     text = 'nothing is downloaded by itself: download the file, and give its path (docs/pytorch.md says where from)'
   elif not path.is_dir():
