@@ -200,8 +200,21 @@ def test_what_was_found_out_is_kept_until_a_file_changes(tmp_path, monkeypatch):
     read.clear()
     assert listing.look(root, found).sides.tolist() == again.sides.tolist()
     assert len(read) == 7
-  cache.write_file(kept.stem, {'files': np.zeros(1, np.uint8)})  # of another version
-  assert listing.look(root, found).sides.tolist() == again.sides.tolist()
+  whole = cache.read_file(kept.stem)
+  for other in ({'files': np.zeros(1, np.uint8)}, whole | {'sides': whole['sides'][1:]}):  # of another version
+    cache.write_file(kept.stem, other)
+    assert listing.look(root, found).sides.tolist() == again.sides.tolist()
+
+
+def test_a_folder_in_which_nothing_can_be_read_is_refused_again_until_it_is_repaired(tmp_path):
+  root = tmp_path / 'set'
+  for name in ('a/0.png', 'a/1.png', 'b/0.png', 'b/1.png'):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text('no picture')
+  for _ in range(2):
+    with pytest.raises(UserError, match='^4 of 4 pictures in .* cannot be read'):
+      folder.load(root)
+  assert len(folder.load(make(root, {'a': 2, 'b': 2})).rows()) == 4
 
 
 # Dividing ------------------------------------------------------------------------------------------------------------

@@ -308,9 +308,10 @@ class _Known:
     self._rows = {}
     if kept is not None and kept.keys() >= {'files', 'states', 'sides', 'grey', 'digests'}:
       files = os.fsdecode(kept['files'].tobytes()).split('\0')
-      columns = (kept[name].tolist() for name in ('states', 'sides', 'grey'))
-      rows = zip(files, *columns, kept['digests'], strict=True)
-      self._rows = {file: (state, side, grey, digest.tobytes()) for file, state, side, grey, digest in rows}
+      columns = [kept[name].tolist() for name in ('states', 'sides', 'grey')] + [kept['digests']]
+      if all(len(column) == len(files) for column in columns):
+        rows = zip(files, *columns, strict=True)
+        self._rows = {file: (state, side, grey, digest.tobytes()) for file, state, side, grey, digest in rows}
 
   def get(self, file: str, state: list[int]) -> tuple[int, bool, bytes] | None:
     """Returns side, greyness and digest of a file that has not changed; None for any other."""
@@ -320,6 +321,8 @@ class _Known:
   def keep(self, files: Sequence[str], states: np.ndarray, headers: Sequence[tuple[int, bool, bytes]]) -> None:
     """Keeps what is known of the files that can be read; the others are looked at again the next time."""
     good = [i for i, header in enumerate(headers) if header[0]]
+    if not good:
+      return
     digests = b''.join(headers[i][2] or bytes(32) for i in good)
     cache.write_file(
       self._name,
