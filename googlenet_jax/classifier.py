@@ -152,7 +152,7 @@ class Classifier:
       float32 `[B, num_classes]`, or `[num_classes]` for one image.
 
     Raises:
-      ValueError: an array of another shape, type or range.
+      ValueError: an array of another shape, type or range, or another number of crops.
       UserError: a picture cannot be read.
     """
     batch, single = self._batch(images)
@@ -161,6 +161,8 @@ class Classifier:
 
   def batch_probabilities(self, batch: dict[str, np.ndarray], crop_count: int = 1) -> np.ndarray:
     """Returns the probability of each class for a batch of `inputs.batch_of`; see `probabilities`."""
+    if crop_count not in crops.COUNTS:
+      raise ValueError(f'crop_count={crop_count}: choose from {", ".join(map(str, crops.COUNTS))}')
     step, part = self._step('logits'), PARTS[-1]
     if crop_count > 1:
       step, part = self.predict_step(crop_count), crops.batch_size(part, crop_count, self.mesh.size)
@@ -180,8 +182,11 @@ class Classifier:
       An `Explanation` for one image, a list of them for several.
 
     Raises:
+      ValueError: `top` is below 1.
       UserError: the network has a fully connected head; see also `probabilities`.
     """
+    if top < 1:
+      raise ValueError(f'top={top}: give a number of classes, 1 or more')
     batch, single = self._batch(images)
     found = self.explanations(batch, top)
     return found[0] if single else found

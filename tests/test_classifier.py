@@ -241,6 +241,19 @@ def test_crops_are_averaged(classifier, digits):
   assert np.abs(found - classifier.probabilities(digits[:7])).max() > 0.01
 
 
+@pytest.mark.parametrize(
+  ('call', 'message'),
+  [
+    (lambda net, image: net.probabilities(image, crop_count=7), 'crop_count=7: choose from 1, 6, 10, 144'),
+    (lambda net, image: net.probabilities(image, crop_count=0), 'crop_count=0: choose from'),
+    (lambda net, image: net.explain(image, top=0), 'top=0: give a number of classes, 1 or more'),
+  ],
+)
+def test_numbers_that_mean_nothing_are_refused(call, message, classifier, digits):
+  with pytest.raises(ValueError, match=message):
+    call(classifier, digits[0])
+
+
 def test_any_number_of_devices_answers_the_same(workdir, digits, expected):
   classifier = googlenet_jax.load(workdir)
   assert classifier.mesh.size == 8

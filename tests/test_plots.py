@@ -274,7 +274,7 @@ def test_predictions_say_what_was_said_and_whether_it_is_right():
   texts = checked(figure)
   assert f'{TITLE}\n10 of 10 test images, evenly spread; 90 % of all answers are right' in texts
   assert texts.count('wrong (84 %)\nright') == 4
-  assert texts.count('1 (84 %)\nwrong: 2') == 1
+  assert texts.count('1 (84 %)\nwrong, is 2') == 1
   frames = [to_hex(axes.spines['left'].get_edgecolor()).upper() for axes in figure.axes]
   assert frames == [drawing.RIGHT] * 7 + [drawing.WRONG] + [drawing.RIGHT] * 2
   many = galleries._predictions_figure(from_counts(10 * counts), pictures(100), ['0', '1', '2'], TITLE, 'test')

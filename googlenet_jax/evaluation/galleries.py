@@ -92,7 +92,7 @@ def _answers_figure(shown: Sequence[tuple[np.ndarray, Found, str, float]], title
   for _, found, said, probability in shown:
     verdict = ()
     if found.true_class:
-      verdict = ('right' if said == found.true_class else f'wrong: {found.true_class}',)
+      verdict = ('right' if said == found.true_class else f'wrong, is {found.true_class}',)
     captions.append((pathlib.PurePath(found.name).name, f'{said} ({percent(probability)})', *verdict))
     frame = drawing.RIGHT if said == found.true_class else drawing.WRONG
     frames.append(frame if found.true_class else 'none')
@@ -122,7 +122,7 @@ def _predictions_figure(
   captions, frames = [], []
   for index in chosen:
     said, label = evaluation.predictions[index], evaluation.labels[index]
-    verdict = 'right' if said == label else f'wrong: {class_names[label]}'
+    verdict = 'right' if said == label else f'wrong, is {class_names[label]}'
     captions.append((f'{class_names[said]} ({percent(evaluation.confidences[index])})', verdict))
     frames.append(drawing.RIGHT if said == label else drawing.WRONG)
   title += f'\n{len(chosen)} of {plural(len(split), f"{name} image")}, evenly spread; {percent(evaluation.accuracy)}'
@@ -159,11 +159,14 @@ def _images_figure(
     upper = figure.add_subplot(rows * 2, columns, 2 * row * columns + column + 1) if len(below) else None
     axes = upper or figure.add_subplot(rows, columns, place + 1)
     _show_image(axes, image / 255)
+    axes.set_anchor('S' if len(below) else 'C')  # no gap between an image and what is below it
     axes.set_title(text, fontsize=SMALL, **user_text())
     if frames and frames[place] != 'none':
       axes.spines[:].set(visible=True, color=frames[place], linewidth=3)
     if len(below):
-      _show_image(figure.add_subplot(rows * 2, columns, (2 * row + 1) * columns + column + 1), below[place])
+      axes = figure.add_subplot(rows * 2, columns, (2 * row + 1) * columns + column + 1)
+      _show_image(axes, below[place])
+      axes.set_anchor('N')
   return figure
 
 
