@@ -109,7 +109,10 @@ def _divided(found: listing.Listing, looked: listing.Look, shares: dict[str, flo
   shares = {split: share for split, share in shares.items() if split not in given and share}
   if 'train' in given and shares:
     parts = ' and '.join(f'{share:.0%} for {split}' for split, share in shares.items())
-    console.say(f'note: there is no folder for {" or ".join(shares)}: {parts} are taken from the training pictures')
+    lacking = [split for split in shares if split not in found.folders.values()]
+    missing = [f'there is no folder for {" or ".join(lacking)}'] if lacking else []
+    missing += [f'there are no classes below {name}/' for name, split in found.folders.items() if split in shares]
+    console.say(f'note: {" and ".join(missing)}: {parts} are taken from the training pictures')
   good = np.flatnonzero(looked.sides > 0)
   columns = ([column[i] for i in good] for column in (found.files, found.classes, found.splits, looked.digests))
   divided = iter(dividing.divide(*columns, shares, seed))

@@ -35,6 +35,7 @@ class Listing:
   files: list[str]  # relative to the folder, with /
   classes: list[str]  # of each file
   splits: list[str]  # of each file: that of its folder; '' where the folder has none
+  folders: dict[str, str]  # names of the folders of splits, and their splits
   notes: list[str]  # what a person should know
 
 
@@ -76,13 +77,13 @@ def find(root: pathlib.Path) -> Listing:
       raise UserError(f'{one_line(root)} has {_names(inner)}, but no folder train: name the training pictures train')
     if splits:
       walk.notes.append(f'{_names(splits)} is a class, because there is no folder train')
-    rows = walk.classes(root, '')
+    rows, splits = walk.classes(root, ''), {}
     where = 'DIR/CLASS/*'
   else:
     if others := sorted(set(inner) - set(splits)):
       raise UserError(
         f'{one_line(root)} has {_names(splits)} and also {_names(others)}: classes belong below each split, such as '
-        f'train/{one_line(others[0])}'
+        f'train/{one_line(others[0])}; if train is a class, rename its folder'
       )
     if len(set(splits.values())) < len(splits):
       raise UserError(f'{one_line(root)} has {_names(splits)}, which are two names of one split: join them')
@@ -101,7 +102,7 @@ def find(root: pathlib.Path) -> Listing:
     walk.notes.append(endings.removeprefix(', only '))
   rows.sort(key=lambda row: (row[0], same_name(row[1]), row[1]))
   classes, files, of = (list(column) for column in zip(*rows, strict=True))
-  return Listing(files, classes, of, [*_hint(root), *walk.notes])
+  return Listing(files, classes, of, splits, [*_hint(root), *walk.notes])
 
 
 def _check(root: pathlib.Path) -> None:
