@@ -159,14 +159,13 @@ def _images_figure(
     upper = figure.add_subplot(rows * 2, columns, 2 * row * columns + column + 1) if len(below) else None
     axes = upper or figure.add_subplot(rows, columns, place + 1)
     _show_image(axes, image / 255)
-    axes.set_anchor('S' if len(below) else 'C')  # no gap between an image and what is below it
     axes.set_title(text, fontsize=SMALL, **user_text())
     if frames and frames[place] != 'none':
       axes.spines[:].set(visible=True, color=frames[place], linewidth=3)
     if len(below):
       axes = figure.add_subplot(rows * 2, columns, (2 * row + 1) * columns + column + 1)
       _show_image(axes, below[place])
-      axes.set_anchor('N')
+      axes.set_anchor('N')  # near the image above
   return figure
 
 
