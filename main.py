@@ -17,6 +17,7 @@ Exit status: 0; 1 if predict or explain could not read some of the pictures; 2 a
 
 # This file has the flags, and one call for each mode. The program is in googlenet_jax/.
 import difflib
+import io
 import os
 import pathlib
 import signal
@@ -266,10 +267,18 @@ def what_stays() -> str:
   return f'the checkpoints in {workdir} stay' if saved else 'nothing was saved yet'
 
 
+def escape_other_letters() -> None:
+  """Lets names be printed that hold letters which the encoding of the terminal or file lacks: as `\\u65e5`."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
 def run() -> None:
   """Runs `main`; every mistake of the user ends as one line and status 2."""
   from googlenet_jax.host.errors import UserError
 
+  escape_other_letters()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, interrupt)
   try:

@@ -1,5 +1,6 @@
 """The program as people start it: a whole run, evaluation of its folder, and what it answers to mistakes."""
 
+import io
 import json
 import os
 import pathlib
@@ -413,6 +414,21 @@ main.run()
   assert process.returncode == 128 + number
   assert out == 'not flushed yet\n'
   assert err == f'interrupted; {f"the checkpoints in {tmp_path} stay" if saved else "nothing was saved yet"}\n'
+
+
+def test_letters_that_the_encoding_of_the_output_lacks_become_escapes(monkeypatch):
+  import main
+
+  out, err = (io.TextIOWrapper(io.BytesIO(), 'latin-1') for _ in range(2))
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
+  for name, value in (('argv', ['main.py', '--日']), ('stdout', out), ('stderr', err)):
+    monkeypatch.setattr(sys, name, value)
+  with pytest.raises(SystemExit):
+    main.run()
+  print('日')
+  for stream, text in ((out, b'\\u65e5\n'), (err, b'error: --\\u65e5 is no flag.')):
+    stream.flush()
+    assert stream.buffer.getvalue().startswith(text)
 
 
 def test_a_full_disk_is_one_line_that_names_the_workdir(tmp_path, monkeypatch):
