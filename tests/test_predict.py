@@ -210,6 +210,27 @@ def test_one_picture_and_a_workdir_that_cannot_be_written(workdir, tmp_path, cla
   (workdir / 'predict').unlink()
 
 
+@pytest.mark.parametrize(
+  ('rows', 'kept'), [([], 'old'), (['a\nb', 'c'], 'file,class_1,probability_1,true_class,error\n"a\nb"\nc\n')]
+)
+def test_an_early_end_keeps_the_rows_that_are_complete(rows, kept, tmp_path, capsys):
+  path = tmp_path / 'predictions.csv'
+  path.write_text('old')
+
+  def interrupted():
+    with predict._csv_rows(tmp_path, 1) as write:
+      for row in rows:
+        write([row])
+      with path.with_name('predictions.csv.tmp').open('a') as file:
+        file.write('half a ro')  # as on a full disk
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    interrupted()
+  assert path.read_text() == kept
+  assert capsys.readouterr().err == (f'note: {path} holds the first 2 pictures\n' if rows else '')
+
+
 def test_crops_get_a_canvas_that_only_grows(workdir, tmp_path, monkeypatch):
   """Another canvas is another program of the whole network to compile."""
   asked = []

@@ -1,7 +1,5 @@
 """`--mode=inspect`: the layers of a network, and the filters of its first layer."""
 
-import csv
-import io
 import pathlib
 
 import numpy as np
@@ -55,7 +53,8 @@ def inspect(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / 'layers.md', f'{title}\n\n{layer_table.markdown(lines)}\n' + '\n\n'.join(notes) + '\n')
-    files.write_text(folder / 'layers.csv', _csv(lines))
+    numbers = [[cell.replace(',', '') for cell in line] for line in lines]
+    files.write_text(folder / 'layers.csv', files.csv_text(numbers))
     written = ['layers.md', 'layers.csv', *_draw_filters(workdir if is_run else None, step, folder)]
   except OSError as error:
     raise UserError(f'{folder} cannot be written ({error.strerror}): --output=DIR names another folder') from error
@@ -72,12 +71,6 @@ def data_of(config: ConfigDict) -> tuple[int, int, str]:
     assumed = '' if data.channels else ' (3 channels unless all pictures are grey)'
     return classes, data.channels or PAPER[1], f'of the folder {data.source_dir}{assumed}'
   return *PAPER, f'of ImageNet, because those of data.name={data.name} are not known before it is read'
-
-
-def _csv(lines: list[list[str]]) -> str:
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([cell.replace(',', '') for cell in line] for line in lines)
-  return text.getvalue()
 
 
 def _draw_filters(workdir: pathlib.Path | None, step: int | str | None, folder: pathlib.Path) -> list[str]:

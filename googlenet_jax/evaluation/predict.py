@@ -1,9 +1,9 @@
 """`--mode=predict`: names the classes of picture files."""
 
 import contextlib
-import csv
 import dataclasses
 import itertools
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ import tqdm
 
 from googlenet_jax import loading
 from googlenet_jax.classifier import PARTS, Classifier
-from googlenet_jax.data import inputs
+from googlenet_jax.data import inputs, splits
 from googlenet_jax.evaluation import sources
 from googlenet_jax.evaluation.sources import Found, Picture, columns
 from googlenet_jax.host import console, files
@@ -206,19 +206,33 @@ def _line_writer(found: Sequence[Found], classes: Sequence[str]) -> Callable[[An
 
 @contextlib.contextmanager
 def _csv_rows(folder: pathlib.Path | None, top: int) -> Iterator[Callable[[list], None]]:
-  """Gives a function that adds a row to predictions.csv, or does nothing without a folder."""
+  """Gives a function that adds a row to predictions.csv, or does nothing without a folder.
+
+  If the block ends early, predictions.csv holds the rows that are complete, and a note says so.
+  """
   if folder is None:
     yield lambda row: None
     return
   head = [f'{what}_{place}' for place in range(1, top + 1) for what in ('class', 'probability')]
-  # surrogateescape: the bytes of a file name, also where they are no UTF-8
-  with (
-    files.replacing(folder / 'predictions.csv') as temporary,
-    temporary.open('w', encoding='utf-8', errors='surrogateescape', newline='') as file,
-  ):
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['file', *head, 'true_class', 'error'])
-    yield writer.writerow
+  path, ends = folder / 'predictions.csv', []  # bytes of the file after each row
+  with files.replacing(path) as temporary:
+    try:
+      with temporary.open('wb') as file:
+
+        def write(row: list) -> None:
+          # surrogateescape: the bytes of a file name, also where they are no UTF-8
+          file.write(files.csv_text([row]).encode(errors='surrogateescape'))
+          file.flush()
+          ends.append(file.tell())
+
+        write(['file', *head, 'true_class', 'error'])
+        yield write
+    except BaseException:
+      if ends[1:]:
+        os.truncate(temporary, ends[-1])
+        temporary.replace(path)
+        print(f'note: {path} holds the first {len(ends) - 1} pictures', file=sys.stderr)
+      raise
 
 
 def _row(answer: Answer, classes: Sequence[str]) -> list[str]:
@@ -239,7 +253,8 @@ class _Gallery:
     """Keeps a picture if one is due at this place, counted from 1, or was due at places that cannot be read."""
     if self._due and place > self._due[0]:
       self._due.pop(0)
-      pixels = sources.shrunk(answer.picture.pixels, THUMBNAIL)
+      image, size = splits.on_canvas([answer.picture.pixels], THUMBNAIL)
+      (pixels,) = splits.pictures({'image': image, 'size': size})
       self._answers.append(answer._replace(picture=answer.picture._replace(pixels=pixels)))
 
   def draw(self, classes: Sequence[str], path: pathlib.Path, workdir: pathlib.Path, count: _Count) -> None:

@@ -1,7 +1,5 @@
 """What people want to know of an evaluation: classes, mistakes, and for two classes the curves and their areas."""
 
-import csv
-import io
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -120,7 +118,7 @@ def per_class_csv(evaluation: Evaluation, class_names: Sequence[str]) -> str:
   rows = [['class', *Scores._fields]]
   for name, *scores, support in zip(class_names, *class_scores(evaluation), strict=True):
     rows.append([name, *('' if np.isnan(score) else f'{score:.6g}' for score in scores), support])
-  return _csv(rows)
+  return files.csv_text(rows)
 
 
 def mistakes_csv(evaluation: Evaluation, split: Split, class_names: Sequence[str]) -> str:
@@ -131,10 +129,4 @@ def mistakes_csv(evaluation: Evaluation, split: Split, class_names: Sequence[str
     said_p, true_p = np.exp(evaluation.log_probabilities[index, [said, true]])
     name = split.name_of(index).removeprefix('#') if split.files is None else split.files[index]
     rows.append([name, class_names[said], f'{said_p:.6g}', class_names[true], f'{true_p:.6g}'])
-  return _csv(rows)
-
-
-def _csv(rows: Sequence[Sequence]) -> str:
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows(rows)
-  return text.getvalue()
+  return files.csv_text(rows)

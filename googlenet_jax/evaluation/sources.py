@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from googlenet_jax.data import decoding, listing, pictures, splits
+from googlenet_jax.data import decoding, listing, pictures
 from googlenet_jax.host.errors import UserError, one_line
 
 STANDARD_INPUT = '-'
@@ -129,15 +129,6 @@ def read_ahead(found: Sequence[Found], channels: int, canvas: int) -> Iterator[P
       yield waiting.popleft().result()
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def shrunk(image: np.ndarray, canvas: int) -> np.ndarray:
-  """Returns a picture shrunk as `splits.on_canvas` shrinks it, if it is larger than the canvas."""
-  if max(image.shape[:2]) <= canvas:
-    return image
-  images, sizes = splits.on_canvas([image], canvas)
-  height, width = sizes[0]
-  return images[0, :height, :width].copy()
 
 
 def columns(text: str) -> int:

@@ -1,10 +1,12 @@
 """Writes files: a reader never finds half of one."""
 
 import contextlib
+import csv
 import fcntl
+import io
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +38,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Replaces a JSON file, in the first process only."""
   write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+  """Returns rows of cells as the text of a CSV file."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue()
 
 
 @contextlib.contextmanager
