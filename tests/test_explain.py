@@ -171,14 +171,20 @@ def test_the_figure_has_a_panel_for_each_class_and_says_what_colours_mean(shape,
 
 
 def test_names_of_files_do_not_collide():
-  names = explain.FileNames()
-  new = lambda name, *arguments: names.new(Found(name), arguments)
-  assert new('a/1.jpg', 'a/1.jpg', 'b/1.jpg') == '1_explained.png'
-  assert new('b/1.jpg', 'a/1.jpg', 'b/1.jpg') == '1_2_explained.png'
-  assert new('b/1.png', 'b/1.png') == '1_3_explained.png'
-  assert new('pictures/rose/x y.jpg', 'pictures/') == 'rose_x_y_explained.png'
-  assert new('pictures/ROSE/x\ny.jpg', 'pictures') == 'ROSE_x_ny_explained.png'
-  assert new('l' * 250 + '.jpg') == 'l' * 200 + '_explained.png'
+  names = explain.FileNames(['a/1.jpg', 'b/1.jpg', 'b/1.png', 'pictures/', 'pictures/in', '/'])
+  for name, expected in (
+    ('a/1.jpg', '1'),
+    ('b/1.jpg', '1_2'),
+    ('b/1.png', '1_3'),
+    ('1_4.png', '1_4'),
+    ('c/1.gif', '1_5'),
+    ('pictures/rose/x y.jpg', 'rose_x_y'),
+    ('pictures/ROSE/x\ny.jpg', 'ROSE_x_ny'),
+    ('pictures/in/rose/a.jpg', 'rose_a'),
+    ('/tmp/a.jpg', 'tmp_a'),
+    ('l' * 250 + '.jpg', 'l' * 200),
+  ):
+    assert names.new(Found(name)) == f'{expected}_explained.png'
 
 
 def test_explain_writes_a_picture_for_each_and_a_line(workdir, classifier, tmp_path):

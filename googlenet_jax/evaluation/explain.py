@@ -1,5 +1,7 @@
 """`--mode=explain`: shows where in a picture the network finds what speaks for a class."""
 
+import collections
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -52,7 +54,7 @@ def explain_paths(
   folder = predict.output_folder(workdir, output, 'explain')
   if folder is None:
     raise UserError('the pictures of --mode=explain have no place: give --output=DIR')
-  names, unread = FileNames(), 0
+  names, unread = FileNames(paths), 0
   count = f'mean over {len(classifier.networks)} networks in ' if classifier.networks[1:] else ''
   whose = f'class activation maps, {count}{workdir}'
 
@@ -67,7 +69,7 @@ def explain_paths(
           predict.say_unread(picture, len(found))
           unread += 1
           continue
-        path = folder / names.new(picture.found, paths)
+        path = folder / names.new(picture.found)
         drawing.save(explanation_figure(explanation, picture.found, whose), path)
         answers = zip(explanation.names, explanation.probabilities, strict=True)
         answers = '  '.join(f'{one_line(name)} {probability:.2f}' for name, probability in answers)
@@ -79,21 +81,26 @@ def explain_paths(
 class FileNames:
   """Chooses names of files that do not collide."""
 
-  def __init__(self):
-    self._used = set()
+  def __init__(self, arguments: Sequence[str]):
+    """Takes what the user named: files, folders, patterns."""
+    self._given = {os.path.expanduser(argument).rstrip('/') for argument in arguments}
+    self._used, self._numbers = set(), collections.Counter()
 
-  def new(self, found: Found, arguments: Sequence[str]) -> str:
+  def new(self, found: Found) -> str:
     """Returns `NAME_explained.png`. For a picture in a folder that was given, NAME begins with its folders in there."""
-    name = found.name
-    folders = [argument for argument in arguments if name.startswith(argument.rstrip('/') + '/')]
-    inside = name[len(max(folders, key=len).rstrip('/')) + 1 :] if folders else pathlib.PurePath(name).name
+    parts = found.name.split('/')
+    depths = range(len(parts) - 1, 0, -1)  # of the folders that hold the picture, innermost first
+    depth = next((depth for depth in depths if '/'.join(parts[:depth]) in self._given), len(parts) - 1)
+    inside = '/'.join(parts[depth:])
     stem = re.sub(r'[/\\]|\s', '_', one_line(pathlib.PurePath(inside).with_suffix('')))
     stem = stem.encode()[:LONGEST_NAME].decode(errors='ignore')
-    number = 1
-    while (chosen := f'{stem}{f"_{number}" if number > 1 else ""}_explained.png').lower() in self._used:
-      number += 1
-    self._used.add(chosen.lower())
-    return chosen
+    while True:
+      self._numbers[stem.lower()] += 1
+      number = self._numbers[stem.lower()]
+      chosen = f'{stem}{f"_{number}" if number > 1 else ""}_explained.png'
+      if chosen.lower() not in self._used:  # the name of another picture may end with a number
+        self._used.add(chosen.lower())
+        return chosen
 
 
 def explanation_figure(explanation: Explanation, found: Found, whose: str) -> Figure:
