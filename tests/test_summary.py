@@ -298,3 +298,6 @@ def test_the_last_lines_are_those_of_d2l(found, mesh, tmp_path):
     'augmentations.png, summary.json',
     f'More curves: pip install tensorboard, then tensorboard --logdir {tmp_path}/tensorboard',
   ]
+  for name in ('roc.png', 'split.csv'):
+    (tmp_path / name).touch()
+  assert 'augmentations.png, roc.png, split.csv, summary.json\n' in summary.last_lines(found(), tmp_path, mesh)

@@ -247,10 +247,11 @@ def summary(
 
 def last_lines(found: dict[str, Any], workdir: pathlib.Path, mesh: Mesh) -> str:
   """Says where the files are, and ends with the two lines that d2l prints."""
+  others = [name for name in ('roc.png', 'split.csv') if (workdir / name).exists()]  # two classes; a folder
   return '\n'.join(
     [
       f'In {workdir}: predictions.png, mistakes.png, mistakes.csv, per_class.csv, confusion.png, curves.png, '
-      'augmentations.png, summary.json',
+      f'{", ".join(["augmentations.png", *others, "summary.json"])}',
       f'More curves: pip install tensorboard, then tensorboard --logdir {shlex.quote(str(workdir / "tensorboard"))}',
       f'loss {found["train_loss"]:.3f}, train acc {found["train_accuracy"]:.3f}, test acc {found["test_accuracy"]:.3f}',
       f'{found["train_examples_per_second"]:.1f} examples/sec on {console.device_name(mesh)}',
