@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int | None:
 
     return explain.explain_paths(workdir_of_run(), argv[1:], step_of_flags(), TOP.value or 3, output_of_flags())
   config = config_of_flags()
-  recipe_checks.validate(config)
+  recipe_checks.validate(config, trains=MODE.value != 'inspect')
   cache.use_compilation_cache()
   cpu_cores.use_cpu_cores(config)
   if MODE.value == 'evaluate':
@@ -156,12 +156,20 @@ def config_of_flags() -> 'ConfigDict':
     config = runs.recipe_of(workdir)
   for name, text in _overrides:
     recipe.override(config, name, text)
+  given = recipe.flatten(config)
   if MODE.value == 'evaluate':
     config = runs.with_network_of_run(config, workdir)
   elif config.init_from:
     from googlenet_jax.training import finetune
 
     config = finetune.with_network_of_source(config, workdir)
+  found = recipe.flatten(config)
+  for name, _ in _overrides:
+    if found[name] != given[name]:
+      raise UserError(
+        f'--config.{name}={given[name]}: the network of config.init_from={config.init_from} has {found[name]!r}, and '
+        'its weights fit no other: leave this key out'
+      )
   if MODE.value == 'evaluate' or (MODE.value == 'inspect' and WORKDIR.value is not None):
     runs.check_agrees(config, workdir)
   return config

@@ -12,8 +12,12 @@ from googlenet_jax.host.errors import UserError
 from googlenet_jax.model.options import STAGES, Options
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, trains: bool = True) -> None:
   """Checks a recipe.
+
+  Args:
+    config: the recipe.
+    trains: whether it has to say where the weights that it fine-tunes come from.
 
   Raises:
     UserError: names the first key that is missing, unknown, of another type or out of range.
@@ -32,7 +36,7 @@ def validate(config: ConfigDict) -> None:
   except ValueError as error:
     text = str(error)
     raise UserError(f'config.{text}' if text.startswith('image_size') else f'config.model.{text}') from error
-  _check_together(config)
+  _check_together(config, trains)
 
 
 def _problems(key: recipe.Key, value: Any) -> Iterator[str]:
@@ -50,11 +54,11 @@ def _problems(key: recipe.Key, value: Any) -> Iterator[str]:
     yield f'is out of range: it must be {" and ".join(f"{word} {bound}" for word, bound in bounds.items())}'
 
 
-def _check_together(config: ConfigDict) -> None:
+def _check_together(config: ConfigDict, trains: bool) -> None:
   """Checks keys against each other."""
   _check_schedule(config)
   _check_augmentation(config)
-  _check_frozen(config)
+  _check_frozen(config, trains)
   _check_data(config)
   ensemble = config.ensemble
   if ensemble.member and ensemble.members > 1:
@@ -64,10 +68,10 @@ def _check_together(config: ConfigDict) -> None:
     )
 
 
-def _check_frozen(config: ConfigDict) -> None:
+def _check_frozen(config: ConfigDict, trains: bool) -> None:
   freeze = config.freeze
   for name, unset in (('freeze', ''), ('body_learning_rate', 1)):
-    if config[name] != unset and not config.init_from:
+    if trains and config[name] != unset and not config.init_from:
       raise UserError(
         f'config.{name}={config[name]} is for weights that know something already: give config.init_from, the workdir '
         'of a run or a file of weights'

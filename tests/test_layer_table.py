@@ -116,11 +116,21 @@ def test_a_recipe_is_inspected_without_its_data(tmp_path):
   [
     ('fashion_mnist', (10, 1, 'of fashion_mnist')),
     ('imagenet2012', (1000, 3, 'of imagenet2012')),
+    ('folder', (1000, 3, 'of ImageNet, because config.data.source_dir names no folder')),
     ('flowers', (1000, 3, 'of ImageNet, because those of data.name=flowers are not known before it is read')),
   ],
 )
 def test_classes_and_channels_of_data_that_are_not_read(name, expected):
   assert inspection.data_of(small_config(**{'data.name': name})) == expected
+
+
+def test_recipes_for_pictures_of_your_own_are_inspected_without_pictures_or_weights(monkeypatch):
+  monkeypatch.setattr(googlenet, 'TABLE', small_table())
+  for name in ('folder', 'finetune'):
+    ended = call_main('--mode=inspect', f'--config=configs/{name}.py')
+    assert (ended.status, ended.err) == (0, '')
+    words = '1000 classes, 3 channels: those of ImageNet, because config.data.source_dir names no folder'
+    assert words in ended.out
 
 
 def test_a_folder_of_pictures_tells_the_classes(tmp_path, monkeypatch):

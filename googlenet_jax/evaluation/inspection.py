@@ -66,6 +66,8 @@ def data_of(config: ConfigDict) -> tuple[int, int, str]:
   data = config.data
   if data.name in KNOWN:
     return *KNOWN[data.name], f'of {data.name}'
+  if data.name == 'folder' and not data.source_dir:
+    return PAPER[0], data.channels or PAPER[1], 'of ImageNet, because config.data.source_dir names no folder'
   if data.name == 'folder':
     classes = len(set(listing.find(expanded(data.source_dir).absolute()).classes))
     assumed = '' if data.channels else ' (3 channels unless all pictures are grey)'
