@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import shutil
 import types
 
@@ -174,8 +175,20 @@ def test_different_means_become_their_mean_and_it_says_so(networks):
   third = np.repeat(theirs.params['conv1']['kernel'] / 3, 3, axis=2)
   np.testing.assert_allclose(ours.params['conv1']['kernel'], third, rtol=1e-6)
   assert 'conv1 adapted from 1 to 3 channels' in lines
-  with pytest.raises(UserError, match='conv1.kernel has 3 input channels, but the images have 4'):
+  with pytest.raises(UserError, match='the first layer has 3 input channels, but the images have 4'):
     finetune.adapt_channels(kernel, 4, Options())
+
+
+def test_a_key_that_contradicts_the_source_is_refused(networks):
+  source, run = networks
+  source_run(source)
+  command = ['--mode=inspect', '--config=configs/digits.py', f'--workdir={run}', f'--config.init_from={source}']
+  ended = call_main(*command, '--config.model.norm=batch', '--config.model.stem=small')
+  assert (ended.status, ended.err) == (
+    2,
+    f"error: --config.model.stem=small: the network of config.init_from={source} has 'article', and its weights fit no "
+    'other: leave this key out\n',
+  )
 
 
 # From a file ---------------------------------------------------------------------------------------------------------
@@ -252,19 +265,22 @@ def test_a_tensor_that_does_not_fit_is_named_with_both_shapes(written, networks)
   path, theirs = written('.safetensors')
   tensors = torch_weights.to_torch(theirs.params, theirs.batch_stats)
   wrong = {
-    'conv2.weight has shape .1, 1, 64, 192., but the network expects .3, 3, 64, 192.': {
+    'conv2.weight has shape (192, 64, 1, 1), but the network expects (192, 64, 3, 3)': {
       'conv2.weight': np.zeros((192, 64, 1, 1), np.float32)
     },
-    'conv2.kernel is missing; the network expects it with shape .3, 3, 64, 192.': {'conv2.weight': None},
-    'conv9.weight of shape .3,. has no place in the network': {'conv9.weight': np.zeros(3, np.float32)},
-    'conv2.kernel holds values that are not finite numbers': {
+    'conv2.weight is missing; the network expects it with shape (192, 64, 3, 3)': {'conv2.weight': None},
+    'conv9.weight of shape (3,) has no place in the network': {'conv9.weight': np.zeros(3, np.float32)},
+    'conv2.norm.bias has shape (2, 5), but the network expects (192,)': {
+      'conv2.norm.bias': np.zeros((2, 5), np.float32)
+    },
+    'conv2.weight holds values that are not finite numbers': {
       'conv2.weight': np.full((192, 64, 3, 3), np.nan, np.float32)
     },
   }
   for message, changes in wrong.items():
     changed = {name: array for name, array in (tensors | changes).items() if array is not None}
     weight_files.write(path, changed)
-    with pytest.raises(UserError, match=message.replace('conv2.weight has', 'conv2.kernel has')):
+    with pytest.raises(UserError, match=re.escape(message)):
       begin(small_config(init_from=str(path)), networks[1])
 
 

@@ -93,7 +93,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Description:
   naming = 'torchvision' if 'conv1.conv.weight' in tensors else 'own'
 
   def shape_of(*path: str, rank: int = 4) -> tuple[int, ...]:
-    name = _torch_name((*path, 'kernel'), naming)
+    name = torch_name((*path, 'kernel'), naming)
     if len(tensors.get(name, ())) != rank:
       there = ', '.join([*tensors][:3]) or 'nothing'
       raise UserError(f'no weights of a GoogLeNet: {name} is missing or no kernel; the file begins with {there}')
@@ -101,7 +101,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Description:
 
   block = next(iter(googlenet.TABLE))
   conv1, ch5x5, logits = shape_of('conv1'), shape_of(block, 'ch5x5'), shape_of('logits', rank=2)
-  has = lambda *path: _torch_name((*path, 'kernel'), naming) in tensors
+  has = lambda *path: torch_name((*path, 'kernel'), naming) in tensors
   auxiliary = 'adaptive_pool' if has('aux_4a', 'conv') else 'none'
   if naming == 'torchvision':
     options = dataclasses.replace(PUBLISHED, auxiliary=auxiliary)
@@ -110,7 +110,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> Description:
       inception='reduced' if has(block, 'ch3x3_reduce') else 'naive',
       head='fully_connected' if has('hidden') else 'average_pool',
       stem='small' if conv1[2] == 3 else 'article',
-      norm='batch' if _torch_name(('conv1', 'norm', 'scale'), naming) in tensors else 'none',
+      norm='batch' if torch_name(('conv1', 'norm', 'scale'), naming) in tensors else 'none',
       auxiliary=auxiliary,
     )
   kernel = 3 if ch5x5[2] == 3 else 5
@@ -142,7 +142,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any,
     if name not in left:
       if path is None:
         continue
-      raise UserError(f'{name} is missing from the weights: the network expects it with shape {_torch_shape(leaf)}')
+      raise UserError(f'{name} is missing from the weights: the network expects it with shape {torch_shape(leaf)}')
     array = np.asarray(left.pop(name))  # also accepts a CPU tensor of PyTorch
     _check_fits(name, array, leaf)
     if path is None:
@@ -180,8 +180,8 @@ def match(
 
 
 def _check_fits(name: str, array: np.ndarray, leaf: Any) -> None:
-  if tuple(array.shape) != _torch_shape(leaf):
-    raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {_torch_shape(leaf)}')
+  if tuple(array.shape) != torch_shape(leaf):
+    raise UserError(f'{name} has shape {tuple(array.shape)}, but the network expects {torch_shape(leaf)}')
   if not np.can_cast(array.dtype, leaf.dtype):
     raise UserError(f'{name} is {array.dtype}, but the network expects {leaf.dtype}')
 
@@ -221,11 +221,13 @@ _FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 _TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
-def _torch_shape(leaf) -> tuple[int, ...]:
+def torch_shape(leaf) -> tuple[int, ...]:
+  """Returns the shape of a parameter in PyTorch's order of axes."""
   return tuple(leaf.shape[axis] for axis in _TO_TORCH[len(leaf.shape)]) if leaf.shape else ()
 
 
-def _torch_name(path: tuple[str, ...], naming: str) -> str:
+def torch_name(path: tuple[str, ...], naming: str) -> str:
+  """Returns PyTorch's name of a parameter, see `from_torch`; its path is such as `('conv1', 'kernel')`."""
   *modules, leaf = path
   if naming == 'torchvision':
     is_conv = modules[-1] not in (*LINEAR, 'norm')
@@ -247,7 +249,7 @@ def _entries(params, batch_stats, naming):
   flat = traverse_util.flatten_dict
   found = [(path, i, leaf) for i, tree in enumerate((params, batch_stats)) for path, leaf in flat(tree).items()]
   for path, tree, leaf in sorted(found, key=lambda entry: [order[part] for part in entry[0]]):
-    name = _torch_name(path, naming)
+    name = torch_name(path, naming)
     yield name, tree, path, leaf
     if path[-1] == 'var':
       yield f'{name.rpartition(".")[0]}.{COUNTER}', None, None, jax.ShapeDtypeStruct((), np.int64)

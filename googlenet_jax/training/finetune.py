@@ -42,6 +42,14 @@ class Source(NamedTuple):
   classes: tuple[str, ...] | None  # their names; None if they are not known
   naming: str = ''  # of the tensors in a file
 
+  def name_of(self, path: tuple[str, ...]) -> str:
+    """Returns the name that a tensor has in the source."""
+    return torch_weights.torch_name(path[1:], self.naming) if self.naming else '.'.join(path[1:])
+
+  def shape_of(self, array: Any, rank: int) -> tuple[int, ...]:
+    """Returns the shape that a tensor has in the source; one of another rank was left as it is in the file."""
+    return torch_weights.torch_shape(array) if self.naming and len(array.shape) == rank else tuple(array.shape)
+
 
 def is_file(config: ConfigDict) -> bool:
   """Returns whether `init_from` names a file of PyTorch's weights, and not a workdir."""
@@ -143,9 +151,9 @@ def initialise(state: TrainState, config: ConfigDict, classifier: Classifier) ->
     source = _file(config) if is_file(config) else _run(config, classifier)
   target = traverse_util.flatten_dict({'params': state.params, 'batch_stats': state.batch_stats})
   new = _new_layers(target, source, classifier.classes)
-  for path, array in source.arrays.items():
+  for path in source.arrays:
     if path not in target and path[1] not in HEADS:
-      raise UserError(f'{source.name}: {_name(path)} of shape {array.shape} has no place in the network')
+      raise UserError(f'{source.name}: {source.name_of(path)} has no place in the network')
   first, lines = {}, []
   for path, leaf in target.items():
     first[path] = leaf
@@ -156,7 +164,8 @@ def initialise(state: TrainState, config: ConfigDict, classifier: Classifier) ->
         array, exact = adapt_channels(array, leaf.shape[2], Options(**config.model))
         lines[-1] += '' if exact else '; the means of the channels differ, so grey pictures look a little different'
       if array.shape != leaf.shape:
-        raise UserError(f'{source.name}: {_name(path)} has shape {array.shape}, but the network expects {leaf.shape}')
+        there, here = (source.shape_of(tensor, leaf.ndim) for tensor in (array, leaf))
+        raise UserError(f'{source.name}: {source.name_of(path)} has shape {there}, but the network expects {here}')
       first[path] = array.astype(leaf.dtype)
   for line in (*_network_in_words(source, config), *_report(target, source, new, classifier.classes, lines)):
     console.say(line)
@@ -185,7 +194,7 @@ def adapt_channels(kernel: np.ndarray, channels: int, options: Options) -> tuple
   """
   before = kernel.shape[2]
   if {before, channels} != {1, 3}:
-    raise UserError(f'conv1.kernel has {before} input channels, but the images have {channels}')
+    raise UserError(f'the first layer has {before} input channels, but the images have {channels}')
   std = np.broadcast_to(np.float64(numbers('input_std', options.input_std, 3) or 1), 3)[:, None]  # [3, 1]
   means = set(numbers('input_mean', options.input_mean, 3))
   if channels == 1:
@@ -210,16 +219,12 @@ def _file(config: ConfigDict) -> Source:
   _, params, batch_stats = split(shape)
   arrays, rest = torch_weights.match(tensors, params, batch_stats, what.naming)
   for name, array in rest.items():
-    raise UserError(f'{config.init_from}: {name} of shape {array.shape} has no place in the network')
+    raise UserError(f'{name} of shape {array.shape} has no place in the network')
   return Source(config.init_from, arrays, what.num_classes, None, what.naming)
 
 
 def _layer(path: tuple[str, ...]) -> tuple[str, ...]:
   return path[1:3] if path[1] in auxiliary_classifiers.AFTER else path[1:2]
-
-
-def _name(path: tuple[str, ...]) -> str:
-  return '.'.join(path[1:])
 
 
 def _new_layers(target: dict, source: Source, classes: tuple[str, ...]) -> dict[tuple[str, ...], str]:
@@ -236,7 +241,8 @@ def _new_layers(target: dict, source: Source, classes: tuple[str, ...]) -> dict[
         if found is None:
           why = why or 'not in the source'
         elif found.shape[:-1] != target[path].shape[:-1]:  # the last axis is that of the classes
-          why = why or f'{_name(path)} has shape {found.shape} there, and {target[path].shape} here'
+          there, here = (source.shape_of(tensor, target[path].ndim) for tensor in (found, target[path]))
+          why = why or f'{source.name_of(path)} has shape {there} there, and {here} here'
       if layer == layers[-1]:
         why = why or other
       if why:
@@ -252,9 +258,10 @@ def _found(path: tuple[str, ...], leaf: jax.Array, source: Source) -> np.ndarray
   """
   array = source.arrays.get(path)
   if array is None:
-    raise UserError(f'{source.name}: {_name(path)} is missing; the network expects it with shape {leaf.shape}')
+    shape = source.shape_of(leaf, leaf.ndim)
+    raise UserError(f'{source.name}: {source.name_of(path)} is missing; the network expects it with shape {shape}')
   if not jnp.issubdtype(array.dtype, jnp.floating) or not np.isfinite(array).all():
-    raise UserError(f'{source.name}: {_name(path)} holds values that are not finite numbers ({array.dtype})')
+    raise UserError(f'{source.name}: {source.name_of(path)} holds values that are not finite numbers ({array.dtype})')
   return array
 
 
