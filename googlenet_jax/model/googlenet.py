@@ -4,6 +4,7 @@ Source: Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842,
 `[B, H, W, C]`. Padding and pooling follow PyTorch's arithmetic: PyTorch's weights give the same logits here.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -225,12 +226,13 @@ def count_parameters(module: nnx.Module) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
-def count_multiply_adds(model: GoogLeNet, image_size: int) -> int:
+def count_multiply_adds(model: GoogLeNet, image_size: int, stages: Collection[str] = STAGES) -> int:
   """Counts the multiply-adds in the convolutions for one image: 1.582 G for d2l's network at 224x224x3.
 
   Args:
     model: only shapes are read; it may come from `nnx.eval_shape`.
     image_size: side of the square input in pixels.
+    stages: which to count.
 
   Returns:
     Number of multiply-adds, auxiliary classifiers excluded.
@@ -239,7 +241,7 @@ def count_multiply_adds(model: GoogLeNet, image_size: int) -> int:
   graphdef, state = nnx.split(model)
   maps = jax.eval_shape(lambda state, image: nnx.merge(graphdef, state).end_points(image), state, image)
   total = 0
-  for name in ('conv1', 'conv2_reduce', 'conv2', *TABLE):
+  for name in (name for name in ('conv1', 'conv2_reduce', 'conv2', *TABLE) if name in stages):
     kernels = [p for p in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)) if p.ndim == 4]
     total += maps[name].shape[1] * maps[name].shape[2] * sum(kernel.size for kernel in kernels)
   return total

@@ -18,7 +18,8 @@ from googlenet_jax.data.splits import Dataset, pictures
 from googlenet_jax.evaluation import report
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import console, files
-from googlenet_jax.model.googlenet import count_parameters
+from googlenet_jax.model.googlenet import count_multiply_adds, count_parameters, stages_up_to
+from googlenet_jax.model.options import MIN_IMAGE_SIZE
 from googlenet_jax.training.loss import weights_of_classes
 from googlenet_jax.training.state import partition
 
@@ -29,12 +30,13 @@ LONG_HOURS = 1.0
 SAMPLES = 16  # in the picture of a batch
 
 
-def estimate(multiply_adds: int, examples: int) -> float:
+def estimate(multiply_adds: int, examples: int, frozen: int = 0) -> float:
   """Estimates how long training would take on this CPU, from the measured rate of a matrix product.
 
   Args:
     multiply_adds: multiply-adds of the forward pass of one image; the backward pass takes twice as many.
     examples: images to train on; each counts as often as it is used.
+    frozen: multiply-adds among them in frozen stages, which have no backward pass.
 
   Returns:
     Hours, right within a factor of about two.
@@ -48,7 +50,7 @@ def estimate(multiply_adds: int, examples: int) -> float:
     product(a).block_until_ready()
     seconds.append(time.perf_counter() - begin)
   rate = 1024**3 / min(seconds) * CPU_EFFICIENCY
-  return 3 * multiply_adds * examples / rate / 3600
+  return (3 * multiply_adds - 2 * frozen) * examples / rate / 3600
 
 
 def introduction(
@@ -97,12 +99,12 @@ def where_it_stands(
   lines = []
   if jax.default_backend() == 'cpu':
     examples = (last_step - step) * config.batch_size
-    hours = estimate(classifier.multiply_adds, examples)
+    frozen = stages_up_to(config.freeze)
+    frozen = count_multiply_adds(classifier.shape, config.image_size, frozen) if frozen else 0
+    hours = estimate(classifier.multiply_adds, examples, frozen)
     if hours >= LONG_HOURS:
-      lines.append(
-        f'No accelerator here: about {hours:.0f} hours for {last_step - step} steps on this CPU. '
-        'For minutes: --config=configs/fashion_fast.py, or --config=configs/digits.py'
-      )
+      said = f'No accelerator here: about {hours:.0f} hours for {last_step - step} steps on this CPU'
+      lines.append(f'{said}. {_faster(config, step > 0)}')
   if step:
     lines.append(f'continuing after step {step} of {last_step}')
     if config.schedule in ('cosine', 'linear', 'one_cycle') and config.epochs != epochs_before:
@@ -111,6 +113,18 @@ def where_it_stands(
         'the learning rate jumps, and the run is that of neither recipe'
       )
   return lines
+
+
+def _faster(config: ConfigDict, has_begun: bool) -> str:
+  """Says what would take less time."""
+  if config.data.name != 'folder':
+    return 'For minutes: --config=configs/fashion_fast.py, or --config=configs/digits.py'
+  side = max(config.image_size // 2, MIN_IMAGE_SIZE[config.model.stem])
+  ways = [f'smaller images, such as --config.image_size={side}']
+  if not config.freeze:
+    source = '' if config.init_from else ' and --config.init_from'
+    ways.append(f'frozen stages: --config.freeze=inception_4e{source}')
+  return f'Faster{", in another --workdir" if has_begun else ""}: {"; or ".join(ways)}'
 
 
 def augmentations_in_words(options: Any) -> list[str]:
