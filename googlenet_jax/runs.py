@@ -149,13 +149,20 @@ def check_agrees(config: ConfigDict, workdir: pathlib.Path) -> None:
     raise UserError(f'{workdir} holds a run of another recipe ({differing}): leave --config and these keys out')
 
 
-def split_file(folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
-  """Returns the `split.csv` that continues or evaluates a run; None for a run that saved nothing yet.
+def data_of(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
+  """Returns what `datasets.load` must keep to continue or evaluate a run; nothing for a run that saved nothing yet.
 
   Args:
-    folders: of the members; they have the same splits.
+    folders: of the members; they have the same data.
+
+  Returns:
+    The arguments `split_file`, `class_names` and `image_shape`.
   """
-  return next((folder / dividing.FILE for folder in folders if has_checkpoints(folder)), None)
+  begun = next(filter(has_checkpoints, folders), None)
+  if begun is None:
+    return {}
+  run = read(begun)
+  return {'split_file': begun / dividing.FILE, 'class_names': run.classes, 'image_shape': run.image_shape}
 
 
 # Ensembles -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import unicodedata
 import zlib
 
@@ -360,6 +361,44 @@ def test_a_run_goes_on_with_its_own_splits(tmp_path, capsys):
     folder.load(root, split_file=tmp_path / 'split.csv')
 
 
+def test_a_run_keeps_its_canvas_and_channels_whatever_its_files_become(tmp_path):
+  root = make(tmp_path / 'set', {'a': 5, 'b': 5}, colour=False)
+  (root / 'b' / '9.png').write_text('no picture')
+  before = folder.load(root, max_unreadable=0.1)
+  dividing.write(tmp_path, before.rows())
+  save(root / 'b' / '9.png', 300, 300)  # repaired, but it belongs to no split
+  save(root / 'a' / '0.png', 100, 40)
+  after = folder.load(root, split_file=tmp_path / 'split.csv', image_shape=before.image_shape)
+  assert (after.image_shape, after.rows()) == ((8, 8, 1), before.rows())
+
+
+def test_an_evaluation_needs_the_files_of_its_split_only(tmp_path):
+  root = make(tmp_path / 'set', {f'{split}/{of}': 3 for split in ('train', 'test') for of in 'ab'})
+  before = folder.load(root)
+  dividing.write(tmp_path, before.rows())
+  shutil.rmtree(root / 'train')
+  run = {'split_file': tmp_path / 'split.csv', 'class_names': ('a', 'b'), 'image_shape': before.image_shape}
+  after = datasets.load('folder', str(root), **run, used=('test',))
+  assert after.rows() == before.rows()
+  np.testing.assert_array_equal(after.test.images, before.test.images)
+  with pytest.raises(UserError, match=r'set lacks train/a/1\.png and 5 more'):
+    datasets.load('folder', str(root), **run)
+  shutil.rmtree(root / 'test' / 'b')
+  with pytest.raises(UserError, match=r'set lacks test/b/0\.png and 2 more'):
+    datasets.load('folder', str(root), **run, used=('test',))
+
+
+def test_other_classes_or_colours_than_those_of_the_run_are_refused(tmp_path):
+  make(tmp_path, {'a': 3, 'b': 3, 'c': 3})
+  run = {'split_file': tmp_path / 'split.csv', 'class_names': ('a', 'b', 'd'), 'image_shape': (8, 8, 3)}
+  with pytest.raises(UserError, match=r'has other classes now \(new: c; gone: d\) than when the run was trained: give'):
+    datasets.load('folder', str(tmp_path), **run)
+  digits = {'class_names': tuple('0123456789'), 'image_shape': (8, 8, 1)}
+  assert len(datasets.load('digits', **digits).test) == 360
+  with pytest.raises(UserError, match=r'digits has other colours now \(1 channels, and 3 before\)'):
+    datasets.load('digits', **digits | {'image_shape': (8, 8, 3)})
+
+
 def test_without_the_file_of_a_run_the_folder_is_divided_anew(tmp_path, capsys):
   make(tmp_path, {'a': 5, 'b': 5})
   dataset = datasets.load('folder', str(tmp_path), split_file=tmp_path / 'split.csv')
@@ -564,7 +603,8 @@ def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictu
   assert runs.read(tmp_path / 'run' / 'member_1').config.data.source_dir == str(root)
   assert read_log(tmp_path / 'run' / 'member_0')[0]['decoded_per_second'] > 0
 
-  save(root / 'a' / 'new.png')  # in colour: nothing of it may be seen
+  for name in ('new.png', '3.png'):  # in colour: the one may not be seen, the other becomes grey
+    save(root / 'a' / name, 30, 20)
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
   monkeypatch.chdir(elsewhere)
@@ -577,7 +617,13 @@ def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictu
   assert 'continuing after step 2 of 4' in ended.out
   assert (run / 'member_0' / 'split.csv').read_text() == written[0]
   (root / 'a' / '1.png').unlink()
-  ended = call_main('--mode=evaluate', f'--workdir={run}/member_1')
+  go_on = [f'--workdir={run}/member_1', '--config.max_steps=4']
+  ended = call_main(*go_on)
   assert ended.status == 2
   assert ended.err.startswith(f'error: {root} lacks a/1.png, listed in {run}/member_1/split.csv: put them back')
   assert len(ended.err.splitlines()) == 1
+  (run / 'member_1' / 'split.csv').unlink()
+  make(root, {'c': 3})
+  ended = call_main(*go_on)
+  assert ended.status == 2
+  assert 'set has other classes now (new: c; gone: none) than when the run was trained' in ended.err

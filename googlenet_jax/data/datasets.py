@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from googlenet_jax.data import folder, preparing
+from googlenet_jax.data import dividing, folder, preparing
 from googlenet_jax.data.listing import SPLITS
 from googlenet_jax.data.splits import Dataset, RecordImages, Split, on_canvas
 from googlenet_jax.host import cache, console
@@ -28,10 +29,14 @@ def load(
   validation_examples: int = 0,
   canvas: int = 512,
   split_file: pathlib.Path | None = None,
+  class_names: Sequence[str] = (),
+  image_shape: tuple[int, int, int] | None = None,
   used: Sequence[str] = SPLITS,
   **of_folder: int | float,
 ) -> Dataset:
   """Loads a data set, and prepares it first if necessary.
+
+  `split_file`, `class_names` and `image_shape` are those of a run that is continued or evaluated, see `runs.data_of`.
 
   Args:
     name: 'folder', 'digits', or the name of a TFDS image classification set such as 'fashion_mnist'.
@@ -41,6 +46,8 @@ def load(
     validation_examples: number of training images to hold out; a fixed seed chooses them.
     canvas: side of the canvas in pixels, for sets with images of many sizes.
     split_file: for a folder, see `folder.load`; it is read if it exists.
+    class_names: the classes that the set must have.
+    image_shape: H, W, C; the set must have as many channels. A folder takes the canvas too.
     used: the splits that are needed; of the others a folder decodes nothing.
     **of_folder: other arguments of `folder.load`; not for other sets.
 
@@ -48,23 +55,49 @@ def load(
     The data set; labels count from 0.
 
   Raises:
-    UserError: the set is unknown, cannot be prepared, is damaged, or has no labelled images.
+    UserError: the set is unknown, cannot be prepared, is damaged, has no labelled images, or is not that of the run.
   """
   if name == 'folder':
     if split_file and not split_file.exists():
       console.say(f'note: {split_file} is missing: the splits are the same only if the folder has not changed')
       split_file = None
-    return folder.load(source_dir, canvas, split_file=split_file, used=used, **of_folder)
-  if name == 'digits':
+    of_folder |= {'split_file': split_file, 'image_shape': image_shape, 'used': used}
+    dataset = folder.load(source_dir, canvas, **of_folder)
+  elif name == 'digits':
     if source_dir or data_dir:
       raise UserError('data.name=digits comes with scikit-learn: leave data.source_dir and data.data_dir empty')
-    return _hold_out(_digits(), validation_examples)
+    dataset = _hold_out(_digits(), validation_examples)
+  else:
+    dataset = _hold_out(_prepared(name, source_dir, data_dir, canvas), validation_examples)
+  if image_shape:
+    _check_same(dataset, tuple(class_names), image_shape[-1])
+  return dataset
+
+
+def _check_same(dataset: Dataset, class_names: tuple[str, ...], channels: int) -> None:
+  """Refuses a data set that is not the one of the run."""
+  now = dataset.image_shape[-1]
+  if dataset.class_names != class_names:
+    new, gone = (sorted(set(a) - set(b)) for a, b in itertools.permutations((dataset.class_names, class_names)))
+    what = f'classes now (new: {folder.some(new) or "none"}; gone: {folder.some(gone) or "none"})'
+  elif now != channels:
+    what = f'colours now ({now} channels, and {channels} before)'
+  else:
+    return
+  raise UserError(
+    f'{dataset.name} has other {what} than when the run was trained: give the data of the run and, if they are a '
+    f'folder, its {dividing.FILE}; or train anew in another --workdir'
+  )
+
+
+def _prepared(name: str, source_dir: str, data_dir: str, canvas: int) -> Dataset:
+  """Loads a set of TFDS."""
   if name == 'fashion_mnist':
     source_dir = source_dir or os.environ.get(preparing.SOURCE_VARIABLE, '')
   elif source_dir and name not in preparing.IDX_SETS:
     sets = ', '.join(('folder', *preparing.IDX_SETS))
     raise UserError(f'data.source_dir is read for {sets} only, not for data.name={name}: leave it empty')
-  return _hold_out(_read(preparing.prepare(name, source_dir, data_dir), canvas), validation_examples)
+  return _read(preparing.prepare(name, source_dir, data_dir), canvas)
 
 
 def _hold_out(dataset: Dataset, count: int) -> Dataset:

@@ -28,6 +28,7 @@ def load(
   max_unreadable: float = 0.01,
   memory_mb: int = 2000,
   split_file: pathlib.Path | None = None,
+  image_shape: tuple[int, int, int] | None = None,
   used: Sequence[str] = listing.SPLITS,
 ) -> Dataset:
   """Loads the pictures of a folder, and says in a few lines what is there.
@@ -42,7 +43,8 @@ def load(
     max_unreadable: largest share of pictures that cannot be read.
     memory_mb: pictures that take more megabytes are not kept in memory.
     split_file: the `split.csv` of a run, whose splits are taken; None to divide the pictures.
-    used: the splits that are kept in memory, if they fit.
+    image_shape: canvas and channels of a run; None to take what the pictures need.
+    used: the splits that are needed: they are kept in memory, if they fit, and their files must be there.
 
   Returns:
     The data set. Its splits have `files`, and `skipped` has what cannot be read.
@@ -53,7 +55,7 @@ def load(
   if not source_dir:
     raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
   root = expanded(source_dir).absolute()
-  found = listing.find(root)
+  found = listing.find(root, known=split_file is not None)
   looked = listing.look(root, found.files)
   reasons = {found.files[i]: reason for i, reason in looked.reasons.items()}
   damage = Damage(root, len(found.files), max_unreadable, reasons)
@@ -64,12 +66,14 @@ def load(
     shares = {'test': test_share, 'validation': validation_share}
     chosen = _divided(found, looked, shares, split_seed)
   else:
-    chosen = _followed(root, found, looked, split_file)
+    chosen = _followed(root, found, looked, split_file, used)
   for note in dividing.equal_files(chosen.files, chosen.classes, chosen.splits, chosen.digests):
     console.say(f'note: {note}')
-  readable = chosen.sides > 0
-  side = min(canvas, int(chosen.sides.max()))
-  channels = channels or (1 if chosen.grey[readable].all() else 3)
+  if image_shape:
+    side, _, channels = image_shape
+  else:
+    side = min(canvas, int(chosen.sides.max()))
+    channels = channels or (1 if chosen.grey[chosen.sides > 0].all() else 3)
   dataset = _dataset(root, chosen, side, channels, damage)
   megabytes = sum(split in used for split in chosen.splits) * side * side * channels / 1e6
   if megabytes <= memory_mb:
@@ -120,28 +124,35 @@ def _divided(found: listing.Listing, looked: listing.Look, shares: dict[str, flo
   return _Chosen(found.files, found.classes, splits, looked.digests, looked.sides, looked.grey)
 
 
-def _followed(root: pathlib.Path, found: listing.Listing, looked: listing.Look, split_file: pathlib.Path) -> _Chosen:
-  """Takes the splits of a run."""
+def _followed(
+  root: pathlib.Path,
+  found: listing.Listing,
+  looked: listing.Look,
+  split_file: pathlib.Path,
+  used: Sequence[str],
+) -> _Chosen:
+  """Takes the splits of a run. Files of splits that are not used may be gone."""
   rows = dividing.read(split_file)
   alike = {listing.same_name(file): i for i, file in enumerate(found.files)}
   exactly = {file: i for i, file in enumerate(found.files)}
   places = [exactly.get(file, alike.get(listing.same_name(file))) for file, _, _ in rows]
-  if gone := [file for (file, _, split), i in zip(rows, places, strict=True) if i is None and split != SKIPPED]:
+  if gone := [file for (file, _, split), i in zip(rows, places, strict=True) if i is None and split in used]:
     more = f' and {len(gone) - 1:,} more' if gone[1:] else ''
     raise UserError(
       f'{one_line(root)} lacks {one_line(gone[0])}{more}, listed in {one_line(split_file)}: put them back, '
       'give their folder as --config.data.source_dir, or train anew in another --workdir'
     )
-  kept = [(row, i) for row, i in zip(rows, places, strict=True) if i is not None]
+  kept = [(row, i) for row, i in zip(rows, places, strict=True) if i is not None or row[2] != SKIPPED]
   if not kept:
     raise UserError(f'{one_line(split_file)} lists no pictures: take it from a copy of the run')
-  if new := len(found.files) - len({i for _, i in kept}):
+  if new := len(found.files) - len({i for _, i in kept if i is not None}):
     console.say(f'note: {new:,} pictures are not in {one_line(split_file)}: they are new and left out')
   rows, places = (list(column) for column in zip(*kept, strict=True))
-  _, classes, splits = (list(column) for column in zip(*rows, strict=True))
-  files = [found.files[i] for i in places]  # as they are spelled here
-  digests = [looked.digests[i] for i in places]
-  return _Chosen(files, classes, splits, digests, looked.sides[places], looked.grey[places])
+  files, classes, splits = (list(column) for column in zip(*rows, strict=True))
+  files = [file if i is None else found.files[i] for file, i in zip(files, places, strict=True)]  # as spelled here
+  places = [-1 if i is None else i for i in places]  # the last place: what is not there
+  digests, sides, grey = [*looked.digests, b''], np.append(looked.sides, 0), np.append(looked.grey, False)
+  return _Chosen(files, classes, splits, [digests[i] for i in places], sides[places], grey[places])
 
 
 def _dataset(root: pathlib.Path, chosen: _Chosen, side: int, channels: int, damage: Damage) -> Dataset:
@@ -171,17 +182,18 @@ def _class_names(root: pathlib.Path, chosen: _Chosen) -> tuple[str, ...]:
   names = sorted(set().union(*has.values()))
   if lacking := sorted(set(names) - has['train']):
     raise UserError(
-      f'{one_line(root)}: no picture to train on in {_list(lacking)}, which other splits have: add some, or delete it'
+      f'{one_line(root)}: no picture to train on in {some(lacking)}, which other splits have: add some, or delete it'
     )
   for split in ('test', 'validation'):
     if (lacking := sorted(set(names) - has[split])) and has[split]:
-      console.say(f'note: no {split} pictures of {_list(lacking)}: {split} accuracy says nothing about them')
+      console.say(f'note: no {split} pictures of {some(lacking)}: {split} accuracy says nothing about them')
   if len(names) < 2:
-    raise UserError(f'{one_line(root)} has one class with pictures that can be read, {_list(names)}: two are needed')
+    raise UserError(f'{one_line(root)} has one class with pictures that can be read, {some(names)}: two are needed')
   return tuple(names)
 
 
-def _list(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+  """Names the first few classes, and counts the others."""
   return ', '.join(names[:NAMED]) + (f' and {len(names) - NAMED:,} more classes' if names[NAMED:] else '')
 
 
@@ -202,7 +214,7 @@ def _in_memory(root: pathlib.Path, dataset: Dataset, used: Sequence[str], replac
   left = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
   if not left.all():
     lacking = [dataset.class_names[i] for i in np.flatnonzero(left == 0)]
-    raise UserError(f'{one_line(root)}: no picture to train on in {_list(lacking)} can be read: add some, or delete it')
+    raise UserError(f'{one_line(root)}: no picture to train on in {some(lacking)} can be read: add some, or delete it')
   return dataset, f'decoded at {total / waiting.seconds:,.0f} pictures a second by {threads()} threads'
 
 

@@ -57,13 +57,14 @@ def same_name(name: str) -> str:
 # Finding -------------------------------------------------------------------------------------------------------------
 
 
-def find(root: pathlib.Path) -> Listing:
+def find(root: pathlib.Path, known: bool = False) -> Listing:
   """Lists the pictures of a folder.
 
   Links are followed. Hidden files and folders, and files with other endings, are no pictures.
 
   Args:
     root: the folder.
+    known: a run knows its files, so folders of splits and classes may be missing.
 
   Raises:
     UserError: the folder is missing or has another form, or fewer than two classes.
@@ -73,9 +74,9 @@ def find(root: pathlib.Path) -> Listing:
   inner, direct = walk.children(root)
   splits = {name: SPLIT_FOLDERS[name.lower()] for name in inner if name.lower() in SPLIT_FOLDERS}
   if 'train' not in splits.values():
-    if splits and len(splits) == len(inner):
+    if splits and len(splits) == len(inner) and not known:
       raise UserError(f'{one_line(root)} has {_names(inner)}, but no folder train: name the training pictures train')
-    if splits:
+    if splits and not known:
       walk.notes.append(f'{_names(splits)} is a class, because there is no folder train')
     rows, splits = walk.classes(root, ''), {}
     where = 'DIR/CLASS/*'
@@ -94,7 +95,7 @@ def find(root: pathlib.Path) -> Listing:
   if not rows:
     there = f', but {direct:,} directly in it' if direct else walk.other_endings()
     raise UserError(f'{one_line(root)} has no pictures in the form {where}{there}: {_form(root, inner)}')
-  if len(found := {row[0] for row in rows}) < 2:
+  if len(found := {row[0] for row in rows}) < 2 and not known:
     raise UserError(
       f'{one_line(root)} has one class, {one_line(*found)}, and a classifier needs two or more: {_form(root, inner)}'
     )

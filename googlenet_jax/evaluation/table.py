@@ -56,15 +56,12 @@ def evaluate_run(
   for folder in runs.members(workdir) if len(classifier.networks) > 1 else ():
     if not runs.ended(runs.read(folder).config, folder):
       console.say(f'note: the training in {folder} has not ended')
-  split_file = runs.split_file(runs.members(workdir))
-  dataset = datasets.load(**config.data, split_file=split_file, used=(split_name,))
+  dataset = datasets.load(**config.data, **runs.data_of(runs.members(workdir)), used=(split_name,))
   split = getattr(dataset, split_name)
   if split is None:
     raise UserError(
       '--split=validation: the recipe holds out no images (see config.data.validation_examples and _share)'
     )
-  if (dataset.class_names, dataset.image_shape[-1]) != (classifier.classes, classifier.channels):
-    raise UserError(f'{dataset.name} has other classes or colours now than when {workdir} was trained')
   first, last = min(classifier.steps), max(classifier.steps)
   at = f'step {first}' if first == last else f'steps {first} to {last}'
   title = f'{workdir}, {at}, {len(split)} {split_name} images'

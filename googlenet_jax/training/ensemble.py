@@ -98,8 +98,7 @@ def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) 
   if single:
     loop.train(config, workdir, stop)
   else:
-    split_file = runs.split_file([folder for _, folder in all_members])
-    dataset = datasets.load(**config.data, split_file=split_file)
+    dataset = datasets.load(**config.data, **runs.data_of([folder for _, folder in all_members]))
     (_train_side_by_side if config.ensemble.side_by_side else _train_in_turn)(left, dataset, stop)
   if stop.signal and not all(runs.ended(own, folder) for own, folder in left):
     stop.exit()

@@ -178,7 +178,7 @@ def train_steps(
 def make_plan(config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, dataset: Dataset | None) -> Plan:
   """Loads the data set, and works out the length of the run, its learning rate and its optimizer."""
   sharding.check_divides(config.batch_size, mesh, config.micro_batches)
-  dataset = dataset or datasets.load(**config.data, split_file=runs.split_file([workdir]))
+  dataset = dataset or datasets.load(**config.data, **runs.data_of([workdir]))
   steps_per_epoch = pipeline.steps_per_epoch(len(dataset.train), config.batch_size)
   last_step = config.epochs * steps_per_epoch
   learning_rate_fn = optimizers.learning_rate_schedule(config, steps_per_epoch)
