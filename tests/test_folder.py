@@ -561,6 +561,19 @@ def test_a_class_whose_training_pictures_are_all_damaged_is_refused(tmp_path):
     folder.load(root, max_unreadable=0.5)
 
 
+def test_splits_whose_pictures_are_all_damaged(tmp_path, capsys):
+  root = make(tmp_path, {'a': 5, 'b': 5}, height=30)
+  healthy = folder.load(root)
+  for file in healthy.validation.files:
+    truncate(root / file)
+  assert folder.load(root, max_unreadable=1).validation is None
+  assert '8 pictures (4 a class); 6 to train on, 0 validation, 2 test; 2 skipped; ' in capsys.readouterr().out
+  for file in healthy.test.files:
+    truncate(root / file)
+  with pytest.raises(UserError, match='no test picture can be read: add some'):
+    folder.load(root, max_unreadable=1)
+
+
 def test_evaluation_of_a_streamed_folder_sees_every_picture_once(tmp_path, mesh_of):
   make(tmp_path, {'a': 30, 'b': 25})
   test = folder.load(tmp_path, memory_mb=0, test_share=0.3).test

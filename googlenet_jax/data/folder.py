@@ -210,6 +210,10 @@ def _in_memory(root: pathlib.Path, dataset: Dataset, used: Sequence[str], replac
       damaged = np.setdiff1d(np.arange(len(split)), good)
       skipped += [(split.files[i], dataset.class_names[split.labels[i]]) for i in damaged]
       parts[name] = Split(images, split.labels[good], sizes, split.files[good])
+  if 'validation' in parts and not len(parts['validation']):
+    parts['validation'] = None
+  if 'test' in parts and not len(parts['test']):
+    raise UserError(f'{one_line(root)}: no test picture can be read: add some, or delete them and start anew')
   dataset = dataclasses.replace(dataset, **parts, skipped=tuple(skipped))
   left = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
   if not left.all():
