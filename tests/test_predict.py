@@ -10,7 +10,7 @@ from PIL import Image
 
 import googlenet_jax
 from googlenet_jax import classifier as classifier_lib
-from googlenet_jax.data import splits
+from googlenet_jax.data import listing, splits
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import evaluate, predict, sources
 from googlenet_jax.evaluation.sources import Found
@@ -113,18 +113,30 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
   assert [one.error for one in sources.find(['x.png', '*.png'], CLASSES)] == ['', '*.png fits no file']
 
 
-def test_links_that_lead_in_circles_are_not_followed(tmp_path):
-  (tmp_path / 'a').mkdir()
-  (tmp_path / 'a' / '1.png').touch()
-  (tmp_path / 'a' / 'up').symlink_to(tmp_path)
-  assert sources.find([str(tmp_path)], CLASSES) == [Found(str(tmp_path / 'a' / '1.png'), 'a')]
+def test_a_folder_is_read_as_in_training(tmp_path, capsys):
+  """Links are followed, but not in circles; what file managers leave is no picture."""
+  given, other = tmp_path / 'given', tmp_path / 'other'
+  for path in (given / 'a' / '1.png', given / 'c' / '3.png', given / '__MACOSX' / 'a' / '1.png', other / '2.png'):
+    path.parent.mkdir(parents=True)
+    path.touch()
+  (given / 'a' / 'up').symlink_to(given)
+  (given / 'b').symlink_to(other)
+  found = sources.find([str(given)], CLASSES)
+  assert [(os.path.relpath(one.name, given), one.true_class) for one in found] == [
+    ('a/1.png', 'a'),
+    ('b/2.png', 'b'),
+    ('c/3.png', 'c'),
+  ]
+  assert capsys.readouterr().err == f'note: {given}/a/up is a link to a folder that is read already: it is left out\n'
+  trained = listing.find(given)
+  assert [*zip(trained.files, trained.classes, strict=True)] == [('a/1.png', 'a'), ('b/2.png', 'b'), ('c/3.png', 'c')]
 
 
 def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
   for name in ('1.png', 'b.heic', 'a.heic'):
     (tmp_path / name).touch()
   assert len(sources.find([str(tmp_path)], CLASSES)) == 1
-  assert capsys.readouterr().err == f'note: {tmp_path} holds 2 files that are no pictures, such as a.heic\n'
+  assert capsys.readouterr().err == f'note: {tmp_path} holds files that are no pictures: 2 .heic\n'
 
 
 def test_pictures_are_read_in_order_and_not_far_ahead(monkeypatch):

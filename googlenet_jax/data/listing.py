@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def find(root: pathlib.Path, known: bool = False) -> Listing:
     UserError: the folder is missing or has another form, or fewer than two classes.
   """
   _check(root)
-  walk = _Walk(root)
+  walk = Walk(root)
   inner, direct = walk.children(root)
   splits = {name: SPLIT_FOLDERS[name.lower()] for name in inner if name.lower() in SPLIT_FOLDERS}
   if 'train' not in splits.values():
@@ -103,7 +103,8 @@ def find(root: pathlib.Path, known: bool = False) -> Listing:
     walk.notes.append(endings.removeprefix(', only '))
   rows.sort(key=lambda row: (row[0], same_name(row[1]), row[1]))
   classes, files, of = (list(column) for column in zip(*rows, strict=True))
-  return Listing(files, classes, of, splits, [*_hint(root), *walk.notes])
+  refused = [f'{one_line(path)} cannot be opened ({why}): its pictures are left out' for path, why in walk.refused]
+  return Listing(files, classes, of, splits, [*_hint(root), *walk.notes, *refused])
 
 
 def _check(root: pathlib.Path) -> None:
@@ -143,12 +144,13 @@ def _names(names: Iterable[str]) -> str:
   return ', '.join(f'{one_line(name)}/' for name in names[:5]) + (', ...' if names[5:] else '')
 
 
-class _Walk:
+class Walk:
   """Reads folders, and collects what it left out."""
 
   def __init__(self, root: pathlib.Path):
     self._root, self.notes, self._endings = root, [], collections.Counter()
-    self._above = {_identity(root)}
+    self.refused = []  # path and reason of folders that cannot be opened
+    self._above = set()  # identities of folders that a link must not lead back to
 
   def other_endings(self) -> str:
     """Returns how many files had which endings that are not those of pictures; empty if there were none."""
@@ -159,7 +161,7 @@ class _Walk:
     return f', only files that are no pictures: {most}{", ..." if len(self._endings) > 4 else ""}'
 
   def _entries(self, folder: pathlib.Path | str) -> tuple[list[os.DirEntry], list[str]]:
-    """Returns the folders in a folder, and the names of its pictures. One that cannot be opened becomes a note."""
+    """Returns the folders in a folder, and the names of its pictures, sorted. One that cannot be opened is empty."""
     folders, names = [], []
     try:
       with os.scandir(folder) as entries:
@@ -173,11 +175,12 @@ class _Walk:
           else:
             self._endings[os.path.splitext(entry.name)[1].lower() or 'without ending'] += 1
     except OSError as error:
-      self.notes.append(f'{one_line(folder)} cannot be opened ({error.strerror}): its pictures are left out')
-    return sorted(folders, key=lambda entry: entry.name), names
+      self.refused.append((os.fspath(folder), error.strerror))
+    return sorted(folders, key=lambda entry: entry.name), sorted(names)
 
   def children(self, folder: pathlib.Path) -> tuple[list[str], int]:
     """Returns the names of the folders in a folder, and the number of pictures directly in it."""
+    self._above.add(_identity(folder))
     folders, names = self._entries(folder)
     return [entry.name for entry in folders], len(names)
 
@@ -195,16 +198,33 @@ class _Walk:
       if name in spellings:
         raise UserError(f'{one_line(parent)} has two folders {name} in two Unicode forms: join them')
       spellings.add(name)
-      before = len(self.notes)
-      files = self._below(entry)
+      before = len(self.notes) + len(self.refused)
+      files = self._files(entry)
       rows += [(name, file, split) for file in files]
-      if not files and len(self.notes) == before:
+      if not files and len(self.notes) + len(self.refused) == before:
         self.notes.append(f'{one_line(entry.path)} has no pictures: it is no class')
     return rows
 
-  def _below(self, top: os.DirEntry) -> list[str]:
-    """Returns the pictures below a class folder, however deep. Each real folder counts once: links may form loops."""
-    seen, left, files = set(self._above), [top.path], []
+  def _files(self, top: os.DirEntry) -> list[str]:
+    """Returns the pictures below a class folder, relative to the root."""
+    files = []
+    for path, folders, names in self.below(top.path):
+      if path == top.path and any(name.lower() == 'train' for name in folders):
+        raise UserError(
+          f'{one_line(path)} holds {_names(folders)}: splits belong above the classes, such as '
+          f'{one_line(self._root)}/train/{one_line(top.name)}; if {one_line(top.name)} is the folder of all pictures, '
+          f'give --config.data.source_dir={one_line(path)}'
+        )
+      start = os.path.relpath(path, self._root).replace(os.sep, '/')
+      files += [f'{start}/{name}' for name in names]
+    return files
+
+  def below(self, top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields a folder and every folder below it, with the names of the folders and pictures in it.
+
+    Each real folder counts once, because links may form loops.
+    """
+    seen, left = set(self._above), [top]
     while left:
       path = left.pop()
       identity = _identity(path)
@@ -213,16 +233,8 @@ class _Walk:
         continue
       seen.add(identity)
       folders, names = self._entries(path)
-      if path == top.path and any(entry.name.lower() == 'train' for entry in folders):
-        raise UserError(
-          f'{one_line(path)} holds {_names(entry.name for entry in folders)}: splits belong above the classes, such as '
-          f'{one_line(self._root)}/train/{one_line(top.name)}; if {one_line(top.name)} is the folder of all pictures, '
-          f'give --config.data.source_dir={one_line(path)}'
-        )
+      yield path, [entry.name for entry in folders], names
       left += [entry.path for entry in reversed(folders)]
-      start = os.path.relpath(path, self._root).replace(os.sep, '/')
-      files += [f'{start}/{name}' for name in names]
-    return files
 
 
 def _identity(folder: str | os.PathLike) -> tuple[int, int]:

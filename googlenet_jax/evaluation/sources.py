@@ -83,22 +83,19 @@ def _find(argument: str, classes: Collection[str]) -> Iterator[Found]:
 
 
 def _in_folder(folder: str, classes: Collection[str]) -> Iterator[Found]:
-  """Finds the pictures below a folder. Links to folders are not followed: they can lead in circles."""
-  refused, others, own = [], [], listing.same_name(os.path.basename(os.path.abspath(folder)))
-  for place, folders, names in os.walk(folder, onerror=refused.append):
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+  """Finds the pictures below a folder, as training does, and tells their true classes."""
+  walk, own = listing.Walk(folder), listing.same_name(os.path.basename(os.path.abspath(folder)))
+  for place, _, names in walk.below(folder):
     inside = [listing.same_name(part) for part in os.path.relpath(place, folder).split(os.sep)]
     if inside[0].lower() in listing.SPLIT_FOLDERS and inside[0] not in classes:
       inside = inside[1:]
     true_class = next((name for name in (*inside[:1], own) if name in classes), '')
-    for name in sorted(filter(pictures.is_picture_name, names)):
-      yield Found(os.path.join(place, name), true_class)
-    others += [name for name in names if not (name.startswith('.') or pictures.is_picture_name(name))]
-  if others:
-    what = f'{len(others)} files that are no pictures, such as' if others[1:] else 'a file that is no picture:'
-    print(f'note: {one_line(folder)} holds {what} {one_line(min(others))}', file=sys.stderr)
-  for error in refused:
-    yield Found(error.filename, error=f'{one_line(error.filename)} cannot be opened: {error.strerror}')
+    yield from (Found(os.path.join(place, name), true_class) for name in names)
+  others = walk.other_endings().removeprefix(', only ')
+  for note in [*walk.notes, *([f'{one_line(folder)} holds {others}'] if others else [])]:
+    print(f'note: {note}', file=sys.stderr)
+  for path, reason in walk.refused:
+    yield Found(path, error=f'{one_line(path)} cannot be opened: {reason}')
 
 
 def read_ahead(found: Sequence[Found], channels: int, canvas: int) -> Iterator[Picture]:
