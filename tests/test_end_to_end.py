@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits
 
 import googlenet_jax
-from googlenet_jax.data import augment, datasets, pipeline, random_keys
+from googlenet_jax.data import augment, datasets, pipeline, random_keys, splits
 from googlenet_jax.evaluation import galleries, table
 from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.host.errors import UserError
@@ -289,6 +290,35 @@ loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.ar
   assert re.search(f'warning: checkpoint {newest} in .*; deleted, step {before} is whole', out)
   assert f'continuing after step {before} of 22' in out
   assert_same_run(tmp_path, whole.workdir)
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_too_many_damaged_test_pictures_end_a_run_that_is_saved_and_continues(whole, tmp_path, capsys):
+  digits = small_digits()
+
+  class Images:  # decoded on demand; all but the first are damaged
+    damaged, pace = True, splits.Pace()
+
+    def fetch(self, indices):
+      if self.damaged and indices.max() > 0:
+        raise UserError('2 pictures cannot be read. Repair them, or allow more')
+      return digits.test.images[indices], None
+
+    def __getitem__(self, indices):
+      return self.fetch(indices)[0]
+
+  images = Images()
+  dataset = dataclasses.replace(digits, test=splits.Split(images, digits.test.labels))
+  train = functools.partial(loop.train, small_config(**CONFIG, max_steps=11), tmp_path, StopRequest(), None, dataset)
+  with pytest.raises(UserError, match=r'allow more\. Last good .*/11; the same command continues there$'):
+    train()
+  assert checkpoints.Checkpoints(tmp_path, read_only=True).is_fresh(11)
+  capsys.readouterr()
+  images.damaged = False
+  train()
+  assert 'already ended at step 11' in capsys.readouterr().out
+  ours, theirs = ([r['loss'] for r in read_log(f) if r['split'].startswith('test')] for f in (tmp_path, whole.workdir))
+  assert ours == theirs[:2]
 
 
 def test_another_recipe_in_the_same_workdir_is_refused(whole):

@@ -152,12 +152,16 @@ def train_steps(
         state, can_evaluate = compile_evaluation(plan, state, meta), True
       elif save and can_evaluate:  # if a signal comes before that, there is no time to compile
         state = fit_statistics(plan, state)
-      evaluations = evaluate_and_log(plan, state, log) if evaluate_now else {}
+      fresh = can_evaluate or plan.statistics_step is None
+      try:
+        evaluations = evaluate_and_log(plan, state, log) if evaluate_now else {}
+      except UserError as error:  # too many damaged pictures: what was trained is worth keeping
+        saved.save(step, items(state), meta, fresh=fresh)
+        raise UserError(f'{error}. {saved.newest()}; the same command continues there') from error
 
       # Save before printing, because printing fails if the terminal or pipe is closed
       if save:
         validation = evaluations.get('validation')
-        fresh = can_evaluate or plan.statistics_step is None
         saved.save(step, items(state), meta, validation and validation.accuracy, fresh)
 
       # Show
@@ -281,7 +285,8 @@ def compile_evaluation(plan: Plan, state: TrainState, meta: dict[str, Any]) -> T
   """Compiles batch statistics and evaluation, by a first use; returns the state of `fit_statistics`."""
   with console.waiting('compiling the evaluation', 'once') as waiting:
     state = fit_statistics(plan, state)
-    batch = next(pipeline.eval_batches(plan.dataset.test, plan.config.batch_size, plan.mesh))
+    # The test has batches of the same form, and may have too many damaged pictures: then the step is saved first.
+    batch = next(pipeline.eval_batches(plan.dataset.train, plan.config.batch_size, plan.mesh))
     jax.block_until_ready(plan.classifier.predict_step(1)(networks(state)[0], batch))
   meta['compile_seconds'] += waiting.seconds
   return state
