@@ -132,6 +132,24 @@ def test_a_folder_is_read_as_in_training(tmp_path, capsys):
   assert [*zip(trained.files, trained.classes, strict=True)] == [('a/1.png', 'a'), ('b/2.png', 'b'), ('c/3.png', 'c')]
 
 
+def test_a_folder_that_cannot_be_opened_is_an_error_and_the_others_are_read(tmp_path, monkeypatch, capsys):
+  for name in ('a/1.png', 'b/2.png'):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).touch()
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path) == f'{tmp_path}/a':
+      raise PermissionError(13, 'Permission denied', path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  found = sources.find([str(tmp_path)], CLASSES)
+  refused = Found(f'{tmp_path}/a', error=f'{tmp_path}/a cannot be opened: Permission denied')
+  assert found == [Found(f'{tmp_path}/b/2.png', 'b'), refused]
+  assert capsys.readouterr().err == ''
+
+
 def test_files_that_are_no_pictures_are_counted(tmp_path, capsys):
   for name in ('1.png', 'b.heic', 'a.heic'):
     (tmp_path / name).touch()
