@@ -15,9 +15,11 @@ from PIL import Image
 
 from googlenet_jax import runs
 from googlenet_jax.data import datasets, decoding, dividing, folder, listing, pictures, pipeline, splits
+from googlenet_jax.evaluation import evaluate
 from googlenet_jax.host import cache
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
+from googlenet_jax.training import summary
 
 
 @pytest.fixture(autouse=True)
@@ -519,6 +521,14 @@ def test_damaged_pixels_change_nothing_else_while_training(tmp_path, capsys, mem
   out = capsys.readouterr().out
   assert out.count(f'unreadable: {root}/{healthy.train.files[3]} is damaged') == 1
   assert out.count(f'unreadable: {root}/{healthy.test.files[1]} is damaged') == 1
+  assert evaluate.damage({'validation': found.validation, 'test': found.test}) == (
+    'note: 1 of 4 test pictures cannot be read: each counts as a black picture'
+  )
+  assert evaluate.damage({'train': found.train}) == (
+    'note: 1 of 32 train pictures cannot be read: each counts as another picture of its class'
+  )
+  assert evaluate.damage({'validation': None, 'test': healthy.test}) == ''
+  assert (found.test.take(np.array([0, 1])).count_damaged(), found.test.take(np.array([0])).count_damaged()) == (1, 0)
   (root / healthy.train.files[3]).write_bytes(b'')  # damaged in its header too: it still counts once
   found = folder.load(root, max_unreadable=0.05, memory_mb=memory_mb, split_file=tmp_path / 'split.csv')
   assert found.rows() == healthy.rows()
@@ -590,6 +600,7 @@ def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictu
   take_two_devices(monkeypatch)
   share_programs(monkeypatch)
   draw_nothing(monkeypatch)
+  monkeypatch.setattr(summary, 'estimate', lambda *_: 0.0)
   root = make(tmp_path / 'set', {'a': 24, 'b': 16}, colour=False)
   (root / 'b' / 'text.png').write_text('no picture')
   (tmp_path / 'mine.py').write_text(
@@ -602,6 +613,7 @@ def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictu
     '  return config\n'
   )
   monkeypatch.chdir(tmp_path)
+  run = tmp_path / 'run'
   train = ['--config=mine.py', '--config.data.source_dir=set', '--workdir=run', '--config.ensemble.members=2']
   ended = call_main(*train)
   assert (ended.status, ended.err) == (0, '')
@@ -618,15 +630,16 @@ def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictu
 
   for name in ('new.png', '3.png'):  # in colour: the one may not be seen, the other becomes grey
     save(root / 'a' / name, 30, 20)
+  truncate(root / next(file for file, _, split in dividing.read(run / 'member_0' / 'split.csv') if split == 'test'))
+  note = 'note: 1 of 4 test pictures cannot be read: each counts as a black picture\n'
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
   monkeypatch.chdir(elsewhere)
-  run = tmp_path / 'run'
   ended = call_main('--mode=evaluate', f'--workdir={run}', '--crops=1')
-  assert (ended.status, ended.err) == (0, '')
+  assert (ended.status, ended.err, ended.out.count(note)) == (0, '', 1)
   assert json.loads((run / 'evaluation.json').read_text())['examples'] == 4
   ended = call_main(f'--workdir={run}/member_0', '--config.max_steps=4')
-  assert (ended.status, ended.err) == (0, '')
+  assert (ended.status, ended.err, ended.out.count(note)) == (0, '', 1)
   assert 'continuing after step 2 of 4' in ended.out
   assert (run / 'member_0' / 'split.csv').read_text() == written[0]
   (root / 'a' / '1.png').unlink()

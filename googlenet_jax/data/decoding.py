@@ -40,22 +40,22 @@ class Damage:
       UserError: there are too many.
     """
     self._root, self._total, self._most, self._lock = root, total, most, threading.Lock()
-    self._reasons = dict(reasons)
+    self.reasons = dict(reasons)  # a line for each file
     self._check()
 
   def add(self, file: str, reason: str) -> bool:
     """Notes that a file is damaged; returns whether that is new. Too many raise UserError."""
     with self._lock:
-      if file in self._reasons:
+      if file in self.reasons:
         return False
-      self._reasons[file] = reason
+      self.reasons[file] = reason
       self._check()
       return True
 
   def _check(self) -> None:
-    count, allowed = len(self._reasons), math.floor(self._most * self._total + 1e-6)  # 0.29 * 100 is 28.999...
+    count, allowed = len(self.reasons), math.floor(self._most * self._total + 1e-6)  # 0.29 * 100 is 28.999...
     if count > allowed:
-      first = '; '.join(list(self._reasons.values())[:3])
+      first = '; '.join(list(self.reasons.values())[:3])
       raise UserError(
         f'{count:,} of {self._total:,} pictures in {one_line(self._root)} cannot be read, and '
         f'config.data.max_unreadable={self._most:g} allows {allowed:,}: {first}'

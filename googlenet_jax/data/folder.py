@@ -165,7 +165,7 @@ def _dataset(root: pathlib.Path, chosen: _Chosen, side: int, channels: int, dama
     files = np.array([chosen.files[i] for i in here], object)
     labels = np.array([number[chosen.classes[i]] for i in here], np.int32)
     images = FolderImages(root, files, side, channels, damage, labels if split == 'train' else None)
-    made[split] = Split(images, labels, files=files) if here else None
+    made[split] = Split(images, labels, None, files, damage.reasons) if here else None
   if made['test'] is None:
     raise UserError(f'{one_line(root)} has no pictures for the test: each class needs two or more')
   skipped = [i for i, split in enumerate(chosen.splits) if split == SKIPPED]
@@ -209,7 +209,7 @@ def _in_memory(root: pathlib.Path, dataset: Dataset, used: Sequence[str], replac
       images, sizes, good = split.images.decoded(replace, done)
       damaged = np.setdiff1d(np.arange(len(split)), good)
       skipped += [(split.files[i], dataset.class_names[split.labels[i]]) for i in damaged]
-      parts[name] = Split(images, split.labels[good], sizes, split.files[good])
+      parts[name] = Split(images, split.labels[good], sizes, split.files[good], split.damaged)
   if 'validation' in parts and not len(parts['validation']):
     parts['validation'] = None
   if 'test' in parts and not len(parts['test']):

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Split:
   labels: np.ndarray  # int32 [N]
   sizes: np.ndarray | None = None  # int32 [N, 2], heights and widths; None for images of one size or on disk
   files: np.ndarray | None = None  # str [N], paths relative to the folder of the data set; None for sets without files
+  damaged: Collection[str] = ()  # files that cannot be read; it may grow while pictures are decoded
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -56,11 +58,15 @@ class Split:
     """Returns the file of an image, or its place such as `#7` in a set without files."""
     return f'#{index}' if self.files is None else str(self.files[index])
 
+  def count_damaged(self) -> int:
+    """Returns how many pictures could not be read so far. In a test a black picture takes the place of each."""
+    return sum(file in self.damaged for file in self.files) if self.damaged else 0
+
   def take(self, indices: np.ndarray) -> 'Split':
     """Returns a split with the examples at `indices`."""
     images = self.images[indices] if self.in_memory else self.images.take(indices)
     sizes, files = (None if array is None else array[indices] for array in (self.sizes, self.files))
-    return Split(images, self.labels[indices], sizes, files)
+    return Split(images, self.labels[indices], sizes, files, self.damaged)
 
 
 @dataclasses.dataclass(frozen=True)

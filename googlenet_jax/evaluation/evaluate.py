@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -78,6 +78,18 @@ def together(evaluations: Sequence[Evaluation]) -> Evaluation:
   """Returns the answers of an ensemble: the mean of its members' probabilities."""
   log_sum = functools.reduce(np.logaddexp, [e.log_probabilities for e in evaluations])
   return Evaluation(evaluations[0].labels, log_sum - np.float32(np.log(len(evaluations))))
+
+
+def damage(splits: Mapping[str, Split | None]) -> str:
+  """Says how many of the pictures that were evaluated could not be read; empty if all could.
+
+  Args:
+    splits: by name; None for one that does not exist.
+  """
+  counts = {name: split.count_damaged() for name, split in splits.items() if split is not None}
+  parts = [f'{count:,} of {len(splits[name]):,} {name} pictures' for name, count in counts.items() if count]
+  stand_in = 'another picture of its class' if 'train' in counts else 'a black picture'  # see data/decoding.py
+  return f'note: {" and ".join(parts)} cannot be read: each counts as {stand_in}' if parts else ''
 
 
 def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[Evaluation]:

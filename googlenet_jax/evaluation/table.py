@@ -76,6 +76,8 @@ def evaluate_run(
       written.extend(report.write(result, split, dataset.class_names, workdir, title, split_name, maps))
 
   rows = evaluate_crops(classifier, dataset, split, crop_counts, write)
+  if note := evaluate.damage({split_name: split}):
+    console.say(note)
   console.say('\n' + markdown(rows))
   if len(classifier.networks) > 1:
     console.say('The rows for one model are the mean over the members, with the lowest and the highest in brackets.')

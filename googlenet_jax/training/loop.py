@@ -18,7 +18,7 @@ from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets, dividing, pipeline
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.evaluation import statistics
-from googlenet_jax.evaluation.evaluate import Evaluation, evaluate
+from googlenet_jax.evaluation.evaluate import Evaluation, damage, evaluate
 from googlenet_jax.host import checkpoints, console, files, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
@@ -168,6 +168,8 @@ def train_steps(
       progress.show(record)
       if ends_epoch:
         console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations, feed.bottleneck(record)))
+      if evaluate_now and (note := damage({'validation': plan.dataset.validation, 'test': plan.dataset.test})):
+        console.say(note)
       if evaluate_now:
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
       if stop_now:
