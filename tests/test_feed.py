@@ -138,14 +138,18 @@ def test_both_ways_train_on_the_same_images():
 
 def test_the_rate_of_decoding_is_that_of_all_threads_and_says_who_waits(monkeypatch):
   monkeypatch.setattr(decoding, 'threads', lambda: 3)
-  images = RecordImages(None, np.arange(9))
+  source = types.SimpleNamespace(__getitems__=lambda i: [{'image': np.zeros((4, 4, 1), np.uint8)}] * len(i))
+  images = RecordImages(source, np.arange(9))
   split = Split(images, np.zeros(9, np.int32))
-  assert feed.decoding_speed(split) == {}  # nothing was decoded yet
+  assert feed.decoding_speed(split, 4) == {}  # nothing was decoded yet
   images.pace.add(30, 0.5)
   images.pace.add(10, 1.5)
-  assert feed.decoding_speed(split) == {'decoded_per_second': pytest.approx(60)}
-  assert feed.decoding_speed(split) == {}  # since the last call
-  assert feed.decoding_speed(Split(np.zeros((9, 4, 4, 1), np.uint8), split.labels)) == {}
+  assert feed.decoding_speed(split, 4) == {'decoded_per_second': pytest.approx(60)}
+  assert feed.decoding_speed(split, 4) == {}  # since the last call
+  images.pace.add(10, 1)
+  monkeypatch.setattr(pipeline, 'PREFETCH_BYTES', 2 * 64)  # two batches: two threads
+  assert feed.decoding_speed(split, 4) == {'decoded_per_second': pytest.approx(20)}
+  assert feed.decoding_speed(Split(np.zeros((9, 4, 4, 1), np.uint8), split.labels), 4) == {}
   assert feed.bottleneck({'examples_per_second': 55}) == ''
   found = [feed.bottleneck({'decoded_per_second': 60.0, 'examples_per_second': speed}) for speed in (49, 51)]
   assert found == ['decoding keeps up (at most 60 images/s)', 'decoding is the bottleneck (at most 60 images/s)']

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from googlenet_jax.data import pipeline
-from googlenet_jax.data.splits import Split
+from googlenet_jax.data import decoding, pipeline
+from googlenet_jax.data.splits import Pace, Split
 from googlenet_jax.host.errors import UserError
 
 
@@ -68,6 +68,39 @@ def test_evaluation_batches_hold_every_image_once(mesh_of):
   seen = np.concatenate([batch['label'] for batch in batches])
   np.testing.assert_array_equal(seen[:19], np.arange(19))
   np.testing.assert_array_equal(seen[19:], 0)
+
+
+class OnDisk:
+  """Images that are decoded on demand, 3000 bytes each."""
+
+  def fetch(self, indices):
+    return np.zeros((len(indices), 10, 100, 3), np.uint8) + indices[:, None, None, None].astype(np.uint8), None
+
+  def __getitem__(self, indices):
+    return self.fetch(indices)[0]
+
+  pace = Pace()
+
+
+@pytest.mark.parametrize(
+  ('in_memory', 'most', 'expected'),
+  [
+    (False, 24_000 * 99, (16, 16)),
+    (False, 24_000 * 6 - 1, (5, 5)),  # a batch has 8 images
+    (False, 10, (1, 1)),  # one batch is always prepared
+    (True, 10**9, (1, 4)),
+    (True, 2 * 32, (1, 2)),
+  ],
+)
+def test_batches_prepared_ahead_are_bounded_in_bytes(monkeypatch, mesh_of, in_memory, most, expected):
+  monkeypatch.setattr(decoding, 'threads', lambda: 16)
+  monkeypatch.setattr(pipeline, 'PREFETCH_BYTES', most)
+  data = split(40) if in_memory else Split(OnDisk(), np.arange(40, dtype=np.int32))
+  assert pipeline.ahead(data, 8) == expected
+  batches = pipeline.train_batches(data, 8, 3, 1, mesh_of(2))
+  for step, batch in zip(range(1, 4), batches, strict=False):
+    np.testing.assert_array_equal(batch['label'], pipeline.train_indices(step, 40, 8, 3))
+    np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], batch['label'])
 
 
 def test_a_batch_larger_than_the_data_is_refused():

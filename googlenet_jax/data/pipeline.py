@@ -14,6 +14,7 @@ from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 
 PREFETCH = 4  # batches prepared ahead; more only costs memory
+PREFETCH_BYTES = 10**9  # of them, at most; one batch is always prepared
 NO_END = 2**31 - 1  # steps: more than anybody takes
 
 
@@ -84,7 +85,7 @@ def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mes
     indices = my_share(train_indices(step, len(split), batch_size, seed))
     return {**split.batch(indices), 'index': indices}
 
-  batches = _prepared_ahead(grain.MapDataset.range(NO_END).map(gather), split)
+  batches = _prepared_ahead(grain.MapDataset.range(NO_END).map(gather), split, batch_size)
   batches.set_state({'next_index': first_step})
   for batch in batches:
     yield sharding.shard_batch(batch, mesh)
@@ -107,13 +108,25 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
   def gather(start):
     return split.batch(np.where(start + mine < len(split), start + mine, 0))
 
-  for batch in _prepared_ahead(grain.MapDataset.range(0, len(split), batch_size).map(gather), split):
+  for batch in _prepared_ahead(grain.MapDataset.range(0, len(split), batch_size).map(gather), split, batch_size):
     yield sharding.shard_batch(batch, mesh)
 
 
-def _prepared_ahead(batches: grain.MapDataset, split: Split) -> grain.DatasetIterator:
-  """Iterates over the batches of a split, prepared by threads."""
+def ahead(split: Split, batch_size: int) -> tuple[int, int]:
+  """Returns how many threads prepare batches, and how many batches they prepare ahead.
+
+  Args:
+    split: images and labels.
+    batch_size: over all devices of all processes.
+  """
   # One thread is enough for images in memory. Images on disk must be decoded.
   threads = 1 if split.in_memory else decoding.threads()
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCH, threads))
-  return iter(batches.to_iter_dataset(options))
+  fitting = PREFETCH_BYTES // (split.bytes_each * (batch_size // jax.process_count()))
+  count = max(1, min(fitting, max(PREFETCH, threads)))
+  return min(threads, count), count
+
+
+def _prepared_ahead(batches: grain.MapDataset, split: Split, batch_size: int) -> grain.DatasetIterator:
+  """Iterates over the batches of a split, prepared by threads."""
+  threads, count = ahead(split, batch_size)
+  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=count)))

@@ -1,6 +1,7 @@
 """The form of a data set in this program: splits of images and labels, in memory or on disk."""
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Collection
@@ -32,6 +33,11 @@ class Split:
   def in_memory(self) -> bool:
     """Whether the images are an array. Otherwise each use decodes them."""
     return isinstance(self.images, np.ndarray)
+
+  @functools.cached_property
+  def bytes_each(self) -> int:
+    """Bytes of an image with its canvas."""
+    return self.images[np.arange(1)].nbytes
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the examples at `indices` as one batch.

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.data import decoding, pipeline
+from googlenet_jax.data import pipeline
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import console, sharding
 from googlenet_jax.training.state import TrainState
@@ -32,13 +32,13 @@ def is_small(split: Split) -> bool:
   return split.in_memory and split.images.nbytes <= RESIDENT_BYTES
 
 
-def decoding_speed(split: Split) -> dict[str, float]:
+def decoding_speed(split: Split, batch_size: int) -> dict[str, float]:
   """Returns how many images a second the host could decode since the last call, for a log point.
 
   Empty for a data set in memory. The training step runs at the same time, on the same processor if that is a CPU.
   """
   one = None if split.in_memory else split.images.pace.take()
-  return {} if one is None else {'decoded_per_second': one * decoding.threads()}
+  return {} if one is None else {'decoded_per_second': one * pipeline.ahead(split, batch_size)[0]}
 
 
 def bottleneck(record: dict[str, Any]) -> str:

@@ -143,7 +143,7 @@ def train_steps(
       recent.clear()
       count_up(meta, seconds, interval, epoch)
       record = make_record(plan, step, 'train', interval.mean(), interval.count / seconds)
-      record |= feed.decoding_speed(plan.dataset.train)
+      record |= feed.decoding_speed(plan.dataset.train, config.batch_size)
       log.write(record)
 
       # Evaluate, with batch statistics that fit the weights
