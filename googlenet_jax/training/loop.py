@@ -97,6 +97,7 @@ def train(
       return
     if not evaluations:  # the run had ended before: make its pictures and summary again
       evaluations = evaluate_and_log(plan, state, log)
+      say_damage(plan)
       summary.draw_curves(config, log.records, workdir, plan.dataset)
 
   # What a run leaves behind ------------------------------------------------------------------------------------------
@@ -168,9 +169,8 @@ def train_steps(
       progress.show(record)
       if ends_epoch:
         console.say(epoch_line(step / plan.steps_per_epoch, epoch.mean(), evaluations, feed.bottleneck(record)))
-      if evaluate_now and (note := damage({'validation': plan.dataset.validation, 'test': plan.dataset.test})):
-        console.say(note)
       if evaluate_now:
+        say_damage(plan)
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
       if stop_now:
         break
@@ -329,6 +329,12 @@ def evaluate_and_log(plan: Plan, state: TrainState, log: MetricsLog) -> dict[str
       means = {'loss': result.loss, 'accuracy': result.accuracy}
       log.write(make_record(plan, int(state.step), which, means, speed))
   return evaluations
+
+
+def say_damage(plan: Plan) -> None:
+  """Says after an evaluation how many of its pictures could not be read, if there are any."""
+  if note := damage({'validation': plan.dataset.validation, 'test': plan.dataset.test}):
+    console.say(note)
 
 
 def epoch_line(epoch: float, train: dict[str, float], evaluations: dict[str, Evaluation], bottleneck: str = '') -> str:
