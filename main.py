@@ -232,6 +232,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(rest)
   except flags.UnrecognizedFlagError as error:
     raise UserError(unknown_flag(error.flagname)) from error
+  except flags.IllegalFlagValueError as error:
+    text = str(error).removeprefix('flag ')
+    raise UserError(text.replace('invalid literal for int() with base 10', 'no whole number')) from error
   except flags.Error as error:
     raise UserError(str(error)) from error
 
@@ -257,6 +260,8 @@ def unknown_flag(name: str) -> str:
   own = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
   near = difflib.get_close_matches(name, own, 1)
   hint = f'Did you mean --{near[0]}?' if near else recipe.suggest(name)
+  if '.' in name.removeprefix('config.'):
+    hint = f'A file is written ./-{name}.'
   return f'--{name} is no flag. {hint} (python main.py --help)'
 
 

@@ -109,7 +109,7 @@ ERRORS = {
   'splits below classes': ({'a/train': 1, 'a/test': 1, 'b/train': 1}, '', 'splits belong above the classes, .*train/a'),
   'one too high': ({'all/train/a': 1, 'all/train/b': 1}, '', r'give --config.data.source_dir=\S*all$'),
   'train lacks a class': ({'train/a': 3, 'train/c': 2, 'test/a': 1, 'test/b': 1}, '', 'no picture to train on in b'),
-  'no test': ({'a': 1, 'b': 1}, '', 'no pictures for the test: each class needs two or more'),
+  'no test': ({'a': 1, 'b': 1}, '', 'no pictures for the test: a class needs two or more that are not equal'),
 }  # fmt: skip
 
 

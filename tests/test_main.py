@@ -308,6 +308,8 @@ def test_the_workdir_alone_continues_an_ensemble(tmp_path, monkeypatch):
     ([DIGITS, '--lr=0.1'], ['--lr is no flag. Did you mean --config.learning_rate?']),
     ([DIGITS, '--epochs', '3'], ['--epochs is no flag. Did you mean --config.epochs?']),
     ([DIGITS, '--workdri=x'], ['--workdri is no flag. Did you mean --workdir?']),
+    (['--mode=predict', '--top=two', 'a.png'], ["--top=two: no whole number: 'two'"]),
+    (['--mode=predict', '-a.png'], ['--a.png is no flag. A file is written ./-a.png.']),
     ([DIGITS, '--xyzzy'], ['--xyzzy is no flag. docs/recipes.md lists all keys (python main.py --help)']),
     ([DIGITS, '--crops=1'], ['--crops is for --mode=evaluate']),
     ([DIGITS, '--step=3'], ['--step is for --mode=evaluate']),

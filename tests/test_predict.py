@@ -102,10 +102,12 @@ def test_a_list_on_standard_input(listed, names, monkeypatch):
 def test_what_is_not_there_is_said(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'empty').mkdir()
+  (tmp_path / 'notes.txt').touch()
   monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'\n')))
   for arguments, message in (
     (['empty'], r'empty has no pictures \(.jpg, '),
     (['*.png', 'empty'], r'\*.png fits no file \(and 1 more like it\)'),
+    (['not*.txt'], r'not\*.txt fits only what is no picture'),
     (['-'], 'no pictures are named'),
   ):
     with pytest.raises(UserError, match=message):

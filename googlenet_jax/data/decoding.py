@@ -59,7 +59,8 @@ class Damage:
       raise UserError(
         f'{count:,} of {self._total:,} pictures in {one_line(self._root)} cannot be read, and '
         f'config.data.max_unreadable={self._most:g} allows {allowed:,}: {first}'
-        f'{"; ..." if count > 3 else ""}. Repair or delete them, or allow more'
+        f'{"; ..." if count > 3 else ""}. Repair or delete them, or allow more, such as '
+        f'--config.data.max_unreadable={math.ceil(100 * count / self._total) / 100:g}'
       )
 
 

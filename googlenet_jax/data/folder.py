@@ -167,7 +167,7 @@ def _dataset(root: pathlib.Path, chosen: _Chosen, side: int, channels: int, dama
     images = FolderImages(root, files, side, channels, damage, labels if split == 'train' else None)
     made[split] = Split(images, labels, None, files, damage.reasons) if here else None
   if made['test'] is None:
-    raise UserError(f'{one_line(root)} has no pictures for the test: each class needs two or more')
+    raise UserError(f'{one_line(root)} has no pictures for the test: a class needs two or more that are not equal')
   skipped = [i for i, split in enumerate(chosen.splits) if split == SKIPPED]
   skipped = tuple((chosen.files[i], chosen.classes[i]) for i in skipped)
   return Dataset(root.name or 'folder', *made.values(), names, (side, side, channels), skipped)

@@ -94,7 +94,8 @@ def find(root: pathlib.Path, known: bool = False) -> Listing:
     walk.notes.append(_outside(direct, root))
   if not rows:
     there = f', but {direct:,} directly in it' if direct else walk.other_endings()
-    raise UserError(f'{one_line(root)} has no pictures in the form {where}{there}: {_form(root, inner)}')
+    todo = _form(root, inner) if direct or not there else 'convert them to JPEG or PNG'
+    raise UserError(f'{one_line(root)} has no pictures in the form {where}{there}: {todo}')
   if len(found := {row[0] for row in rows}) < 2 and not known:
     raise UserError(
       f'{one_line(root)} has one class, {one_line(*found)}, and a classifier needs two or more: {_form(root, inner)}'

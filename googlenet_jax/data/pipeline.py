@@ -34,7 +34,10 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     UserError: the batch is larger than the data.
   """
   if batch_size > examples:
-    raise UserError(f'batch_size={batch_size} is larger than the {examples} training images: make it smaller')
+    raise UserError(
+      f'batch_size={batch_size} is larger than the {examples} training images: make it smaller, such as '
+      f'--config.batch_size={max(1, examples // 2)}'
+    )
   return examples // batch_size
 
 

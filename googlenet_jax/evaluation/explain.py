@@ -121,7 +121,8 @@ def explanation_figure(explanation: Explanation, found: Found, whose: str) -> Fi
   _show(axes, picture / 255 if picture.dtype == np.uint8 else picture, 'the picture', columns)
   top, left, tall, broad = explanation.box
   if tall < height or broad < width:
-    axes.add_patch(Rectangle((left - 0.5, top - 0.5), broad, tall, fill=False, color=drawing.TEST, linewidth=1.5))
+    for colour, linewidth in (('black', 3), ('white', 1.5)):  # seen on every picture
+      axes.add_patch(Rectangle((left - 0.5, top - 0.5), broad, tall, fill=False, color=colour, linewidth=linewidth))
   scale = float(np.abs(explanation.maps).max())
   shown = zip(explanation.names, explanation.probabilities, explanation.maps, strict=True)
   for axes, (name, probability, heat) in zip(others, shown, strict=False):
@@ -144,7 +145,8 @@ def _draw_bar(axes: Axes, scale: float, shape: tuple[int, int]) -> None:
   axes.set_yticks([])
   axes.set_box_aspect(0.04)
   axes.tick_params(labelsize=SMALL)
-  axes.set_title('purple: speaks against the class; orange: speaks for it', fontsize=SMALL)
+  meaning = 'purple: speaks against the class; orange: speaks for it; grey: says little. All maps have this scale.'
+  axes.set_title(meaning, fontsize=SMALL)
   cells = 'one cell and cannot tell places apart' if shape == (1, 1) else f'{shape[0]}x{shape[1]} cells'
   axes.set_xlabel(
     'The mean over a map, plus a constant of the class, is the logit of the class.\n'

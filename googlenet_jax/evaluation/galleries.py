@@ -233,7 +233,7 @@ def _filters_figure(kernel: np.ndarray, title: str) -> Figure:
   shown = (0.5 + kernel / (2 * most)).transpose(3, 0, 1, 2)  # [out, k, k, in] in [0, 1]
   columns = 8
   rows = -(-count // columns)
-  colours = 'grey is 0, white is' if channels == 1 else 'grey is 0, the full colour is'
+  colours = 'grey is 0, white is' if channels == 1 else 'grey is 0, bright in a colour is'
   title += f'\n{count} filters of {side}x{side}x{channels}; {colours} {most:.3g}, black is -{most:.3g}'
   figure = drawing.new_figure(0.6 + rows * WIDTH / columns, title)
   for axes, image in zip(figure.subplots(rows, columns, squeeze=False).ravel(), shown, strict=False):

@@ -72,12 +72,11 @@ def _find(argument: str, classes: Collection[str]) -> Iterator[Found]:
     ]
   elif not os.path.lexists(argument) and glob.has_magic(argument):
     matches = sorted(glob.glob(argument, recursive=True))
-    yield from [] if matches else [Found(argument, error=f'{one_line(argument)} fits no file')]
+    found = []
     for match in matches:
-      if os.path.isdir(match):
-        yield from _in_folder(match, classes)
-      elif pictures.is_picture_name(match):
-        yield Found(match)
+      found += _in_folder(match, classes) if os.path.isdir(match) else [Found(match)] * pictures.is_picture_name(match)
+    fits = 'only what is no picture' if matches else 'no file'
+    yield from found or [Found(argument, error=f'{one_line(argument)} fits {fits}')]
   else:
     yield Found(argument)  # reading says what is wrong with it
 
