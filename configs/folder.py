@@ -2,9 +2,9 @@
 
   python main.py --config=configs/folder.py --config.data.source_dir=flowers --workdir=runs/flowers
 
-On `samples/photographs` of `python -m experiments.sample_folders` (10 classes in colour, 540 pictures to train on,
-sides of 60 to 300 pixels), 2 CPU cores, seed 0, one run: test accuracy 0.870 (174 of 200), validation 0.983 (59 of 60).
-The machine was shared, so the time is not stated. Usual values, not tuned on this test.
+On `samples/photographs` of `python -m experiments.sample_folders samples` (10 classes in colour, 540 pictures to train
+on, sides of 60 to 300 pixels): test accuracy 0.870 (174 of 200), validation 0.983 (59 of 60), 5 1/2 minutes in all. 2
+cores of an AMD EPYC (family 25, model 17), jax 0.10.2, seed 0, one run. Usual values, not tuned on this test.
 """
 
 from configs import default
