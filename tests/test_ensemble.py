@@ -17,7 +17,7 @@ from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config,
 import googlenet_jax
 from googlenet_jax import runs
 from googlenet_jax.data import datasets, random_keys
-from googlenet_jax.evaluation import table
+from googlenet_jax.evaluation import drawing, table
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
@@ -165,17 +165,18 @@ def test_the_table_of_an_ensemble(trained, capsys, monkeypatch):
   digits = small_digits()
   few = datasets.Split(digits.test.images[:40], digits.test.labels[:40])
   monkeypatch.setattr(datasets, 'load', lambda **_: dataclasses.replace(digits, test=few))
-  table.evaluate_run(config, workdir, None, 'test', [1, 6, 10, 144])
+  table.evaluate_run(config, workdir, None, 'test', [1, 6, 10])
   found = json.loads((workdir / 'evaluation.json').read_text())
   assert [(r['models'], r['crops'], r['cost']) for r in found['table']] == [
-    (1, 1, 1), (1, 6, 6), (1, 10, 10), (1, 144, 144), (3, 1, 3), (3, 6, 18), (3, 10, 30), (3, 144, 432)
+    (1, 1, 1), (1, 6, 6), (1, 10, 10), (3, 1, 3), (3, 6, 18), (3, 10, 30)
   ]  # fmt: skip
-  assert found['accuracy'] == pytest.approx(1 - found['table'][4]['top1_error'])
+  assert found['accuracy'] == pytest.approx(1 - found['table'][3]['top1_error'])
   out = capsys.readouterr().out
   assert 'The rows for one model are the mean over the members' in out
   assert table.markdown(found['table']).splitlines()[5] in out
   assert table.markdown(found['table']) in (workdir / 'table.md').read_text()
   assert (workdir / 'table.png').stat().st_size > 10000
+  monkeypatch.setattr(drawing, 'save', lambda *_: None)  # the pictures below are not looked at
   alone = []
   for member in range(3):  # each knows that it is a run by itself
     folder = workdir / f'member_{member}'

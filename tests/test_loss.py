@@ -85,7 +85,7 @@ def test_the_loss_and_its_gradient_do_not_depend_on_the_devices(mixed, mesh_of):
     _, params, batch_stats, grad_fn = program(config)
     params, batch_stats = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, batch_stats))
     found = []
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
       mesh = mesh_of(devices)
       whole, cut = sharding.whole(mesh), sharding.cut(mesh)
       step = jax.jit(grad_fn, in_shardings=(whole, whole, cut, cut), out_shardings=whole)
@@ -95,8 +95,7 @@ def test_the_loss_and_its_gradient_do_not_depend_on_the_devices(mixed, mesh_of):
           step(*there, sharding.shard_batch({**batch(), 'image': images}, mesh), jax.device_put(keys(), cut))
         )
       )
-  for other in found[1:]:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found[0], other)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *found)
 
 
 @pytest.mark.parametrize('mixed', MIXED)

@@ -226,7 +226,7 @@ class Conv(nnx.Module):
       `[B, ceil(H / stride), ceil(W / stride), out_features]`.
     """
     y = conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
-    on_gpu = self._finish(train, gpu_layers) if self.norm else None
+    on_gpu = self._finish(train, gpu_layers) if self.norm and train else None  # they differ in training only
     y, statistics = by_platform(self._finish(train), y, *self._vectors(), gpu=on_gpu)
     self._store(statistics)
     return y
