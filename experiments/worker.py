@@ -66,7 +66,7 @@ class Worker(contextlib.AbstractContextManager):
     Args:
       do: name of the method.
       seconds: limit for the answer, after which the process is killed; None for no limit.
-      **arguments: of the method.
+      **arguments: what the method takes.
 
     Raises:
       WorkerError: the method raised, the process has ended, or the answer took too long.

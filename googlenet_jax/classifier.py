@@ -44,7 +44,7 @@ class Explanation(NamedTuple):
   Source: Zhou et al., "Learning Deep Features for Discriminative Localization", 2016, arXiv:1512.04150.
   """
 
-  names: tuple[str, ...]  # of the classes
+  names: tuple[str, ...]  # names of the classes
   probabilities: np.ndarray  # float32 [top]
   labels: np.ndarray  # int64 [top]
   maps: np.ndarray  # float32 [top, h, w]: the mean of a map plus the bias of its class is the logit of the class

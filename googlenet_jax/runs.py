@@ -153,7 +153,7 @@ def data_of(folders: Sequence[pathlib.Path]) -> dict[str, Any]:
   """Returns what `datasets.load` must keep to continue or evaluate a run; nothing for a run that saved nothing yet.
 
   Args:
-    folders: of the members; they have the same data.
+    folders: the folder of each member; all have the same data.
 
   Returns:
     The arguments `split_file`, `class_names` and `image_shape`.

@@ -14,7 +14,8 @@ from helpers import call_main, draw_nothing, read_log, share_programs, small_tab
 from PIL import Image
 
 from googlenet_jax import runs
-from googlenet_jax.data import datasets, decoding, dividing, folder, listing, pictures, pipeline, splits
+from googlenet_jax.data import datasets, decoding, dividing, folder, headers, listing, pictures, pipeline, splits
+from googlenet_jax.data.splits import SPLITS
 from googlenet_jax.evaluation import evaluate
 from googlenet_jax.host import cache
 from googlenet_jax.host.errors import UserError
@@ -49,7 +50,7 @@ def truncate(path):
 
 
 def files_of(dataset):
-  return {name: list(getattr(dataset, name).files) for name in listing.SPLITS if getattr(dataset, name) is not None}
+  return {name: list(getattr(dataset, name).files) for name in SPLITS if getattr(dataset, name) is not None}
 
 
 # Finding -------------------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
   ]  # fmt: skip
   assert len(found.notes) == 2
   assert all('is a link to a folder that is read already' in note for note in found.notes)
-  looked = listing.look(root, found.files)
+  looked = headers.look(root, found.files)
   assert sorted(looked.reasons) == [6, 7]
   assert 'gone.png is a link to nothing' in looked.reasons[6]
   assert (looked.sides == [8, 8, 8, 8, 8, 8, 0, 0, 8, 8]).all()
@@ -190,11 +191,11 @@ def test_what_was_found_out_is_kept_until_a_file_changes(tmp_path, monkeypatch):
   read, header = [], pictures.header
   monkeypatch.setattr(pictures, 'header', lambda path: read.append(os.path.basename(path)) or header(path))
   found = listing.find(root).files
-  first = listing.look(root, found)
+  first = headers.look(root, found)
   assert sorted(read) == ['0.png'] * 2 + ['1.png'] * 2 + ['2.png'] * 2 + ['3.png']
   read.clear()
   save(root / 'a' / '1.png', 30, 20, seed=1)
-  again = listing.look(root, found)
+  again = headers.look(root, found)
   assert read == ['1.png', '3.png']  # the changed one, and the damaged one, which may have been repaired
   assert again.sides.tolist() == [8, 30, 8, 8, 8, 8, 0]
   assert [again.digests[i] for i in (0, 2, 3, 4, 5)] == [first.digests[i] for i in (0, 2, 3, 4, 5)]
@@ -202,12 +203,12 @@ def test_what_was_found_out_is_kept_until_a_file_changes(tmp_path, monkeypatch):
   for damaged in (kept.read_bytes()[:-300], b'', b'PK'):
     kept.write_bytes(damaged)
     read.clear()
-    assert listing.look(root, found).sides.tolist() == again.sides.tolist()
+    assert headers.look(root, found).sides.tolist() == again.sides.tolist()
     assert len(read) == 7
   whole = cache.read_file(kept.stem)
   for other in ({'files': np.zeros(1, np.uint8)}, whole | {'sides': whole['sides'][1:]}):  # of another version
     cache.write_file(kept.stem, other)
-    assert listing.look(root, found).sides.tolist() == again.sides.tolist()
+    assert headers.look(root, found).sides.tolist() == again.sides.tolist()
 
 
 def test_a_folder_in_which_nothing_can_be_read_is_refused_again_until_it_is_repaired(tmp_path):
@@ -236,7 +237,7 @@ def divided(counts, shares=SHARES, seed=0, same=()):
 
 def counted(found, of='a'):
   own = [split for file, split in found.items() if file.startswith(of)]
-  return tuple(own.count(split) for split in listing.SPLITS)
+  return tuple(own.count(split) for split in SPLITS)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_names_of_every_kind_survive_in_the_file(tmp_path):
     '花/é.png',
     os.fsdecode(b'\xff\xfe.png'),
   ]
-  rows = [(name, 'a,"b"', split) for name, split in zip(names, [*listing.SPLITS, 'skipped'] * 2, strict=False)]
+  rows = [(name, 'a,"b"', split) for name, split in zip(names, [*SPLITS, 'skipped'] * 2, strict=False)]
   dividing.write(tmp_path, rows)
   assert dividing.read(tmp_path / 'split.csv') == rows
   assert (tmp_path / 'split.csv').read_bytes().startswith(b'file,class,split\n"a, b.png","a,""b""",train\n')
@@ -352,7 +353,7 @@ def test_a_run_goes_on_with_its_own_splits(tmp_path, capsys):
   after = folder.load(root, split_file=tmp_path / 'split.csv', split_seed=5, test_share=0.5)
   assert '2 pictures are not in ' in capsys.readouterr().out
   assert (after.rows(), after.class_names, after.image_shape) == (before.rows(), ('a', 'b'), (8, 8, 3))
-  for name in listing.SPLITS:
+  for name in SPLITS:
     one, other = getattr(before, name), getattr(after, name)
     assert all(
       np.array_equal(one.batch(np.s_[:])[key], other.batch(np.s_[:])[key]) for key in ('image', 'label', 'size')
@@ -428,7 +429,7 @@ def test_in_memory_and_on_disk_are_the_same_and_are_what_prediction_reads(tmp_pa
   assert memory.rows() == disk.rows()
   assert memory.train.in_memory
   assert not disk.train.in_memory
-  for name in listing.SPLITS:
+  for name in SPLITS:
     kept, read = getattr(memory, name), getattr(disk, name)
     indices = np.arange(len(kept))[::-1]
     for key, value in kept.batch(indices).items():

@@ -30,7 +30,7 @@ SHIFTS = ((0, 0), (-1, -1), (1, 1))  # the 6 views are moved by these: (down, ri
 PAPER_SIZE, PAPER_SCALES = 224, (256, 288, 320, 352)
 SQUARES = (0, 1, 2)  # left or upper, middle, right or lower
 MIDDLE = 1
-VIEWS = {6: len(SHIFTS), 10: 5, 144: 6}  # of the prepared image (6) or of each square, without mirroring
+VIEWS = {6: len(SHIFTS), 10: 5, 144: 6}  # views of the prepared image (6) or of each square, without mirroring
 # Places of the corners and the middle in a square: (rows, columns) in halves of the free space.
 PLACES = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
 

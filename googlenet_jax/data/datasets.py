@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from googlenet_jax.data import dividing, folder, preparing
-from googlenet_jax.data.listing import SPLITS
-from googlenet_jax.data.splits import Dataset, RecordImages, Split, on_canvas
+from googlenet_jax.data.splits import SPLITS, Dataset, RecordImages, Split, on_canvas
 from googlenet_jax.host import cache, console
 from googlenet_jax.host.errors import UserError
 

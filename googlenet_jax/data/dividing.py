@@ -9,13 +9,13 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from googlenet_jax.data.listing import SPLITS, same_name
+from googlenet_jax.data.listing import same_name
+from googlenet_jax.data.splits import SKIPPED, SPLITS
 from googlenet_jax.host import files as files_lib
 from googlenet_jax.host.errors import UserError, one_line
 
 FILE = 'split.csv'
 HEAD = ['file', 'class', 'split']
-SKIPPED = 'skipped'  # in the place of a split: the file could not be read when training began
 
 
 def divide(
@@ -38,8 +38,8 @@ def divide(
     classes: their classes.
     splits: 'validation' or 'test' if their folders say so; 'train' or '' for those that are divided.
     digests: equal for equal files; empty where no file is equal.
-    shares: of the pictures that are divided, for 'test' and 'validation'; a split that is missing gets none.
-    seed: of the hash.
+    shares: 'test' and 'validation' to a share of the pictures that are divided; a split that is missing gets none.
+    seed: goes into the hash.
 
   Returns:
     'train', 'validation' or 'test' for each picture.

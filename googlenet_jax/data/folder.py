@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from googlenet_jax.data import dividing, listing
+from googlenet_jax.data import dividing, headers, listing
 from googlenet_jax.data.decoding import Damage, FolderImages, threads
-from googlenet_jax.data.dividing import SKIPPED
-from googlenet_jax.data.splits import Dataset, Split
+from googlenet_jax.data.splits import SKIPPED, SPLITS, Dataset, Split
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, expanded, one_line
 
@@ -29,7 +28,7 @@ def load(
   memory_mb: int = 2000,
   split_file: pathlib.Path | None = None,
   image_shape: tuple[int, int, int] | None = None,
-  used: Sequence[str] = listing.SPLITS,
+  used: Sequence[str] = SPLITS,
 ) -> Dataset:
   """Loads the pictures of a folder, and says in a few lines what is there.
 
@@ -56,7 +55,7 @@ def load(
     raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
   root = expanded(source_dir).absolute()
   found = listing.find(root, known=split_file is not None)
-  looked = listing.look(root, found.files)
+  looked = headers.look(root, found.files)
   reasons = {found.files[i]: reason for i, reason in looked.reasons.items()}
   damage = Damage(root, len(found.files), max_unreadable, reasons)
   for note in found.notes:
@@ -91,7 +90,7 @@ class _Chosen:
 
   files: list[str]
   classes: list[str]
-  splits: list[str]  # one of listing.SPLITS, or SKIPPED
+  splits: list[str]  # one of SPLITS, or SKIPPED
   digests: list[bytes]
   sides: np.ndarray  # int32 [N], longer side; 0 for a file that cannot be read
   grey: np.ndarray  # bool [N]
@@ -107,7 +106,7 @@ def _name_some(what: str, lines: Sequence[str]) -> None:
 # Splits --------------------------------------------------------------------------------------------------------------
 
 
-def _divided(found: listing.Listing, looked: listing.Look, shares: dict[str, float], seed: int) -> _Chosen:
+def _divided(found: listing.Listing, looked: headers.Look, shares: dict[str, float], seed: int) -> _Chosen:
   """Divides the pictures; unreadable files are skipped."""
   given = set(found.splits)
   shares = {split: share for split, share in shares.items() if split not in given and share}
@@ -127,7 +126,7 @@ def _divided(found: listing.Listing, looked: listing.Look, shares: dict[str, flo
 def _followed(
   root: pathlib.Path,
   found: listing.Listing,
-  looked: listing.Look,
+  looked: headers.Look,
   split_file: pathlib.Path,
   used: Sequence[str],
 ) -> _Chosen:
@@ -160,7 +159,7 @@ def _dataset(root: pathlib.Path, chosen: _Chosen, side: int, channels: int, dama
   names = _class_names(root, chosen)
   number = {name: i for i, name in enumerate(names)}
   made = {}
-  for split in listing.SPLITS:
+  for split in SPLITS:
     here = [i for i, of in enumerate(chosen.splits) if of == split]
     files = np.array([chosen.files[i] for i in here], object)
     labels = np.array([number[chosen.classes[i]] for i in here], np.int32)
@@ -175,7 +174,7 @@ def _dataset(root: pathlib.Path, chosen: _Chosen, side: int, channels: int, dama
 
 def _class_names(root: pathlib.Path, chosen: _Chosen) -> tuple[str, ...]:
   """Returns the classes in sorted order, and says which splits lack which."""
-  has = {split: set() for split in listing.SPLITS}
+  has = {split: set() for split in SPLITS}
   for of, split in zip(chosen.classes, chosen.splits, strict=True):
     if split != SKIPPED:
       has[split].add(of)

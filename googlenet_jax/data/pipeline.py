@@ -14,7 +14,7 @@ from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 
 PREFETCH = 4  # batches prepared ahead; more only costs memory
-PREFETCH_BYTES = 10**9  # of them, at most; one batch is always prepared
+PREFETCH_BYTES = 10**9  # they take no more than this; one batch is always prepared
 NO_END = 2**31 - 1  # steps: more than anybody takes
 
 

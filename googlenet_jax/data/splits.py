@@ -12,6 +12,9 @@ from PIL import Image
 
 from googlenet_jax.data.pictures import shrunk
 
+SPLITS = ('train', 'validation', 'test')
+SKIPPED = 'skipped'  # in the place of a split: the file could not be read when training began
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -89,12 +92,12 @@ class Dataset:
 
   def rows(self) -> list[tuple[str, str, str]]:
     """Returns file, class and split of every picture; empty for a set without files."""
-    splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
     found = []
-    for name, split in splits.items():
+    for name in SPLITS:
+      split = getattr(self, name)
       if split is not None and split.files is not None:
         found += [(file, self.class_names[i], name) for file, i in zip(split.files, split.labels, strict=True)]
-    return found + [(file, of, 'skipped') for file, of in self.skipped]
+    return found + [(file, of, SKIPPED) for file, of in self.skipped]
 
 
 class Pace:

@@ -89,7 +89,7 @@ class FileNames:
   def new(self, found: Found) -> str:
     """Returns `NAME_explained.png`. For a picture in a folder that was given, NAME begins with its folders in there."""
     parts = found.name.split('/')
-    depths = range(len(parts) - 1, 0, -1)  # of the folders that hold the picture, innermost first
+    depths = range(len(parts) - 1, 0, -1)  # the folders that hold the picture, innermost first
     depth = next((depth for depth in depths if '/'.join(parts[:depth]) in self._given), len(parts) - 1)
     inside = '/'.join(parts[depth:])
     stem = re.sub(r'[/\\]|\s', '_', one_line(pathlib.PurePath(inside).with_suffix('')))

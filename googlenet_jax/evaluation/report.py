@@ -40,7 +40,7 @@ def class_scores(evaluation: Evaluation) -> Scores:
 def _at_thresholds(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns how many positive and how many other images reach each threshold; images of one score come together."""
   order = np.argsort(-scores, kind='stable')
-  last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each score
+  last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # the last image with each score
   found = np.cumsum(positive[order])[last]
   return found, 1 + last - found
 
@@ -127,6 +127,6 @@ def mistakes_csv(evaluation: Evaluation, split: Split, class_names: Sequence[str
   for index in evaluation.mistakes:
     said, true = evaluation.predictions[index], evaluation.labels[index]
     said_p, true_p = np.exp(evaluation.log_probabilities[index, [said, true]])
-    name = split.name_of(index).removeprefix('#') if split.files is None else split.files[index]
+    name = index if split.files is None else split.files[index]
     rows.append([name, class_names[said], f'{said_p:.6g}', class_names[true], f'{true_p:.6g}'])
   return files.csv_text(rows)

@@ -53,10 +53,11 @@ def evaluate_run(
   sharding.check_divides(config.batch_size, mesh)
   classifier = loading.load(workdir, step, mesh)
   classifier.batch_size = config.batch_size
-  for folder in runs.members(workdir) if len(classifier.networks) > 1 else ():
+  folders = runs.members(workdir)
+  for folder in folders if len(folders) > 1 else ():
     if not runs.ended(runs.read(folder).config, folder):
       console.say(f'note: the training in {folder} has not ended')
-  dataset = datasets.load(**config.data, **runs.data_of(runs.members(workdir)), used=(split_name,))
+  dataset = datasets.load(**config.data, **runs.data_of(folders), used=(split_name,))
   split = getattr(dataset, split_name)
   if split is None:
     raise UserError(

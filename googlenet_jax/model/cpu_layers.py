@@ -33,7 +33,7 @@ PATCHES_UP_TO = {3: (8, 3, 56), 5: (7, 4, 2)}
 # So training has tiles of 2 only.
 TILES = {'inference': (2, 3, 4), 'forward': (2,), 'input gradient': (2,), 'kernel gradient': (2,)}
 MIN_TILES = 64  # in the batch: with fewer, transforming the kernel costs more than it saves
-LESS_THAN = 0.7  # of the plain form's products; otherwise transforming the map costs more than it saves
+LESS_THAN = 0.7  # largest share of the plain form's products; otherwise transforming the map costs more than it saves
 
 
 def unfused(function: Callable) -> Callable:

@@ -121,7 +121,7 @@ def numbers(name: str, text: str, channels: int | None = None) -> tuple[float, .
   """Returns the numbers in the text of `input_mean` or `input_std`.
 
   Args:
-    name: of the option; for errors.
+    name: name of the option, for errors.
     text: its value.
     channels: channels of the images. Three numbers become their mean if the images have one channel.
 

@@ -70,7 +70,7 @@ class Description(NamedTuple):
   options: Options
   naming: str  # see `from_torch`
   num_classes: int
-  channels: int  # of the images
+  channels: int  # channels of the images
 
 
 def describe(tensors: Mapping[str, np.ndarray]) -> Description:

@@ -66,7 +66,7 @@ def axis(length: int, k: int, m: int) -> Axis:
   """Cuts an axis.
 
   Args:
-    length: of the map, in pixels.
+    length: side of the map, in pixels.
     k: taps of the kernel, odd.
     m: results in a tile, at most `length`. If `m == length <= WHOLE`, the map is the filter that slides over those
       `2 * length - 1` taps of the kernel that reach the map. That takes fewer multiplications.

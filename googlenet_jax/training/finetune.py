@@ -40,7 +40,7 @@ class Source(NamedTuple):
   arrays: dict[tuple[str, ...], np.ndarray]  # by path, such as ('params', 'conv1', 'kernel')
   num_classes: int
   classes: tuple[str, ...] | None  # their names; None if they are not known
-  naming: str = ''  # of the tensors in a file
+  naming: str = ''  # how a file names its tensors
 
   def name_of(self, path: tuple[str, ...]) -> str:
     """Returns the name that a tensor has in the source."""

@@ -21,7 +21,7 @@ class TrainState(struct.PyTreeNode):
   step: jax.Array  # int32, steps taken
   params: Any
   batch_stats: Any  # running means and variances; empty without batch normalisation
-  opt_state: optax.OptState  # of the parameters that are trained
+  opt_state: optax.OptState  # for the parameters that are trained
   averaged: Any  # params and batch_stats, averaged over the steps; empty without averaging
   seed: jax.Array  # int32, seed of augmentation and dropout: an argument, so all members run the same program
 
