@@ -45,3 +45,11 @@ def small_network(monkeypatch):
   from googlenet_jax.model import googlenet
 
   monkeypatch.setattr(googlenet, 'TABLE', helpers.small_table())
+
+
+@pytest.fixture(autouse=True)
+def warn_again(monkeypatch):
+  """Each test is a new process as far as `console.warn_once` goes."""
+  from googlenet_jax.host import console
+
+  monkeypatch.setattr(console, '_warned', set())

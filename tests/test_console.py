@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import io
 import os
 import re
 import struct
@@ -12,6 +13,7 @@ import time
 import pytest
 
 from googlenet_jax.host import console
+from googlenet_jax.host.errors import UserError
 
 
 def record(step, split='train'):
@@ -244,23 +246,106 @@ def test_the_time_left_counts_from_the_end_of_the_first_call(terminal, monkeypat
   assert screen.close()[0][-1].endswith('20/40, 10s left')
 
 
-def test_a_closed_pipe_does_not_hide_an_exception(monkeypatch):
-  def closed(text):
-    raise BrokenPipeError
+def unread_pipe():
+  reading, writing = os.pipe()
+  os.close(reading)
+  return open(writing, 'w')
 
-  def fail():
-    with console.waiting('compiling'):
-      monkeypatch.setattr(console, 'say', closed)
-      raise ValueError('the first')
 
-  with pytest.raises(ValueError, match='the first'):
-    fail()
+def closed_file(tmp_path):
+  stream = (tmp_path / 'closed').open('w')
+  stream.close()
+  return stream
+
+
+class Unplugged(io.StringIO):
+  """A stream without a file descriptor, whose other end is gone."""
+
+  def write(self, _):
+    raise OSError(5, 'Input/output error')
+
+
+LOST = {
+  'pipe': (lambda _: unread_pipe(), 'Broken pipe'),
+  'full disk': (lambda _: open('/dev/full', 'w'), 'No space left on device'),  # noqa: SIM115
+  'closed': (closed_file, 'I/O operation on closed file.'),
+  'closed at the start': (lambda _: None, 'it was closed at the start'),
+  'unplugged': (lambda _: Unplugged(), 'Input/output error'),
+}
+
+
+@pytest.mark.parametrize('kind', LOST)
+def test_work_goes_on_though_nobody_reads(kind, tmp_path, monkeypatch, capsys):
+  make, why = LOST[kind]
+  stream = make(tmp_path)
+  monkeypatch.setattr(sys, 'stdout', stream)
+  monkeypatch.setattr(sys, '__stdout__', stream)
+  console.say('one')
+  with console.waiting('compiling'):
+    console.say('two')
+  progress = console.Progress(0, 20, 10)
+  progress.advance(1)
+  progress.show(record(1))
+  progress.close()
+  assert capsys.readouterr().err == f'warning: nobody reads the output any more ({why}); the work goes on\n'
+  if stream is not None:
+    stream.close()  # as at exit: what is left is written, quietly
+
+
+@pytest.mark.parametrize('kind', LOST)
+def test_complaints_that_nobody_reads_do_no_harm(kind, tmp_path, monkeypatch, capsys):
+  stream = LOST[kind][0](tmp_path)
+  monkeypatch.setattr(sys, 'stderr', stream)
+  monkeypatch.setattr(sys, '__stderr__', stream)
+  console.complain('one')
+  console.warn_once('two')
+  with console.waiting('compiling'):
+    console.say('three')
+  assert capsys.readouterr().out == 'compiling ...\nthree\ncompiling: 0 s\n'
+  if stream is not None:
+    stream.close()
+
+
+def test_letters_that_the_output_lacks_become_escapes(monkeypatch):
+  written = io.BytesIO()
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, encoding='ascii'))
+  console.say('日\udcff')
+  assert written.getvalue() == rb'\u65e5\udcff' + b'\n'
+
+
+def test_a_warning_comes_once(capsys):
+  for text in ('one', 'two', 'one'):
+    console.warn_once(text)
+  assert capsys.readouterr().err == 'warning: one\nwarning: two\n'
+
+
+@pytest.mark.parametrize(
+  ('error', 'why'),
+  [
+    (OSError(28, 'No space left on device', 'a\nb.png'), r'a\nb.png: No space left on device'),
+    (OSError(9, 'Bad file descriptor', 3), 'Bad file descriptor'),
+    (KeyError(), 'KeyError'),
+    (RuntimeError('two\n lines'), 'two lines'),
+  ],
+)
+def test_a_picture_that_fails_only_warns_once(error, why, capsys):
+  for _ in range(2):
+    with console.side_output('curves.png'):
+      raise error
+  assert capsys.readouterr().err == f'warning: curves.png was not written: {why}; the work goes on\n'
+
+
+@pytest.mark.parametrize('error', [UserError, KeyboardInterrupt])
+def test_a_picture_does_not_hide_what_is_not_about_it(error):
+  with pytest.raises(error), console.side_output('curves.png'):
+    raise error
 
 
 def test_only_what_the_last_line_says_anyway_is_kept_off_the_screen():
   code = """
 import atexit, threading
 from googlenet_jax.host import console
+from googlenet_jax.host.errors import UserError
 console.quieten_libraries()
 
 class Unraisable:

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import os
 import sys
 import threading
 import time
@@ -13,6 +14,8 @@ import tqdm
 from absl import logging
 from jax.sharding import Mesh
 from tqdm.std import Bar
+
+from googlenet_jax.host.errors import UserError, reason
 
 
 def quieten_libraries() -> None:
@@ -48,11 +51,70 @@ QUIET_SECONDS = 30.0  # between lines where the output is not a terminal
 _waited = 0.0  # seconds spent in `waiting` by the whole process: the time left does not include them
 
 
+_warned: set[str] = set()  # texts of `warn_once`
+
+
 def say(text: str) -> None:
-  """Prints a line from the first process only. The line appears above the progress bar if there is one."""
+  """Prints a line from the first process only. The line appears above the progress bar if there is one.
+
+  It never raises because nobody reads: a closed pipe or terminal must not end a run.
+  """
   if jax.process_index() == 0:
-    tqdm.tqdm.write(''.join(f'{prefix.get()}{line}\n' for line in text.split('\n')), file=sys.stdout, end='')
-    sys.stdout.flush()
+    _put('stdout', text)
+
+
+def complain(text: str) -> None:
+  """Prints a line on standard error, from any process. It never raises, and does not start JAX."""
+  _put('stderr', text)
+
+
+def warn_once(text: str) -> None:
+  """Prints `warning: TEXT` on standard error, once in this process for each text."""
+  if text not in _warned:
+    _warned.add(text)
+    complain(f'warning: {text}')
+
+
+@contextlib.contextmanager
+def side_output(what: str) -> Iterator[None]:
+  """Keeps the work going if a picture, an event file or a report cannot be made: then it only warns, once.
+
+  A UserError goes through: it is about something else, such as damaged pictures.
+
+  Args:
+    what: what is written inside the block, such as 'curves.png'.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # drawing libraries raise any kind
+    warn_once(f'{what} was not written: {reason(error)}; the work goes on')
+
+
+def _put(name: str, text: str) -> None:
+  """Prints lines on `sys.stdout` or `sys.stderr`. Letters that it cannot show become escapes such as `\\u65e5`."""
+  stream = getattr(sys, name)  # None if the program was started with it closed
+  encoding = getattr(stream, 'encoding', None) or 'utf-8'
+  lines = ''.join(f'{prefix.get()}{line}\n' for line in text.split('\n'))
+  try:
+    if stream is None:
+      raise ValueError('it was closed at the start')
+    tqdm.tqdm.write(lines.encode(encoding, 'backslashreplace').decode(encoding), file=stream, end='')
+    stream.flush()
+  except (OSError, ValueError) as error:  # ValueError: closed
+    if stream is not None and stream in (sys.__stdout__, sys.__stderr__):
+      _to_nowhere(stream)
+    if name == 'stdout':
+      warn_once(f'nobody reads the output any more ({reason(error)}); the work goes on')
+
+
+def _to_nowhere(stream: Any) -> None:
+  """Lets all further output of a stream vanish. Otherwise Python would write the rest at exit, and fail again."""
+  with contextlib.suppress(OSError, ValueError):  # closed by this program: then nothing is written at exit either
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def device_name(mesh: Mesh) -> str:
@@ -65,7 +127,12 @@ def device_name(mesh: Mesh) -> str:
 def _is_live() -> bool:
   """Whether a line can be rewritten in place: on a terminal, and while no other run writes to it."""
   # The live line goes to stderr. If stdout is a file, the file needs the plain lines.
-  return sys.stdout.isatty() and sys.stderr.isatty() and jax.process_index() == 0 and not prefix.get()
+  return all(map(is_terminal, (sys.stdout, sys.stderr))) and jax.process_index() == 0 and not prefix.get()
+
+
+def is_terminal(stream: Any) -> bool:
+  """Returns whether a stream is a terminal; a closed or missing one is none."""
+  return stream is not None and not stream.closed and stream.isatty()
 
 
 class _LiveLine(tqdm.tqdm):
@@ -231,7 +298,7 @@ def waiting(text: str, expectation: str = '', status: Callable[[], str] | None =
   if line.disable:
     say(f'{opening} ...')
   # The thread prints with the prefix of this one.
-  thread = threading.Thread(target=contextvars.copy_context().run, args=(_unless_closed, tick), daemon=True)
+  thread = threading.Thread(target=contextvars.copy_context().run, args=(tick,), daemon=True)
   outcome = 'stopped after '
   watch.start()
   try:
@@ -244,14 +311,4 @@ def waiting(text: str, expectation: str = '', status: Callable[[], str] | None =
     if thread.is_alive():
       thread.join()
     line.close()
-    report = f'{text}: {outcome}{watch.seconds:.0f} s'
-    if outcome:
-      _unless_closed(lambda: say(report))  # the exception in flight matters more than a closed pipe
-    else:
-      say(report)
-
-
-def _unless_closed(action: Callable[[], None]) -> None:
-  """Runs `action` and ends it quietly if nobody reads the output any more."""
-  with contextlib.suppress(OSError, ValueError):
-    action()
+    say(f'{text}: {outcome}{watch.seconds:.0f} s')

@@ -16,6 +16,16 @@ def one_line(name: str | os.PathLike) -> str:
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(name))
 
 
+def reason(error: BaseException) -> str:
+  """Returns what an exception says, in one line: file and trouble if it has them, and its kind if it says nothing."""
+  if isinstance(error, OSError) and error.strerror:
+    place = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None  # it may be a number
+    text = error.strerror if place is None else f'{one_line(os.fsdecode(place))}: {error.strerror}'
+  else:
+    text = str(error)
+  return ' '.join(text.split()) or type(error).__name__
+
+
 def expanded(path: str | os.PathLike) -> pathlib.Path:
   """Returns a path whose `~` or `~NAME` at the start is the home folder.
 
