@@ -73,7 +73,7 @@ def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str 
   wanted['averaged'] = both if classifier.recipe.average_decay else {}
   whole = sharding.whole(classifier.mesh)
   wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
-  saved = checkpoints.Checkpoints(folder, read_only=True)
+  saved = checkpoints.Checkpoints(folder, runs.validation_accuracies(folder), read_only=True)
   found, _ = saved.restore_whole({'network': wanted}, step, fresh_first=True)
   network = found['network']
   number = int(network['step'])

@@ -17,6 +17,17 @@ from googlenet_jax.host.errors import UserError
 from googlenet_jax.model.options import Options
 
 FILE = 'run.json'
+METRICS = 'metrics.jsonl'
+# What a line of `metrics.jsonl` holds.
+RECORD = {
+  'step': int,
+  'epoch': float,
+  'split': str,
+  'loss': float,
+  'accuracy': float,
+  'learning_rate': float,
+  'examples_per_second': float,
+}
 # Options of the network that `init_from` brings with its weights. Dropout and auxiliary classifiers are for training.
 OF_SOURCE = tuple(field.name for field in dataclasses.fields(Options) if field.name not in ('dropout', 'auxiliary'))
 PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint')
@@ -121,6 +132,29 @@ def with_network_of_run(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict
   config = config.copy_and_resolve_references()
   config.model.update({name: before.model[name] for name in OF_SOURCE})
   return config
+
+
+def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads `metrics.jsonl`, without lines that are damaged; an empty list if there is no such file."""
+  try:
+    lines = (workdir / METRICS).read_text(encoding='utf-8', errors='replace').splitlines()
+  except FileNotFoundError:
+    return []
+  return [record for record in map(_parse, lines) if record is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError):  # the last line of a run that was killed while it wrote
+    return None
+  whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
+  return record if whole else None
+
+
+def validation_accuracies(workdir: pathlib.Path) -> dict[int, float]:
+  """Returns the accuracy on the validation images by step, from `metrics.jsonl`; averaged weights if there are any."""
+  return {record['step']: record['accuracy'] for record in records(workdir) if record['split'] == 'validation'}
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

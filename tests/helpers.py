@@ -165,13 +165,22 @@ def random_state(config, seed=0):
   )
 
 
+def write_validation(workdir, accuracies):
+  """Writes the records of validations, by step, into `metrics.jsonl`."""
+  numbers = {name: 0.0 for name, kind in runs.RECORD.items() if kind is float}
+  records = [{**numbers, 'step': s, 'split': 'validation', 'accuracy': a} for s, a in accuracies.items()]
+  (workdir / runs.METRICS).write_text(''.join(json.dumps(record) + '\n' for record in records))
+
+
 def write_run(workdir, config, *saves):
   """Writes a run as training does, with a checkpoint for each `(step, state, accuracy, fresh)`."""
   workdir.mkdir(parents=True, exist_ok=True)
   runs.write(workdir, runs.Run(config, tuple('abcdefghij'), (8, 8, 1)))
-  saved = checkpoints.Checkpoints(workdir)
-  for step, state, accuracy, fresh in saves:
-    saved.save(step, items(state.replace(step=jnp.int32(step))), {}, accuracy, fresh)
+  accuracies = {step: accuracy for step, _, accuracy, _ in saves if accuracy is not None}
+  saved = checkpoints.Checkpoints(workdir, accuracies)
+  for step, state, _, fresh in saves:
+    saved.save(step, items(state.replace(step=jnp.int32(step))), {}, fresh)
     saved.wait()
   saved.close()
+  write_validation(workdir, accuracies)
   return workdir

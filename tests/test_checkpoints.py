@@ -24,9 +24,12 @@ def abstract():
 
 
 def filled(tmp_path, accuracies):
-  saved = checkpoints.Checkpoints(tmp_path)
+  known = {}
+  saved = checkpoints.Checkpoints(tmp_path, known)
   for step, accuracy in enumerate(accuracies, start=1):
-    saved.save(step, items(float(step)), {'note': step}, accuracy)
+    saved.save(step, items(float(step)), {'note': step})
+    if accuracy is not None:  # as in training: known after the save
+      known[step] = accuracy
   saved.wait()
   return saved
 
@@ -111,13 +114,13 @@ def test_a_changed_byte_is_found(tmp_path):
 )
 def test_damaged_checkpoints_make_room_once_an_older_one_is_read(tmp_path, capsys, read_only, damaged, stay, said):
   first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0), jnp.int32(0))
-  saved = checkpoints.Checkpoints(tmp_path)
-  for step, accuracy in enumerate([0.9, 0.5, 0.6], start=1):  # the first is the best, or it would be gone
-    saved.save(step, state.items(first.replace(step=jnp.int32(step))), {}, accuracy)
+  saved = checkpoints.Checkpoints(tmp_path, {1: 0.9, 2: 0.5, 3: 0.6})  # the first is the best, or it would be gone
+  for step in (1, 2, 3):
+    saved.save(step, state.items(first.replace(step=jnp.int32(step))), {})
   saved.close()
   for step in damaged:
     change_a_byte(tmp_path / 'checkpoints' / str(step))
-  saved = checkpoints.Checkpoints(tmp_path, read_only)
+  saved = checkpoints.Checkpoints(tmp_path, read_only=read_only)
   if 1 in damaged:
     with pytest.raises(UserError, match='every checkpoint tried in .* is damaged'):
       state.restore(saved, first)
@@ -197,9 +200,9 @@ def test_without_validation_there_is_no_best(tmp_path):
   saved = filled(tmp_path, [None])
   with pytest.raises(UserError, match=r'^no checkpoint in .* has a validation accuracy: .*Give --step=N, or leave'):
     whole(saved, 'best')
-  saved.save(2, items(2.0), {}, 0.0)  # the worst accuracy there is, but an accuracy
-  saved.wait()
-  assert whole(saved, 'best')[0] == 2
+  saved.close()
+  saved = checkpoints.Checkpoints(tmp_path, {1: 0.0, 7: 0.5})  # the worst accuracy there is; and a step that is gone
+  assert whole(saved, 'best')[0] == 1
   saved.close()
 
 
@@ -214,9 +217,9 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_whose_statistics_fit_its_weights_comes_first_where_that_is_asked_for(tmp_path):
-  saved = checkpoints.Checkpoints(tmp_path)
+  saved = checkpoints.Checkpoints(tmp_path, {2: 0.5})
   for step, fresh in ((1, False), (2, True), (3, False)):
-    saved.save(step, items(float(step)), {}, 0.5 + (step == 2), fresh)
+    saved.save(step, items(float(step)), {}, fresh)
     saved.wait()
   assert [saved.is_fresh(step) for step in saved.steps()] == [fresh for fresh in (False, True)]
   assert whole(saved)[0] == 3  # training continues from the newest

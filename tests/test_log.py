@@ -6,8 +6,9 @@ import types
 import jax
 import pytest
 
+from googlenet_jax.runs import RECORD
 from googlenet_jax.training import loop
-from googlenet_jax.training.log import RECORD, MetricsLog
+from googlenet_jax.training.log import MetricsLog
 
 
 def record(step, split='train', **parts):

@@ -4,10 +4,11 @@ The two newest are kept, so damage to one loses no run. The one with the best va
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ from orbax.checkpoint import checkpoint_managers
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError
 
-NO_ACCURACY = -1.0  # stands for "not validated": lower than every accuracy
 BEST = 'best'
 # Orbax has one counter for all saves of a process. Two saves at once mix up their answers, lose files or wait forever.
 _one_save = threading.Lock()
@@ -38,31 +38,50 @@ class DamagedError(Exception):
   """The checkpoint cannot be read, or does not hold what was written."""
 
 
+def _best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
+  """Returns the step with the highest accuracy, the last of equal ones; None if no step was validated."""
+  validated = [step for step in steps if step in accuracies]
+  return max(validated, key=lambda step: (accuracies[step], step), default=None)
+
+
+@dataclasses.dataclass
+class _TwoNewestAndBest(checkpoint_managers.PreservationPolicy):
+  """Says to Orbax which checkpoints to keep."""
+
+  accuracies: dict[int, float]  # read at each save
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    steps = [checkpoint.step for checkpoint in checkpoints]  # ascending
+    kept = {*steps[-2:], _best(steps, self.accuracies)}
+    return [step in kept for step in steps]
+
+
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints`."""
 
-  def __init__(self, workdir: pathlib.Path, read_only: bool = False, one_at_a_time: bool = False):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    accuracies: dict[int, float] | None = None,
+    read_only: bool = False,
+    one_at_a_time: bool = False,
+  ):
     """Opens the folder, and makes it if it is missing.
 
     Args:
       workdir: folder of the run.
+      accuracies: accuracy on the validation images after a step, see `runs.validation_accuracies`. The best checkpoint
+        is kept. A step is saved before it is validated, so the training adds to this dict.
       read_only: change nothing in the folder. What looks like a killed save may be a save in progress.
       one_at_a_time: for threads that save several runs. Each save waits for its turn, and until it is on disk.
     """
     self.directory = workdir.resolve() / 'checkpoints'
     self.read_only = read_only
+    self._accuracies = {} if accuracies is None else accuracies
     self._one_at_a_time = one_at_a_time
-
-    def accuracy(metrics):
-      return metrics['accuracy'] if metrics else NO_ACCURACY
-
-    policy = checkpoint_managers.AnyPreservationPolicy(
-      [checkpoint_managers.LatestN(2), checkpoint_managers.BestN(get_metric_fn=accuracy, n=1)]
-    )
     with _quiet():
       options = ocp.CheckpointManagerOptions(
-        best_fn=accuracy,
-        preservation_policy=policy,
+        preservation_policy=_TwoNewestAndBest(self._accuracies),
         cleanup_tmp_directories=not read_only,
         create=not read_only,
         read_only=read_only,
@@ -79,8 +98,8 @@ class Checkpoints:
     Raises:
       UserError: no checkpoint was validated.
     """
-    step = self._manager.best_step()
-    if step is None or self._manager.metrics(step)['accuracy'] == NO_ACCURACY:
+    step = _best(self.steps(), self._accuracies)
+    if step is None:
       raise UserError(
         f'no checkpoint in {self.directory} has a validation accuracy: the recipe holds out no images '
         '(config.data.validation_examples=0). Give --step=N, or leave --step out for the newest'
@@ -89,18 +108,18 @@ class Checkpoints:
 
   def is_fresh(self, step: int) -> bool:
     """Returns whether the batch statistics of a checkpoint fit its weights, see `save`."""
-    return bool((self._manager.metrics(step) or {}).get('fresh'))
+    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    if 'fresh' not in meta:  # saved by version 0.2.0 or older
+      meta = self._manager.metrics(step) or {}
+    return bool(meta.get('fresh'))
 
-  def save(
-    self, step: int, items: dict[str, Any], meta: dict[str, Any], accuracy: float | None = None, fresh: bool = True
-  ) -> None:
+  def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], fresh: bool = True) -> None:
     """Writes a checkpoint, in the background unless `one_at_a_time`. Does nothing if the step is saved already.
 
     Args:
       step: number of steps taken.
       items: trees of arrays; each can be restored without the others.
       meta: JSON values to save with the items.
-      accuracy: accuracy on the validation images, if there are any. The best checkpoint is kept.
       fresh: whether the batch statistics fit the weights, see `evaluation/statistics.py`.
 
     Raises:
@@ -111,12 +130,12 @@ class Checkpoints:
     digest, bad = _digest(items)
     if bad:
       raise UserError(f'step {step}: {bad[0]} is not finite; not saved. Lower the learning rate. {self.newest()}')
-    metrics = {'accuracy': NO_ACCURACY if accuracy is None else accuracy, 'fresh': float(fresh)}
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave({**meta, 'crc32': digest}))
+    meta = {**meta, 'fresh': fresh, 'crc32': digest}
+    arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))
     with _one_save if self._one_at_a_time else contextlib.nullcontext():
       try:
-        taken = self._manager.save(step, args=arguments, metrics=metrics)
+        taken = self._manager.save(step, args=arguments)
       except Exception as error:  # perhaps an error of the previous save, from its thread
         raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
       if self._one_at_a_time:
@@ -144,6 +163,7 @@ class Checkpoints:
       first = (str(error).strip() or type(error).__name__).splitlines()[0]
       raise DamagedError(f'checkpoint {step} in {self.directory} cannot be read ({first[:150]})') from error
     written = restored.meta.pop('crc32')
+    restored.meta.pop('fresh', None)
     found = {name: restored[name] for name in items}
     changed = [name for name, crc in _digest(found)[0].items() if written.get(name) != crc]
     if changed:

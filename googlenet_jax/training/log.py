@@ -6,18 +6,8 @@ import sys
 import threading
 from typing import Any
 
+from googlenet_jax import runs
 from googlenet_jax.host import files
-
-# What a line of `metrics.jsonl` holds.
-RECORD = {
-  'step': int,
-  'epoch': float,
-  'split': str,
-  'loss': float,
-  'accuracy': float,
-  'learning_rate': float,
-  'examples_per_second': float,
-}
 
 
 class MetricsLog:
@@ -29,16 +19,14 @@ class MetricsLog:
     self._file = self._events = None
     if not files.is_writer():
       return
-    path = workdir / 'metrics.jsonl'
-    if path.exists() and first_step:
-      lines = path.read_text(errors='replace').splitlines()
-      self.records = [r for r in map(_parse, lines) if r is not None and r['step'] <= first_step]
+    path = workdir / runs.METRICS
+    self.records = [record for record in runs.records(workdir) if 0 < record['step'] <= first_step]
     files.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
     self._file = path.open('a', buffering=1)
     self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends a record with the keys of RECORD. With auxiliary classifiers it also has the parts of the loss;
+    """Appends a record with the keys of `runs.RECORD`. With auxiliary classifiers it also has the parts of the loss;
     for images that are decoded in each epoch, the images a second that the host could decode.
 
     A record that the log has already is not written again, so a finished run can be started again.
@@ -77,12 +65,3 @@ def _summary_writer() -> Any:
       if hidden:
         del sys.modules['torch']
   return tensorboardX.SummaryWriter
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-  try:
-    record = json.loads(line)
-  except json.JSONDecodeError:  # the last line of a run that was killed while it wrote
-    return None
-  whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
-  return record if whole else None

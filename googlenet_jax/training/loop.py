@@ -71,7 +71,8 @@ def train(
 
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
   _, state = create_state(config, len(classifier.classes), classifier.channels, plan.tx, plan.mesh)
-  saved = checkpoints.Checkpoints(workdir, one_at_a_time=devices is not None)
+  accuracies = runs.validation_accuracies(workdir)
+  saved = checkpoints.Checkpoints(workdir, accuracies, one_at_a_time=devices is not None)
   console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   begun = restore(saved, state)
   if begun is None and config.init_from:
@@ -89,7 +90,7 @@ def train(
   with contextlib.closing(MetricsLog(workdir, step)) as log:
     evaluations = {}
     if step < plan.last_step:
-      state, evaluations = train_steps(plan, state, meta, saved, log, stop)
+      state, evaluations = train_steps(plan, state, meta, saved, accuracies, log, stop)
     saved.close()
     step = int(state.step)
     if step < plan.last_step:
@@ -114,6 +115,7 @@ def train_steps(
   state: TrainState,
   meta: dict[str, Any],
   saved: checkpoints.Checkpoints,
+  accuracies: dict[int, float],
   log: MetricsLog,
   stop: StopRequest,
 ) -> tuple[TrainState, dict[str, Evaluation]]:
@@ -162,8 +164,9 @@ def train_steps(
 
       # Save before printing, because printing fails if the terminal or pipe is closed
       if save:
-        validation = evaluations.get('validation')
-        saved.save(step, items(state), meta, validation and validation.accuracy, fresh)
+        if validation := evaluations.get('validation'):
+          accuracies[step] = validation.accuracy
+        saved.save(step, items(state), meta, fresh)
 
       # Show
       progress.show(record)
@@ -269,7 +272,7 @@ def count_up(meta: dict[str, Any], seconds: float, interval: Metrics, epoch: Met
 
 
 def make_record(plan: Plan, step: int, split: str, means: dict[str, float], speed: float) -> dict[str, Any]:
-  """Makes a line of `metrics.jsonl`, see `log.RECORD`."""
+  """Makes a line of `metrics.jsonl`, see `runs.RECORD`."""
   loss, accuracy, *_ = means.values()
   return {
     'step': step,
