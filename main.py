@@ -177,11 +177,12 @@ def config_of_flags() -> 'ConfigDict':
 
 def workdir_of_flags() -> pathlib.Path | None:
   """Returns the folder of the run; None if neither --workdir nor --config is given."""
+  from googlenet_jax import recipe
   from googlenet_jax.host.errors import expanded
 
   if WORKDIR.value is None and CONFIG.value is None:
     return None
-  name = pathlib.Path((CONFIG.value or '').partition(':')[0]).stem
+  name = pathlib.Path(recipe.split_name(CONFIG.value or '')[0]).stem
   return expanded(WORKDIR.value or f'runs/{name}')
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import pathlib
+import re
 import runpy
 import traceback
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ def read(name: str) -> ml_collections.ConfigDict:
   Raises:
     UserError: there is no such file, or its code raises an error; the text names the line of the recipe.
   """
-  path, *argument = name.split(':', 1)
+  path, *argument = split_name(name)
   file = expanded(path).absolute()
   if not file.is_file():
     what = 'it is a folder' if file.is_dir() else 'there is no such file'
@@ -200,6 +201,14 @@ def read(name: str) -> ml_collections.ConfigDict:
   if not config.get('name'):
     config.name = pathlib.Path(path).stem
   return config
+
+
+def split_name(name: str) -> list[str]:
+  """Returns the path, and the text if there is one, of `PATH:TEXT`. The path may begin with `file:` or `C:`."""
+  start = re.match(r'[A-Za-z][A-Za-z0-9+-]*:(?=[/\\])', name)
+  before = start[0] if start else ''
+  path, *argument = name.removeprefix(before).split(':', 1)
+  return [before + path, *argument]
 
 
 def _recipes(path: str) -> str:

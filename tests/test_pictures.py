@@ -319,7 +319,7 @@ def test_what_is_no_file_is_one_line(tmp_path):
   fails(tmp_path / 'zero.png', 'is a device or a pipe')
   fails(tmp_path / ('a' * 300), 'cannot be read: File name too long')
   fails('zero\0byte.png', 'null')
-  fails('~no_such_user/picture.png', 'does not exist')
+  fails('~no_such_user/picture.png', 'is unknown')
 
 
 def test_files_that_may_not_be_read_are_one_line(tmp_path, monkeypatch):

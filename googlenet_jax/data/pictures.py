@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from googlenet_jax.host.errors import UserError, one_line
+from googlenet_jax.host.errors import UserError, expanded_text, one_line
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 # PIL opens these and no others: its plugin for EPS, for example, runs another program.
@@ -136,7 +136,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
   """Opens a picture file; what goes wrong with it in the `with` block becomes a UserError of one line."""
   if _NO_WARNINGS not in warnings.filters:  # catch_warnings() is not safe in threads
     warnings.filterwarnings('ignore', module=r'PIL\b')
-  path = os.path.expanduser(path)
+  path = expanded_text(path)
   name = one_line(path)
   try:
     _check_file(path)

@@ -1,7 +1,7 @@
 """`--mode=explain`: shows where in a picture the network finds what speaks for a class."""
 
 import collections
-import os
+import contextlib
 import pathlib
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from googlenet_jax.evaluation import drawing, heat_maps, predict, sources
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, WIDTH, fit, percent, user_text
 from googlenet_jax.evaluation.sources import Found
 from googlenet_jax.host import console
-from googlenet_jax.host.errors import UserError, one_line
+from googlenet_jax.host.errors import UserError, expanded_text, one_line
 
 LONGEST_NAME = 200  # bytes of the name of a file; file systems take 255
 WIDE = 1.8  # width divided by height: pictures at least so wide stand below each other
@@ -83,8 +83,10 @@ class FileNames:
 
   def __init__(self, arguments: Sequence[str]):
     """Takes what the user named: files, folders, patterns."""
-    self._given = {os.path.expanduser(argument).rstrip('/') for argument in arguments}
-    self._used, self._numbers = set(), collections.Counter()
+    self._given, self._used, self._numbers = set(), set(), collections.Counter()
+    for argument in arguments:
+      with contextlib.suppress(UserError):  # `sources.find` says what is wrong with it
+        self._given.add(expanded_text(argument).rstrip('/'))
 
   def new(self, found: Found) -> str:
     """Returns `NAME_explained.png`. For a picture in a folder that was given, NAME begins with its folders in there."""

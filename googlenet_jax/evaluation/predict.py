@@ -141,13 +141,15 @@ def batches(
 
 def progress(total: int) -> tqdm.tqdm:
   """Returns a progress bar on stderr; it shows nothing where stderr is no terminal or there is little to do."""
-  return tqdm.tqdm(total=total, unit=' pictures', disable=total < BAR_FROM or not sys.stderr.isatty(), leave=False)
+  return tqdm.tqdm(
+    total=total, unit=' pictures', disable=total < BAR_FROM or not console.is_terminal(sys.stderr), leave=False
+  )
 
 
 def say_unread(picture: Picture, total: int) -> None:
   """Says on stderr why a picture cannot be read; `check_read` says it where there is no other."""
   if total > 1:
-    tqdm.tqdm.write(f'error: {picture.error}', file=sys.stderr)
+    console.complain(f'error: {picture.error}')
 
 
 def check_read(read: int, total: int, last: Picture) -> None:
@@ -159,7 +161,7 @@ def check_read(read: int, total: int, last: Picture) -> None:
 def status(unread_count: int, total: int, where: str = '') -> int:
   """Returns the exit status: 0, or 1 if some pictures could not be read, which it says on stderr."""
   if unread_count:
-    print(f'{unread_count} of {total} pictures could not be read{where}', file=sys.stderr)
+    console.complain(f'{unread_count} of {total} pictures could not be read{where}')
   return int(unread_count > 0)
 
 
@@ -179,7 +181,7 @@ def output_folder(workdir: pathlib.Path, output: pathlib.Path | None, name: str)
     if output:
       raise UserError(f'--output={output} cannot be written: {error.strerror}') from error
     note = f'note: {folder} cannot be written ({error.strerror}), so no files are: --output=DIR names another folder'
-    print(note, file=sys.stderr)
+    console.complain(note)
     return None
   return folder
 
@@ -231,7 +233,7 @@ def _csv_rows(folder: pathlib.Path | None, top: int) -> Iterator[Callable[[list]
       if ends[1:]:
         os.truncate(temporary, ends[-1])
         temporary.replace(path)
-        print(f'note: {path} holds the first {len(ends) - 1} pictures', file=sys.stderr)
+        console.complain(f'note: {path} holds the first {len(ends) - 1} pictures')
       raise
 
 

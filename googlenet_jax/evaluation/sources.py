@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from googlenet_jax.data import decoding, listing, pictures
-from googlenet_jax.host.errors import UserError, one_line
+from googlenet_jax.host import console
+from googlenet_jax.host.errors import UserError, expanded_text, one_line
 
 STANDARD_INPUT = '-'
 AHEAD = 128  # pictures that are read before the network needs them
@@ -52,19 +53,26 @@ def find(arguments: Sequence[str], classes: Collection[str]) -> list[Found]:
   arguments = [own for argument in arguments for own in (_listed() if argument == STANDARD_INPUT else [argument])]
   if not arguments:
     raise UserError('no pictures are named: give files, folders, or - for a list on standard input')
-  found = [one for argument in arguments for one in _find(os.path.expanduser(argument), classes)]
+  found = [one for argument in arguments for one in _find(argument, classes)]
   if all(one.error for one in found):
     raise UserError(f'{found[0].error}{f" (and {len(found) - 1} more like it)" if found[1:] else ""}')
   return found
 
 
 def _listed() -> list[str]:
+  if sys.stdin is None:
+    raise UserError('standard input is closed: give a list of pictures there, or name the pictures')
   data = sys.stdin.buffer.read()
   parts = data.split(b'\0') if b'\0' in data else data.splitlines()
   return [os.fsdecode(part) for part in parts if part]
 
 
 def _find(argument: str, classes: Collection[str]) -> Iterator[Found]:
+  try:
+    argument = expanded_text(argument)
+  except UserError as error:
+    yield Found(argument, error=str(error))
+    return
   if os.path.isdir(argument):
     found = [*_in_folder(argument, classes)]
     yield from found or [
@@ -92,7 +100,7 @@ def _in_folder(folder: str, classes: Collection[str]) -> Iterator[Found]:
     yield from (Found(os.path.join(place, name), true_class) for name in names)
   others = walk.other_endings().removeprefix(', only ')
   for note in [*walk.notes, *([f'{one_line(folder)} holds {others}'] if others else [])]:
-    print(f'note: {note}', file=sys.stderr)
+    console.complain(f'note: {note}')
   for path, reason in walk.refused:
     yield Found(path, error=f'{one_line(path)} cannot be opened: {reason}')
 

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import urllib.request
 
 
 class UserError(Exception):
@@ -27,12 +29,31 @@ def reason(error: BaseException) -> str:
 
 
 def expanded(path: str | os.PathLike) -> pathlib.Path:
-  """Returns a path whose `~` or `~NAME` at the start is the home folder.
+  """Returns what a user wrote as a path of this machine; see `expanded_text`."""
+  return pathlib.Path(expanded_text(path))
+
+
+def expanded_text(path: str | os.PathLike) -> str:
+  """Returns what a user wrote as a path of this machine, as text that is otherwise unchanged.
+
+  `~` or `~NAME` at the start is the home folder, and `file:///folder` is `/folder`. Every path of a user goes through
+  this function before anything is made: flags, keys of recipes, environment variables, arguments in Python.
 
   Raises:
-    UserError: there is no such home folder.
+    UserError: there is no such home folder, or the path is the URL of something else.
   """
-  try:
-    return pathlib.Path(path).expanduser()
-  except RuntimeError as error:
-    raise UserError(f'{one_line(path)}: the home folder that ~ stands for is unknown: write the whole path') from error
+  text = os.fsdecode(path)
+  scheme, _, rest = text.partition(':')
+  # `gs:/bucket` is what pathlib makes of `gs://bucket`, unless there is a folder of that name. Windows has `c:/folder`.
+  is_url = rest.startswith('//') or (rest.startswith('/') and not os.path.exists(f'{scheme}:'))
+  if is_url and re.fullmatch('[A-Za-z][A-Za-z0-9+.-]+', scheme):
+    host, _, rest = rest[2:].partition('/') if rest.startswith('//') else ('', '', rest[1:])
+    if scheme.lower() != 'file' or host not in ('', 'localhost'):
+      raise UserError(
+        f'{one_line(path)} is a URL, and files must be on this machine: mount the bucket, or copy or download the files'
+      )
+    text = urllib.request.url2pathname(f'/{rest}')
+  whole = os.path.expanduser(text)
+  if whole.startswith('~') and not os.path.lexists(whole):  # a file may have such a name
+    raise UserError(f'{one_line(path)}: the home folder that ~ stands for is unknown: write the whole path')
+  return whole

@@ -1,0 +1,112 @@
+import os
+import pathlib
+import sys
+
+import pytest
+from helpers import call_main
+
+from googlenet_jax import load, recipe, train
+from googlenet_jax.data import pictures
+from googlenet_jax.evaluation import sources
+from googlenet_jax.host.errors import UserError, expanded, expanded_text
+
+
+@pytest.mark.parametrize(
+  ('given', 'path'),
+  [
+    ('runs/x/', 'runs/x/'),
+    ('/runs/x', '/runs/x'),
+    ('~/x', '/home/somebody/x'),
+    ('~/x/*.png', '/home/somebody/x/*.png'),
+    ('file:///x/my%20pictures', '/x/my pictures'),
+    ('file:/x', '/x'),
+    ('FILE://localhost/x', '/x'),
+    ('c:/x', 'c:/x'),
+    ('c:\\x', 'c:\\x'),
+    ('note: a/b', 'note: a/b'),
+    ('12:30/x', '12:30/x'),
+    ('a:b', 'a:b'),
+    ('made://x', None),
+    ('made:/x', 'made:/x'),
+    ('gs://bucket/x', None),
+    ('gs:/bucket/x', None),
+    ('s3://bucket', None),
+    ('https://example.org/x.png', None),
+    ('file://host/x', None),
+    ('~nosuchuser/x', None),
+    ('~there', '~there'),
+  ],
+)
+def test_a_path_of_a_user_is_one_of_this_machine(given, path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', '/home/somebody')
+  for name in ('made:', '~there'):
+    (tmp_path / name).mkdir()
+  if path is None:
+    with pytest.raises(UserError, match=r'is a URL|is unknown') as caught:
+      expanded_text(given)
+    assert str(caught.value).startswith(given)
+  else:
+    assert expanded_text(given) == path
+    assert expanded(given) == pathlib.Path(path)
+    if 'localhost' not in given:  # pathlib takes one of two slashes
+      assert expanded(pathlib.Path(given)) == pathlib.Path(path)
+
+
+URL = 'gs://bucket/x'
+
+
+def call(*arguments):
+  ended = call_main(*arguments)
+  if ended.status == 2:
+    raise UserError(ended.err)
+
+
+@pytest.mark.parametrize(
+  'use',
+  [
+    lambda: call('--config=configs/digits.py', f'--workdir={URL}'),
+    lambda: call('--mode=evaluate', f'--workdir={URL}'),
+    lambda: call('--mode=predict', f'--workdir={URL}', 'x.png'),
+    lambda: call('--mode=inspect', '--config=configs/digits.py', f'--output={URL}'),
+    lambda: call(f'--config={URL}/digits.py'),
+    lambda: call('--config=configs/digits.py', f'--config.init_from={URL}'),
+    lambda: train('configs/digits.py', URL),
+    lambda: load(URL),
+    lambda: recipe.read(f'{URL}.py'),
+    lambda: sources.find([URL], []),
+    lambda: pictures.read(URL, 3),
+  ],
+)
+def test_a_url_is_one_line_before_anything_is_made(use, tmp_path, monkeypatch):
+  (tmp_path / 'configs').symlink_to(os.path.abspath('configs'))
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match=r'gs://bucket/x\S* is a URL, and files must be on this machine'):
+    use()
+  assert os.listdir() == ['configs']
+
+
+@pytest.mark.parametrize(
+  ('name', 'parts'),
+  [
+    ('configs/x.py', ['configs/x.py']),
+    ('configs/x.py:text', ['configs/x.py', 'text']),
+    ('configs/x.py:/data:2', ['configs/x.py', '/data:2']),
+    ('file:///x.py:text', ['file:///x.py', 'text']),
+    ('C:\\x.py:text', ['C:\\x.py', 'text']),
+  ],
+)
+def test_a_recipe_may_have_a_text(name, parts):
+  assert recipe.split_name(name) == parts
+
+
+def test_one_picture_that_is_a_url_does_not_stop_the_others(tmp_path):
+  found = sources.find([URL, f'file://{tmp_path}/a.png'], [])
+  assert [one.name for one in found] == [URL, f'{tmp_path}/a.png']
+  assert 'is a URL' in found[0].error
+
+
+def test_a_list_on_a_closed_standard_input(monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', None)
+  with pytest.raises(UserError, match='standard input is closed'):
+    sources.find(['-'], [])
