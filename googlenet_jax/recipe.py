@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from googlenet_jax.host.errors import UserError, expanded
+from googlenet_jax.host.errors import UserError, expanded, one_line
 from googlenet_jax.model.options import STAGES, Options
 
 # Who may change a key after training began.
@@ -238,12 +238,12 @@ def override(config: ml_collections.ConfigDict, name: str, text: str) -> None:
     UserError: the key is unknown, or the text is not a value of its type.
   """
   if name not in KEYS:
-    raise UserError(f'--config.{name} is no key of a recipe. {suggest(name)}')
+    raise UserError(f'--config.{one_line(name)} is no key of a recipe. {suggest(name)}')
   kind = type(KEYS[name].default)
   try:
     value = {'true': True, 'false': False}[text.lower()] if kind is bool else kind(text)
   except (ValueError, KeyError) as error:
-    raise UserError(f'--config.{name}={text}: it must be {KINDS[kind]}') from error
+    raise UserError(f'--config.{name}={one_line(text)}: it must be {KINDS[kind]}') from error
   config.update_from_flattened_dict({name: value})
 
 

@@ -11,6 +11,8 @@ from googlenet_jax import recipe
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model.options import STAGES, Options
 
+LARGEST = 2**31 - 1  # number that a key may have if it does not say so itself: devices count in 32 bits
+
 
 def validate(config: ConfigDict, trains: bool = True) -> None:
   """Checks a recipe.
@@ -47,7 +49,8 @@ def _problems(key: recipe.Key, value: Any) -> Iterator[str]:
     yield 'must be finite'
   if key.choices and value not in key.choices:
     yield f'is unknown: choose from {", ".join(str(choice) for choice in key.choices if choice != "")}'
-  bounds = {'at least': key.least, 'above': key.above, 'at most': key.most, 'below': key.below}
+  most = key.most if key.most is not None or key.below is not None or kind in (bool, str) else LARGEST
+  bounds = {'at least': key.least, 'above': key.above, 'at most': most, 'below': key.below}
   bounds = {word: bound for word, bound in bounds.items() if bound is not None}
   inside = {'at least': operator.ge, 'above': operator.gt, 'at most': operator.le, 'below': operator.lt}
   if not all(inside[word](value, bound) for word, bound in bounds.items()):

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from googlenet_jax import recipe
+from googlenet_jax.host.errors import UserError
 from googlenet_jax.model.googlenet import HEADS
+from googlenet_jax.recipe_checks import LARGEST
 
 
 def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
@@ -33,13 +35,16 @@ def learning_rate_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     A function of the step, an int or an int32 array.
 
   Raises:
+    UserError: there are more steps than can be counted.
     ValueError: an unknown schedule.
   """
   rate, total = config.learning_rate, config.epochs * steps_per_epoch
+  if total > LARGEST:
+    raise UserError(f'config.epochs={config.epochs} are {total:,} steps: at most {LARGEST:,} can be counted')
   warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)  # one step is left for the rest
   match config.schedule:
     case 'step':
-      every = config.decay_epochs * steps_per_epoch
+      every = min(config.decay_epochs * steps_per_epoch, LARGEST)
       schedule = optax.exponential_decay(rate, every, config.decay_factor, staircase=True)
     case 'constant':
       schedule = optax.constant_schedule(rate)
