@@ -221,31 +221,6 @@ def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(whole, tm
   assert 'stopped at step 5 of 22, saved' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_requests_inside_the_block_and_as_before_after_it(number):
-  before = signal.getsignal(number)
-  with StopRequest() as stop:
-    assert stop.signal is None
-    os.kill(os.getpid(), number)
-    assert stop.signal is number
-  assert signal.getsignal(number) is before
-
-
-def test_a_second_signal_ends_at_once_whatever_threads_are_at_work():
-  code = """
-import os, signal, threading, time
-from googlenet_jax.host.signals import StopRequest
-with StopRequest():
-  threading.Thread(target=time.sleep, args=(60,)).start()
-  for _ in range(2):
-    os.kill(os.getpid(), signal.SIGTERM)
-"""
-  process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, timeout=50)
-  assert process.returncode == 128 + signal.SIGTERM
-  assert b'a second signal ends at once' in process.stderr
-  assert process.stderr.endswith(b'ended at once; what was not saved yet is lost\n')
-
-
 # TensorStore's threads complain when they meet half a file.
 @pytest.mark.usefixtures('no_pictures')
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -287,7 +262,7 @@ loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.ar
   loop.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path, StopRequest())
   assert read_back == [step for step in (7, 11, 14, 21, 22) if step > before]  # the damaged one written again, whole
   out = capsys.readouterr().out
-  assert re.search(f'warning: checkpoint {newest} in .*; deleted, step {before} is whole', out)
+  assert re.search(f'warning: checkpoint .*/{newest} is damaged: .*; moved to .*/{newest}; step {before} is used', out)
   assert f'continuing after step {before} of 22' in out
   assert_same_run(tmp_path, whole.workdir)
 

@@ -1,38 +1,184 @@
-"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+"""Signals that ask a program to end: Ctrl-C, SIGTERM, a closed terminal (SIGHUP), Slurm's warning (SIGUSR1).
 
+While a training has steps that are not saved, the first signal is a request, which the loop answers by saving.
+Everywhere else a signal raises KeyboardInterrupt in the main thread. Python runs its handlers between two lines of
+Python, and a call of XLA may compile for a minute. So a program also has a thread that learns of signals at once.
+"""
+
+import concurrent.futures
+import contextlib
+import contextvars
 import os
 import shlex
 import signal
+import socket
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from googlenet_jax.host import console
 
+NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
+# A closed terminal sends SIGHUP twice, and a scheduler's SIGTERM follows its SIGUSR1: only these insist, if repeated.
+INSISTING = ('SIGINT', 'SIGTERM')
+GRACE = 1.0  # seconds in which the main thread must begin to answer
+_answered = threading.Event()  # the main thread has begun to answer
+_request: 'StopRequest | None' = None  # of the training that runs in the main thread
+_abandoned: list[concurrent.futures.Future] = []  # what XLA may still compile
+
+
+def caught() -> list[signal.Signals]:
+  """Returns the signals to answer: those of this system which the parent did not have ignored, as `nohup` does."""
+  numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+  return [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+  """Interrupts the main thread, as a handler. During training, `StopRequest` handles signals instead."""
+  _answered.set()
+  raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def of_program(end: Callable[[int], Any]) -> Iterator[None]:
+  """For a program, not for a library: signals interrupt the block, even where the main thread is inside XLA.
+
+  A signal raises `KeyboardInterrupt(number)`. If the main thread does not answer, or at a second signal, a thread calls
+  `end`.
+
+  Args:
+    end: ends the process; its argument is the number of the signal.
+  """
+  receiver, sender = socket.socketpair()
+  sender.setblocking(False)
+  _answered.clear()
+  before = {number: signal.signal(number, interrupt) for number in caught()}
+  descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+  threading.Thread(target=_watch, args=(receiver, frozenset(before), end), daemon=True).start()
+  try:
+    yield
+  except SystemExit as error:
+    if not all(work.done() for work in _abandoned):  # Python would wait for XLA
+      for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+          stream.flush()
+      os._exit(error.code)
+    raise
+  finally:
+    signal.set_wakeup_fd(descriptor)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    sender.close()  # ends the thread
+
+
+def _watch(receiver: socket.socket, numbers: frozenset[int], end: Callable[[int], Any]) -> None:
+  """Learns of every signal as it comes."""
+  came = insisted = 0
+  while number := receiver.recv(1):
+    number = number[0]
+    if number not in numbers:
+      continue
+    came += 1
+    insisted += signal.Signals(number).name in INSISTING
+    if _request is not None and _request.is_held():
+      if insisted > 1:
+        _tell('ended at once; what was not saved yet is lost')
+        os._exit(128 + number)  # SystemExit would wait for threads; a half-written checkpoint does not count
+      _request.ask(number)
+    elif came > 1 or not _answered.wait(GRACE):
+      end(number)
+  receiver.close()
+
+
+def _tell(text: str) -> None:
+  with contextlib.suppress(OSError):  # the terminal is gone
+    os.write(2, f'{text}\n'.encode())  # print could fail: the signal may have interrupted another print
+
+
+class StoppedError(Exception):
+  """A signal came before some work was done."""
+
 
 class StopRequest:
-  """Inside the `with` block, `signal` is the first SIGINT or SIGTERM that came; a second one ends the program."""
+  """Answers signals in a `with` block in which something is trained; `signal` is the first one that came.
+
+  Where nothing is unsaved, a signal raises KeyboardInterrupt. Inside `holding()` it only sets `signal`, and the block
+  must save and end; a second SIGINT or SIGTERM raises KeyboardInterrupt there too. Only the main thread can catch
+  signals. In another thread the block leaves them to the program.
+  """
 
   def __init__(self):
     """Catches nothing until the block begins."""
     self.signal: signal.Signals | None = None
-    self._before = {}
+    self._before: dict[signal.Signals, Any] = {}
+    self._held = self._insisted = 0
+    self._counting, self._first = threading.Lock(), threading.Lock()
 
   def __enter__(self) -> 'StopRequest':
-    for number in (signal.SIGINT, signal.SIGTERM):
-      self._before[number] = signal.signal(number, self._catch)
+    global _request
+    if threading.current_thread() is threading.main_thread():
+      _request = self
+      self._before = {number: signal.signal(number, self._catch) for number in caught()}
     return self
 
   def __exit__(self, *_) -> None:
+    global _request
     for number, handler in self._before.items():
       signal.signal(number, handler)
+    if _request is self:
+      _request = None
+
+  @contextlib.contextmanager
+  def holding(self) -> Iterator[None]:
+    """Inside the block something is unsaved. Several threads may hold at the same time."""
+    with self._counting:
+      self._held += 1
+    try:
+      yield
+    finally:
+      with self._counting:
+        self._held -= 1
+
+  def is_held(self) -> bool:
+    """Returns whether something is unsaved."""
+    return self._held > 0
+
+  def ask(self, number: int) -> None:
+    """Notes a signal, and says once what follows."""
+    self.signal = self.signal or signal.Signals(number)
+    if self._first.acquire(blocking=False):
+      _tell(f'\n{self.signal.name}: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once')
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
-    if self.signal is not None:
-      os.write(2, b'ended at once; what was not saved yet is lost\n')
-      os._exit(128 + number)  # SystemExit would wait for threads; a half-written checkpoint does not count
-    self.signal = signal.Signals(number)
-    # print could fail here: the signal may have interrupted another print.
-    os.write(2, f'\n{self.signal.name}: saving after the steps under way; a second signal ends at once\n'.encode())
+    _answered.set()
+    self._insisted += signal.Signals(number).name in INSISTING
+    if self.is_held() and self._insisted < 2:
+      self.ask(number)
+      return
+    self.signal = self.signal or signal.Signals(number)  # for threads that train
+    raise KeyboardInterrupt(number)
+
+  def unless_stopped(self, work: Callable[[], Any], patience: float = 0.0) -> Any:
+    """Returns what `work()` returns. Inside XLA no thread can answer a signal, so the work gets a thread of its own.
+
+    Args:
+      work: what may take a minute, and can be abandoned.
+      patience: seconds to wait for it after a signal.
+
+    Raises:
+      StoppedError: a signal came first. The work goes on for nothing until the process ends.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    future = pool.submit(contextvars.copy_context().run, work)
+    pool.shutdown(wait=False)
+    while not future.done():
+      concurrent.futures.wait([future], 0.1)
+      if self.signal is not None and not concurrent.futures.wait([future], patience).done:
+        _abandoned.append(future)
+        raise StoppedError
+    return future.result()
 
   def exit(self) -> None:
     """Says how to continue, and ends the program with the shell's status for the signal."""
