@@ -1,11 +1,12 @@
 import concurrent.futures
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from googlenet_jax.host import checkpoints
+from googlenet_jax.host import checkpoints, damage
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.training import state
 
@@ -100,19 +101,19 @@ def test_a_changed_byte_is_found(tmp_path):
   saved = filled(tmp_path, [None])
   saved.close()
   change_a_byte(tmp_path / 'checkpoints' / '1')
-  with pytest.raises(checkpoints.DamagedError, match='checkpoint 1 in'):
+  with pytest.raises(damage.DamagedError, match=r'checkpoint .*/checkpoints/1 is damaged: '):
     checkpoints.Checkpoints(tmp_path).restore({'network': abstract(), 'training': abstract()}, 1)
 
 
 @pytest.mark.parametrize(
-  ('read_only', 'damaged', 'stay', 'said'),
+  ('read_only', 'damaged', 'stay'),
   [
-    (False, [3, 2], [1], '; deleted, step 1 is whole'),
-    (True, [3, 2], [3, 2, 1], ''),
-    (False, [3, 2, 1], [3, 2, 1], ''),  # there is nothing to continue from: nothing is touched
+    (False, [3, 2], [1]),
+    (True, [3, 2], [3, 2, 1]),
+    (False, [3, 2, 1], [3, 2, 1]),  # there is nothing to continue from: nothing is touched
   ],
 )
-def test_damaged_checkpoints_make_room_once_an_older_one_is_read(tmp_path, capsys, read_only, damaged, stay, said):
+def test_damaged_checkpoints_are_moved_aside_once_an_older_one_is_read(tmp_path, capsys, read_only, damaged, stay):
   first = state.TrainState(jnp.int32(0), tree(0.0), tree(1.0), tree(2.0), tree(3.0), jnp.int32(0))
   saved = checkpoints.Checkpoints(tmp_path, {1: 0.9, 2: 0.5, 3: 0.6})  # the first is the best, or it would be gone
   for step in (1, 2, 3):
@@ -120,17 +121,22 @@ def test_damaged_checkpoints_make_room_once_an_older_one_is_read(tmp_path, capsy
   saved.close()
   for step in damaged:
     change_a_byte(tmp_path / 'checkpoints' / str(step))
+  (tmp_path / 'damaged' / '3').mkdir(parents=True)  # of an earlier time
   saved = checkpoints.Checkpoints(tmp_path, read_only=read_only)
   if 1 in damaged:
-    with pytest.raises(UserError, match='every checkpoint tried in .* is damaged'):
+    with pytest.raises(UserError, match='every checkpoint tried in .* is damaged: bring that folder back'):
       state.restore(saved, first)
   else:
     assert int(state.restore(saved, first)[0].step) == 1
   warnings = capsys.readouterr().out.splitlines()
-  assert [w[: len('warning: checkpoint 3')] for w in warnings] == [f'warning: checkpoint {step}' for step in damaged]
-  assert all(w.endswith(f' is not what was saved{said}') for w in warnings)
+  for step, warning, moved in zip(damaged, warnings, ('3_2', '2'), strict=False):
+    expected = f'warning: checkpoint {tmp_path}/checkpoints/{step} is damaged: network/.* is not what was saved'
+    expected += f'; moved to {tmp_path}/damaged/{moved}' * (stay == [1]) + '; step 1 is used' * (1 not in damaged)
+    assert re.fullmatch(expected, warning)
+  assert len(warnings) == len(damaged)
   assert saved.steps() == stay
   if stay == [1]:
+    assert (tmp_path / 'damaged' / '3_2' / 'network').is_dir()
     saved.save(2, state.items(first.replace(step=jnp.int32(2))), {})
   saved.close()
   assert checkpoints.Checkpoints(tmp_path).steps() == ([2, 1] if stay == [1] else stay)

@@ -7,17 +7,14 @@ import contextlib
 import dataclasses
 import pathlib
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from googlenet_jax.host import console
+from googlenet_jax.host import console, damage, files
 from googlenet_jax.host.errors import UserError
 
 BEST = 'best'
@@ -32,10 +29,6 @@ def _quiet() -> Iterator[None]:
   logging.set_verbosity(min(level, logging.ERROR))
   yield
   logging.set_verbosity(level)
-
-
-class DamagedError(Exception):
-  """The checkpoint cannot be read, or does not hold what was written."""
 
 
 def _best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
@@ -79,14 +72,18 @@ class Checkpoints:
     self.read_only = read_only
     self._accuracies = {} if accuracies is None else accuracies
     self._one_at_a_time = one_at_a_time
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
     with _quiet():
       options = ocp.CheckpointManagerOptions(
         preservation_policy=_TwoNewestAndBest(self._accuracies),
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        read_only=read_only,
+        cleanup_tmp_directories=not self.read_only,
+        create=not self.read_only,
+        read_only=self.read_only,
+        lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
       )
-      self._manager = ocp.CheckpointManager(self.directory, options=options)
+      return ocp.CheckpointManager(self.directory, options=options)
 
   def steps(self) -> list[int]:
     """Steps with a complete checkpoint, newest first."""
@@ -108,10 +105,14 @@ class Checkpoints:
 
   def is_fresh(self, step: int) -> bool:
     """Returns whether the batch statistics of a checkpoint fit its weights, see `save`."""
-    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-    if 'fresh' not in meta:  # saved by version 0.2.0 or older
-      meta = self._manager.metrics(step) or {}
-    return bool(meta.get('fresh'))
+    return self._meta(step)['fresh']
+
+  def _is_fresh_or_damaged(self, step: int) -> bool:
+    """So reading comes upon what is damaged, and says so."""
+    try:
+      return self.is_fresh(step)
+    except damage.DamagedError:
+      return True
 
   def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], fresh: bool = True) -> None:
     """Writes a checkpoint, in the background unless `one_at_a_time`. Does nothing if the step is saved already.
@@ -127,12 +128,13 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
-    digest, bad = _digest(items)
+    arrays, bad = damage.described(items)
     if bad:
       raise UserError(f'step {step}: {bad[0]} is not finite; not saved. Lower the learning rate. {self.newest()}')
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    meta = {**meta, 'fresh': fresh, 'crc32': digest}
-    arguments = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))
+    content = {**meta, 'fresh': fresh, 'arrays': arrays}
+    meta = ocp.args.JsonSave({'content': content, 'crc32': damage.crc32_of_json(content)})
+    arguments = ocp.args.Composite(**arguments, meta=meta)
     with _one_save if self._one_at_a_time else contextlib.nullcontext():
       try:
         taken = self._manager.save(step, args=arguments)
@@ -155,28 +157,43 @@ class Checkpoints:
 
     Raises:
       DamagedError: files are missing, unreadable or changed.
+      UserError: the checkpoint has other arrays than `items`; or the machine has a trouble, such as no permission.
     """
+    folder, meta = self.directory / str(step), self._meta(step)
+    written = {name: form for name, form in meta.pop('arrays').items() if name.partition('/')[0] in items}
+    damage.check_alike(folder, written, {name: damage.form_of(leaf) for name, leaf in damage.leaves(items)})
     arguments = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonRestore()))
+      restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
     except Exception as error:  # Orbax raises bare Exception for damaged files
-      first = (str(error).strip() or type(error).__name__).splitlines()[0]
-      raise DamagedError(f'checkpoint {step} in {self.directory} cannot be read ({first[:150]})') from error
-    written = restored.meta.pop('crc32')
-    restored.meta.pop('fresh', None)
+      raise damage.trouble(folder, error) from error
     found = {name: restored[name] for name in items}
-    changed = [name for name, crc in _digest(found)[0].items() if written.get(name) != crc]
-    if changed:
-      raise DamagedError(f'checkpoint {step} in {self.directory} is damaged: {changed[0]} is not what was saved')
-    return found, restored.meta
+    for name, form in damage.described(found)[0].items():
+      if form != written[name]:
+        raise damage.DamagedError(folder, f'{name} is not what was saved')
+    del meta['fresh']
+    return found, meta
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    """Returns the `meta` of a checkpoint, and `fresh` and `arrays`, see `save`; raises as `restore`."""
+    folder = self.directory / str(step)
+    try:
+      meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      if 'content' not in meta:
+        return damage.old_meta(folder, meta, self._manager.metrics(step))
+      if damage.crc32_of_json(meta['content']) != meta['crc32']:
+        raise ValueError('not what was saved')
+    except Exception as error:
+      raise damage.trouble(folder, error) from error
+    return meta['content']
 
   def restore_whole(
     self, items: dict[str, Any], step: int | str | None = None, fresh_first: bool = False
   ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Reads the newest checkpoint that is not damaged, or one given step.
 
-    Damaged checkpoints that are newer than the one read are deleted, unless this is read-only. Otherwise the run could
-    not replace them: Orbax saves no step that it has, and no step before it.
+    Damaged checkpoints that are newer than the one read are moved to `workdir/damaged`, unless this is read-only.
+    Otherwise the run could not replace them: Orbax saves no step that it has, and no step before it.
 
     Args:
       items: as for `restore`.
@@ -187,9 +204,11 @@ class Checkpoints:
       As `restore`, or None if there is no checkpoint at all.
 
     Raises:
-      UserError: there is no checkpoint of that step, or all of them are damaged.
+      UserError: there is no checkpoint of that step, or all of them are damaged; or as `restore`.
     """
     steps = self.steps()
+    unlisted = [number for number in damage.numbers(self.directory) if number not in steps]
+    steps = sorted({*steps, *unlisted}, reverse=True)
     if step == BEST and steps:
       steps = [self.best()]
     elif step is not None and step != BEST:
@@ -197,24 +216,44 @@ class Checkpoints:
         raise UserError(f'there is no checkpoint of step {step} in {self.directory}: there are {steps or "none"}')
       steps = [step]
     elif fresh_first:
-      steps.sort(key=self.is_fresh, reverse=True)  # stable: among equals the newest stays first
-    damaged = {}
+      steps.sort(key=self._is_fresh_or_damaged, reverse=True)  # stable: among equals the newest stays first
+    damaged, found = {}, None
     for step in steps:
       try:
+        if step in unlisted:
+          raise damage.DamagedError(self.directory / str(step), 'Orbax finds no checkpoint in it')
         found = self.restore(items, step)
-      except DamagedError as error:
-        damaged[step] = error
-        continue
-      for bad, error in damaged.items():
-        console.say(f'warning: {error}' + ('' if self.read_only else f'; deleted, step {step} is whole'))
-        if not self.read_only:
-          self._manager.delete(bad)
-      return found
-    for error in damaged.values():
-      console.say(f'warning: {error}')
-    if steps:
-      raise UserError(f'every checkpoint tried in {self.directory} is damaged: move that folder away to start anew')
-    return None
+        break
+      except damage.DamagedError as error:
+        damaged[step] = str(error)
+    if damaged and found and not self.read_only:
+      damaged = self._move_aside(damaged)
+    for text in damaged.values():
+      console.say(f'warning: {text}' + (f'; step {step} is used' if found else ''))
+    if damaged and not found:
+      one = 'leave --step out for the newest that is whole' if len(steps) < len(damage.numbers(self.directory)) else ''
+      raise UserError(
+        f'every checkpoint tried in {self.directory} is damaged: '
+        f'{one or "bring that folder back from a copy, or move it away to start anew"}'
+      )
+    return found
+
+  def _move_aside(self, damaged: dict[int, str]) -> dict[int, str]:
+    """Moves checkpoints to `workdir/damaged`, and adds to each text where it is now."""
+    self._manager.close()
+    kept = self.directory.with_name('damaged')
+    moved = {}
+    for step, text in damaged.items():
+      target, number = kept / str(step), 1
+      while target.exists():
+        number += 1
+        target = kept / f'{step}_{number}'
+      if files.is_writer():
+        kept.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(target)
+      moved[step] = f'{text}; moved to {target}'
+    self._manager = self._open()  # other processes wait here for the first one
+    return moved
 
   def newest(self) -> str:
     """Returns a sentence that names the newest complete checkpoint."""
@@ -242,15 +281,3 @@ class Checkpoints:
 def _reason(error: Exception) -> str:
   full = 'No space left on device'  # stands far back in TensorStore's long text
   return full if full in str(error) else str(error)[:200]
-
-
-def _digest(items: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
-  """Returns the crc32 of every array by its path, and the paths of arrays that are not finite."""
-  digest, bad = {}, []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(items):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    array = np.asarray(leaf)
-    digest[name] = zlib.crc32(np.ascontiguousarray(array).data)
-    if not np.isfinite(array).all():
-      bad.append(name)
-  return digest, bad

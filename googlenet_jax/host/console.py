@@ -32,7 +32,9 @@ def quieten_libraries() -> None:
   def unraisable(args) -> None:
     # After the first failure TensorStore's threads report to an event loop of Orbax that is closed.
     closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'
-    if not (closed or of_tensorboard(args.exc_value, args.object)):
+    # Orbax reads arrays side by side in coroutines: the first failure is raised, the others come here.
+    of_orbax = 'orbax' in getattr(getattr(args.object, 'cr_code', None), 'co_filename', '')
+    if not (closed or of_orbax or of_tensorboard(args.exc_value, args.object)):
       sys.__unraisablehook__(args)
 
   def thread_failed(args) -> None:
