@@ -1,0 +1,126 @@
+"""What a checkpoint holds, and what is damaged in it.
+
+The item `meta` of a checkpoint has a checksum of its own, and the data type, shape and checksum of every array. So a
+changed array, an array that is missing, and a recipe that makes other arrays can be told apart.
+"""
+
+import errno
+import json
+import os
+import pathlib
+import re
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from googlenet_jax.host.errors import UserError
+
+
+class DamagedError(Exception):
+  """The checkpoint cannot be read, or does not hold what was written."""
+
+  def __init__(self, folder: pathlib.Path, what: str):
+    """Names the folder of the checkpoint and what is damaged in it."""
+    super().__init__(f'checkpoint {folder} is damaged: {what}')
+
+
+# What a checkpoint holds ---------------------------------------------------------------------------------------------
+
+
+def leaves(items: dict[str, Any]) -> list[tuple[str, Any]]:
+  """Returns the arrays of trees with their names, such as `network/params/conv1/kernel`."""
+  with_paths = jax.tree_util.tree_leaves_with_path(items)
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in with_paths]
+
+
+def form_of(leaf: Any) -> list[Any]:
+  """Returns data type and shape of an array."""
+  return [str(leaf.dtype), list(leaf.shape)]
+
+
+def described(items: dict[str, Any]) -> tuple[dict[str, list[Any]], list[str]]:
+  """Returns data type, shape and crc32 of every array by its name, and the names of arrays that are not finite."""
+  forms, bad = {}, []
+  for name, leaf in leaves(items):
+    array = np.asarray(leaf)
+    forms[name] = [*form_of(array), zlib.crc32(np.ascontiguousarray(array).data)]
+    if not np.isfinite(array).all():
+      bad.append(name)
+  return forms, bad
+
+
+def crc32_of_json(value: Any) -> int:
+  """Returns a checksum of a JSON value, which is the same after it was written and read."""
+  return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def old_meta(folder: pathlib.Path, meta: dict[str, Any], metrics: dict[str, Any] | None) -> dict[str, Any]:
+  """Returns the `meta` of a checkpoint of version 0.2, whose checksums stand without shapes, in the form of today."""
+  digest, arrays = meta.pop('crc32'), {}
+  with ocp.StandardCheckpointer() as reader:
+    for item in {name.partition('/')[0] for name in digest}:
+      tree = reader.metadata(folder / item).item_metadata.tree
+      arrays |= {name: form_of(leaf) for name, leaf in leaves({item: tree})}
+  arrays = {name: [*arrays[name], crc32] for name, crc32 in digest.items()}
+  return {**meta, 'fresh': bool((metrics or {}).get('fresh')), 'arrays': arrays}
+
+
+def check_alike(folder: pathlib.Path, written: dict[str, list[Any]], wanted: dict[str, list[Any]]) -> None:
+  """Refuses a checkpoint of another network.
+
+  Raises:
+    UserError: names the first array that differs, with both forms.
+  """
+  there = {name: form for name, (*form, _) in written.items()}
+  differing = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
+  if differing:
+    words = lambda form: f'{form[0]} {form[1]}' if form else 'missing'
+    first, more = differing[0], f' and {len(differing) - 1} more arrays differ' if differing[1:] else ''
+    raise UserError(
+      f'checkpoint {folder} is of another network than the recipe says: {first} is {words(there.get(first))} there and '
+      f'{words(wanted.get(first))} in the recipe{more}. {folder.parents[1] / "run.json"} or --config was changed after '
+      'the training: undo that, or give another --workdir'
+    )
+
+
+# What is damaged -----------------------------------------------------------------------------------------------------
+
+# Troubles of the machine: the files may be whole.
+_MACHINE = ('EMFILE', 'ENFILE', 'ENOMEM', 'EACCES', 'EPERM', 'EIO', 'ESTALE', 'ETIMEDOUT')
+_JSON = ('_CHECKPOINT_METADATA', '_METADATA', '_sharding', 'metadata', 'metrics', 'process_0')
+
+
+def numbers(directory: pathlib.Path) -> list[int]:
+  """Returns the numbers that are names in a folder: steps, whether they are whole or not."""
+  names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+  return [int(name) for name in names if name.isascii() and name.isdecimal() and name == str(int(name))]
+
+
+def trouble(folder: pathlib.Path, error: Exception) -> Exception:
+  """Returns what to raise where a checkpoint cannot be read: the machine has a trouble, or the files are damaged."""
+  text = f'{error.__cause__ or ""} {error}'
+  for reason in (os.strerror(getattr(errno, name)) for name in _MACHINE if hasattr(errno, name)):
+    if reason in text:
+      return UserError(f'checkpoint {folder} cannot be read: {reason}')
+  if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+    return UserError(f'checkpoint {folder} cannot be read: {str(error)[:200] or "not enough memory"}')
+  return DamagedError(folder, _culprit(folder, text))
+
+
+def _culprit(folder: pathlib.Path, text: str) -> str:
+  """Names the file or array that an error of Orbax or TensorStore is about."""
+  for path in sorted(folder.rglob('*')):
+    if path.name in _JSON and path.is_file():
+      try:
+        json.loads(path.read_bytes())
+      except (ValueError, RecursionError):
+        return f'{path.relative_to(folder)} holds no JSON'
+  text = text.partition('[tensorstore_spec')[0]  # pages of settings follow
+  if file := re.search(re.escape(str(folder)) + r'/([^"\s]*[^"\s/])', text):
+    return f'{file[1]} is missing or damaged'
+  if array := re.search(r'Error reading "([^"]+)/[^/"]*"', text):
+    return f'{array[1].replace(".", "/")} cannot be read'
+  return (text.strip().splitlines() or ['it cannot be read'])[0][:150]
