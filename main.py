@@ -22,12 +22,11 @@ import os
 import pathlib
 import signal
 import sys
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from googlenet_jax.host import huge_pages
+from googlenet_jax.host import huge_pages, signals
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -266,11 +265,6 @@ def unknown_flag(name: str) -> str:
   return f'--{name} is no flag. {hint} (python main.py --help)'
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-  """Interrupts the main thread. During training, `StopRequest` handles signals instead."""
-  raise KeyboardInterrupt(number)
-
-
 def what_stays() -> str:
   """Says which checkpoints a program leaves that ends too early."""
   from googlenet_jax import runs
@@ -279,6 +273,16 @@ def what_stays() -> str:
   folders = [workdir, *workdir.glob('member_*')] if workdir else []
   saved = any(map(runs.has_checkpoints, folders))
   return f'the checkpoints in {workdir} stay' if saved else 'nothing was saved yet'
+
+
+def end(number: int = signal.SIGINT) -> None:
+  """Ends the program after a signal, from any thread."""
+  try:
+    print(f'interrupted; {what_stays()}', file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+  finally:
+    os._exit(128 + number)  # sys.exit would wait for a thread in which XLA compiles, and then crash
 
 
 def escape_other_letters() -> None:
@@ -293,10 +297,9 @@ def run() -> None:
   from googlenet_jax.host.errors import UserError
 
   escape_other_letters()
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, interrupt)
   try:
-    app.run(main, flags_parser=parse_flags)
+    with signals.of_program(end):
+      app.run(main, flags_parser=parse_flags)
   except BrokenPipeError:
     print(f'error: nobody reads the output any more; {what_stays()}', file=sys.stderr)
     os._exit(2)  # sys.exit would try to write what is left of the output
@@ -305,12 +308,7 @@ def run() -> None:
     print('error: ' + ' '.join(text.split()), file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt as error:
-    try:
-      print(f'interrupted; {what_stays()}', file=sys.stderr)
-      sys.stdout.flush()
-      sys.stderr.flush()
-    finally:
-      os._exit(128 + error.args[0])  # sys.exit would wait for a thread in which XLA compiles, and then crash
+    end(*error.args)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import io
 import json
-import signal
 import sys
 
 import jax
@@ -124,7 +123,6 @@ def call_main(*arguments):
     flag.unparse()
   main._overrides.clear()
   status, out, err = 0, io.StringIO(), io.StringIO()
-  handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     patch.setattr(sys, 'argv', ['main.py', *map(str, arguments)])
     patch.setattr(console, 'quieten_libraries', lambda: None)
@@ -133,9 +131,6 @@ def call_main(*arguments):
       main.run()
     except SystemExit as error:
       status = error.code or 0
-    finally:
-      for number, handler in handlers.items():
-        signal.signal(number, handler)
   return Ended(status, out.getvalue(), err.getvalue())
 
 

@@ -37,9 +37,9 @@ def test_signals_are_requests_while_something_is_unsaved_and_as_before_afterward
 @pytest.mark.parametrize('number', ALL)
 def test_signals_interrupt_where_nothing_is_unsaved(number, capfd):
   stop = StopRequest()
+  with stop.holding():
+    pass
   with pytest.raises(KeyboardInterrupt) as raised, stop:
-    with stop.holding():
-      pass
     send(number)
   assert raised.value.args == (number,)
   assert stop.signal is number  # threads that train see it

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from googlenet_jax.host import console
-
 NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
 # A closed terminal sends SIGHUP twice, and a scheduler's SIGTERM follows its SIGUSR1: only these insist, if repeated.
 INSISTING = ('SIGINT', 'SIGTERM')
@@ -64,7 +62,7 @@ def of_program(end: Callable[[int], Any]) -> Iterator[None]:
       for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):
           stream.flush()
-      os._exit(error.code)
+      os._exit(error.code or 0)
     raise
   finally:
     signal.set_wakeup_fd(descriptor)
@@ -182,5 +180,7 @@ class StopRequest:
 
   def exit(self) -> None:
     """Says how to continue, and ends the program with the shell's status for the signal."""
+    from googlenet_jax.host import console  # it imports JAX; a program has signals before
+
     console.say(f'The same command continues: {shlex.join(["python", *sys.argv])}')
     raise SystemExit(128 + self.signal)
