@@ -176,7 +176,7 @@ class Walk:
     rows, spellings = [], set()
     for entry in folders:
       name = same_name(entry.name)
-      if not name.isprintable():
+      if one_line(name) != name:
         raise UserError(f'{one_line(entry.path)}: the name of a class cannot be printed: rename the folder')
       if name in spellings:
         raise UserError(f'{one_line(parent)} has two folders {name} in two Unicode forms: join them')

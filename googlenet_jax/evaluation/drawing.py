@@ -6,17 +6,21 @@ Pictures are eight inches wide and have no text below 8 points, so they can be r
 import contextlib
 import functools
 import pathlib
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from matplotlib import font_manager
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.textpath import text_to_path
-
-from googlenet_jax.host.errors import one_line
+from googlenet_jax.evaluation import fonts
+from googlenet_jax.evaluation.own_matplotlib import (
+  Axes,
+  Figure,
+  FigureCanvasAgg,
+  font_manager,
+  own_settings,
+  text_to_path,
+)
+from googlenet_jax.host.errors import JOINERS, one_line
 from googlenet_jax.host.files import replacing
 
 # The palette of Okabe and Ito (2008): colour-blind people can tell its colours apart. One colour has one meaning.
@@ -29,18 +33,10 @@ WIDTH = 8.0  # inches
 DPI = 150
 TITLE, NORMAL, SMALL = 11, 9, 8  # font sizes in points
 
-# Fonts for class names that DejaVu Sans, matplotlib's own font, cannot write. Those that are installed are used.
-OTHER_FONTS = (
-  'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans SC', 'Microsoft YaHei', 'PingFang SC', 'Hiragino Sans',
-  'WenQuanYi Zen Hei', 'WenQuanYi Micro Hei', 'Arial Unicode MS', 'Noto Sans Devanagari', 'Noto Sans Thai',
-)  # fmt: skip
 
-
-@functools.cache
 def user_text() -> dict[str, Any]:
-  """Returns matplotlib options for texts from users: `$` is a dollar sign, and other alphabets are possible."""
-  installed = {font.name for font in font_manager.fontManager.ttflist}
-  return {'parse_math': False, 'family': ['DejaVu Sans', *(name for name in OTHER_FONTS if name in installed)]}
+  """Returns matplotlib options for texts of `fit`: `$` is a dollar sign, and other alphabets are possible."""
+  return {'parse_math': False, 'family': fonts.families()}
 
 
 def new_figure(height: float, title: str) -> Figure:
@@ -58,11 +54,14 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
   axes.tick_params(labelsize=SMALL)
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a PNG."""
-  FigureCanvasAgg(figure)  # draws without a screen and without pyplot's global state
-  with replacing(path) as temporary, no_glyph_warnings():
-    figure.savefig(temporary, dpi=DPI, format='png')
+def save(path: pathlib.Path, make: Callable[..., Figure], *arguments: Any) -> None:
+  """Writes the figure that `make(*arguments)` returns as a PNG. Both happen without the user's matplotlib settings."""
+  with own_settings():
+    figure = make(*arguments)
+    FigureCanvasAgg(figure)  # draws without a screen and without pyplot's global state
+    with replacing(path) as temporary, no_glyph_warnings():
+      figure.savefig(temporary, dpi=DPI, format='png')
+  fonts.warn_of_lacking()
 
 
 @contextlib.contextmanager
@@ -97,33 +96,47 @@ def fit(text: str, points: float, size: float, lines: int = 1) -> str:
   Returns:
     The text with line breaks; control characters and bytes that are no text become escapes.
   """
-  text = ''.join(letter if letter == '\u00a0' else one_line(letter) for letter in text)
-  kept = min(len(text), int(4 * lines * points / size))  # no letter is narrower than a quarter of the font size
+  letters = _letters(text)
+  kept = min(len(letters), int(4 * lines * points / size))  # few letters are narrower than a quarter of the font size
   while True:
-    shortened = text
-    if kept < len(text):
-      shortened = f'{text[: (kept + 1) // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}'
+    shortened = letters
+    if kept < len(letters):
+      start, end = ''.join(letters[: (kept + 1) // 2]), ''.join(letters[len(letters) - kept // 2 :])
+      shortened = _letters(f'{start.rstrip()}…{end.lstrip()}')
     broken = _break(shortened, points / size)
     if len(broken) <= lines or kept <= 2:
       return '\n'.join(broken)
     kept -= 1
 
 
-def _break(text: str, ems: float) -> list[str]:
+def _letters(text: str) -> list[str]:
+  """Divides a text into letters with the marks that belong to them, which are drawn as one."""
+  letters = []
+  for character in ''.join(c if c == '\u00a0' else one_line(c) for c in text):
+    fonts.look_up(character)
+    joined = letters and (character in JOINERS or letters[-1][-1] == '\u200d')
+    if joined or (letters and unicodedata.category(character).startswith('M')):
+      letters[-1] += character
+    else:
+      letters.append(character)
+  return letters
+
+
+def _break(letters: list[str], ems: float) -> list[str]:
   """Breaks a text into lines no wider than `ems`, after a space or `_-/` if there is one."""
-  lines, line = [], ''
-  for character in text:
-    if line and sum(map(_em, line + character)) > ems:
-      end = max(line.rfind(mark) for mark in ' _-/') + 1 or len(line)
-      lines.append(line[:end].rstrip(' '))
+  lines, line = [], []
+  for letter in letters:
+    if line and sum(map(_em, [*line, letter])) > ems:
+      end = max((i + 1 for i, other in enumerate(line) if other in ' _-/'), default=len(line))
+      lines.append(''.join(line[:end]).rstrip(' '))
       line = line[end:]
-    line += character
-  return [*lines, line]
+    line.append(letter)
+  return [*lines, ''.join(line)]
 
 
 @functools.cache
-def _em(character: str) -> float:
-  """Width of a character as a multiple of the font size."""
-  properties = font_manager.FontProperties(family=user_text()['family'], size=100)
+def _em(letter: str) -> float:
+  """Width of a letter as a multiple of the font size."""
+  properties = font_manager.FontProperties(family=fonts.families(), size=100)
   with no_glyph_warnings():
-    return text_to_path.get_text_width_height_descent(character, properties, ismath=False)[0] / 100
+    return text_to_path.get_text_width_height_descent(letter, properties, ismath=False)[0] / 100

@@ -7,14 +7,12 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from googlenet_jax import loading
 from googlenet_jax.classifier import Explanation
 from googlenet_jax.evaluation import drawing, heat_maps, predict, sources
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, WIDTH, fit, percent, user_text
+from googlenet_jax.evaluation.own_matplotlib import Axes, Figure, Rectangle
 from googlenet_jax.evaluation.sources import Found
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, expanded_text, one_line
@@ -70,7 +68,7 @@ def explain_paths(
           unread += 1
           continue
         path = folder / names.new(picture.found)
-        drawing.save(explanation_figure(explanation, picture.found, whose), path)
+        drawing.save(path, explanation_figure, explanation, picture.found, whose)
         answers = zip(explanation.names, explanation.probabilities, strict=True)
         answers = '  '.join(f'{one_line(name)} {probability:.2f}' for name, probability in answers)
         console.say(f'{one_line(picture.found.name)}  {answers}  -> {one_line(path)}')

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import splits
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import drawing, heat_maps
 from googlenet_jax.evaluation.drawing import SMALL, TITLE, WIDTH, fit, percent, plural, user_text
+from googlenet_jax.evaluation.own_matplotlib import Axes, Figure
 from googlenet_jax.evaluation.sources import Found
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def mistakes(
     classifier: if it is given, and its class activation maps tell places apart, the map for what was said is below
       each image.
   """
-  drawing.save(_mistakes_figure(evaluation, split, class_names, title, name, classifier), path)
+  drawing.save(path, _mistakes_figure, evaluation, split, class_names, title, name, classifier)
 
 
 def _mistakes_figure(
@@ -84,7 +83,7 @@ def answers(shown: Sequence[tuple[np.ndarray, Found, str, float]], path: pathlib
     path: the PNG to write.
     title: above the pictures.
   """
-  drawing.save(_answers_figure(shown, title), path)
+  drawing.save(path, _answers_figure, shown, title)
 
 
 def _answers_figure(shown: Sequence[tuple[np.ndarray, Found, str, float]], title: str) -> Figure:
@@ -112,7 +111,7 @@ def predictions(
     title: recipe, split and step.
     name: name of the split.
   """
-  drawing.save(_predictions_figure(evaluation, split, class_names, title, name), path)
+  drawing.save(path, _predictions_figure, evaluation, split, class_names, title, name)
 
 
 def _predictions_figure(
@@ -194,7 +193,7 @@ def augmentations(
     title: recipe and data.
     used: texts for the augmentations that are on, such as 'shifts up to 2 px'.
   """
-  drawing.save(_augmentations_figure(stored, seen, labels, title, used), path)
+  drawing.save(path, _augmentations_figure, stored, seen, labels, title, used)
 
 
 def _augmentations_figure(
@@ -224,7 +223,7 @@ def filters(kernel: np.ndarray, path: pathlib.Path, title: str) -> None:
     path: the PNG to write.
     title: run and step.
   """
-  drawing.save(_filters_figure(kernel, title), path)
+  drawing.save(path, _filters_figure, kernel, title)
 
 
 def _filters_figure(kernel: np.ndarray, title: str) -> Figure:

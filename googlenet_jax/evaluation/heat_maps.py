@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import splits
+from googlenet_jax.evaluation.own_matplotlib import LinearSegmentedColormap
 
 # Purple and orange: people with every kind of colour blindness can tell them apart, and one is darker.
 COLOURS = LinearSegmentedColormap.from_list('for_and_against', ['#4B2A99', '#999999', '#FF8A00'])

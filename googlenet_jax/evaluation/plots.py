@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from googlenet_jax.data import crops
 from googlenet_jax.evaluation import drawing, report
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, TITLE, fit, percent, plural, user_text
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.own_matplotlib import (
+  Axes,
+  Figure,
+  LinearSegmentedColormap,
+  MaxNLocator,
+  PowerNorm,
+  ScalarMappable,
+)
 
 LOG_RATIO = 20  # the loss axis is logarithmic if the highest loss is more than this many times the median
 CELL_SHARES = 12  # up to this many classes, cells of the confusion matrix have counts and shares
@@ -48,7 +51,7 @@ def curves(records: Sequence[dict[str, Any]], path: pathlib.Path, title: str) ->
     path: the PNG to write.
     title: recipe, data and final figures.
   """
-  drawing.save(_curves_figure(records, title), path)
+  drawing.save(path, _curves_figure, records, title)
 
 
 def _curves_figure(records: Sequence[dict[str, Any]], title: str) -> Figure:
@@ -117,7 +120,7 @@ def confusion(evaluation: Evaluation, class_names: Sequence[str], path: pathlib.
     path: the PNG to write.
     title: recipe, split and step.
   """
-  drawing.save(_confusion_figure(evaluation, class_names, title), path)
+  drawing.save(path, _confusion_figure, evaluation, class_names, title)
 
 
 def _confusion_figure(evaluation: Evaluation, class_names: Sequence[str], title: str) -> Figure:
@@ -223,7 +226,7 @@ def two_classes(evaluation: Evaluation, class_names: Sequence[str], path: pathli
     path: the PNG to write.
     title: recipe, split and step.
   """
-  drawing.save(_two_classes_figure(evaluation, class_names, title), path)
+  drawing.save(path, _two_classes_figure, evaluation, class_names, title)
 
 
 def _two_classes_figure(evaluation: Evaluation, class_names: Sequence[str], title: str) -> Figure:
@@ -262,7 +265,7 @@ def table(rows: Sequence[dict[str, Any]], path: pathlib.Path, title: str) -> Non
     path: the PNG to write.
     title: recipe, split and step.
   """
-  drawing.save(_table_figure(rows, title), path)
+  drawing.save(path, _table_figure, rows, title)
 
 
 def _table_figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:

@@ -5,6 +5,8 @@ import pathlib
 import re
 import urllib.request
 
+JOINERS = '\u200c\u200d'  # invisible, and part of words in Persian and Hindi, and of emoji
+
 
 class UserError(Exception):
   """The user gave something wrong. The text says what is wrong, where, and what to do.
@@ -15,7 +17,7 @@ class UserError(Exception):
 
 def one_line(name: str | os.PathLike) -> str:
   """Returns a name that can be printed in one line: control characters and bytes that are no text become escapes."""
-  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(name))
+  return ''.join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in os.fspath(name))
 
 
 def reason(error: BaseException) -> str:
