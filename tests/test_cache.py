@@ -1,7 +1,12 @@
 import os
+import pathlib
+import zlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import lru_cache
 
 from googlenet_jax.host import cache
 
@@ -63,3 +68,96 @@ def test_where_nothing_can_be_written_files_are_read_every_time(reads, tmp_path)
   (tmp_path / 'home').write_text('a file in the place of the folder')
   assert reads() == reads()
   assert reads.count == 2
+
+
+def test_without_a_home_nothing_is_kept_and_it_is_said_once(tmp_path, monkeypatch, capsys):
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  monkeypatch.delenv('HOME', raising=False)
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  cache.write_file('a', {'b': np.zeros(1)})
+  assert cache.folder() is None
+  assert cache.read_file('a') is None
+  assert capsys.readouterr().err.startswith('warning: there is no home folder, and nothing is kept for the next run')
+
+
+@pytest.fixture
+def compilation_cache_dir(monkeypatch):
+  """`set_dir(value)`; afterwards JAX has the folder of the tests again."""
+  before = jax.config.jax_compilation_cache_dir
+  yield lambda value: jax.config.update('jax_compilation_cache_dir', value)
+  jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_a_folder_that_cannot_be_made_is_no_cache(tmp_path, monkeypatch, capsys, compilation_cache_dir):
+  compilation_cache_dir(None)
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  cache.use_compilation_cache()
+  assert jax.config.jax_compilation_cache_dir is None
+  assert f'{tmp_path}/file/googlenet_jax: Not a directory, and nothing is kept' in capsys.readouterr().err
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  cache.use_compilation_cache()
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'googlenet_jax')
+
+
+def compile_a_program():
+  """Compiles, or reads, the same small program as a new function, and returns its file in the cache."""
+
+  def healed_by_test_cache(x):
+    return jnp.sin(x) + 3
+
+  with jax._src.config.persistent_cache_min_compile_time_secs(0.0):
+    assert jax.jit(healed_by_test_cache)(0.0) == 3
+  (path,) = pathlib.Path(jax.config.jax_compilation_cache_dir).glob('jit_healed_by_test_cache-*-cache')
+  return path
+
+
+DAMAGE = {
+  'cut': lambda content: content[:-40],
+  'empty': lambda content: b'',
+  'flipped': lambda content: content[:300] + bytes([content[300] ^ 255]) + content[301:],
+  'another file': lambda content: zlib.compress(b'text, but no program'),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_a_damaged_program_is_made_anew(kind, capsys):
+  cache.use_compilation_cache()
+  path = compile_a_program()
+  whole = path.read_bytes()
+  path.write_bytes(DAMAGE[kind](whole))
+  compile_a_program()
+  assert capsys.readouterr().err == f'warning: a compiled program in {path.parent} was damaged and is made anew\n'
+  assert len(zlib.decompress(path.read_bytes())) > 1000
+  compile_a_program()
+  assert capsys.readouterr().err == ''
+
+
+def test_a_program_that_cannot_be_written_leaves_no_half_file(monkeypatch, capsys):
+  cache.use_compilation_cache()
+  path = compile_a_program()
+  path.unlink()
+
+  def full(self, key, value):
+    path.write_bytes(value[:10])
+    raise OSError(28, 'No space left on device', str(path))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(lru_cache.LRUCache, 'put', full)
+    with pytest.raises(ValueError, match='unpack'):  # there is no file
+      compile_a_program()
+  assert 'cannot be kept in' in capsys.readouterr().err
+  compile_a_program()
+
+
+def test_a_program_that_may_not_be_read_stays(monkeypatch, capsys):
+  cache.use_compilation_cache()
+  path = compile_a_program()
+
+  def refused(self, key):
+    raise PermissionError(13, 'Permission denied', str(path))
+
+  monkeypatch.setattr(lru_cache.LRUCache, 'get', refused)
+  assert compile_a_program() == path
+  message = f'warning: compiled programs in {path.parent} cannot be read: {path}: Permission denied\n'
+  assert capsys.readouterr().err == message

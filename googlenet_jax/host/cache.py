@@ -1,28 +1,87 @@
 """The cache between runs, ~/.cache/googlenet_jax (XDG_CACHE_HOME): compiled programs and decoded images."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import compilation_cache
 
-from googlenet_jax.host.errors import expanded
+from googlenet_jax.host import console
+from googlenet_jax.host.errors import UserError, expanded, reason
 from googlenet_jax.host.files import replacing
 
 
-def folder() -> pathlib.Path:
-  """Returns the folder of the cache; it may not exist yet."""
-  return expanded(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'googlenet_jax'
+def folder() -> pathlib.Path | None:
+  """Returns the folder of the cache, which may not exist yet; None, with a warning, if the user has no home folder."""
+  if given := os.environ.get('XDG_CACHE_HOME'):
+    return expanded(given) / 'googlenet_jax'
+  try:
+    return expanded('~/.cache') / 'googlenet_jax'
+  except UserError:
+    console.warn_once(f'there is no home folder, and {_NOTHING_KEPT}')
+    return None
+
+
+_NOTHING_KEPT = 'nothing is kept for the next run: XDG_CACHE_HOME=FOLDER names a place for it'
 
 
 def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, unless the user has named a folder (JAX_COMPILATION_CACHE_DIR)."""
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(folder()))
+  _repair_compilation_cache()
+  if jax.config.jax_compilation_cache_dir is None and (place := folder()):
+    try:
+      place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      console.warn_once(f'{reason(error)}, and {_NOTHING_KEPT}')
+    else:
+      jax.config.update('jax_compilation_cache_dir', str(place))
+
+
+def _repair_compilation_cache() -> None:
+  """Lets JAX delete a damaged program of the compilation cache, and make it anew.
+
+  JAX itself only warns, keeps the damaged file, and compiles again in every run. It has no setting for this. If a later
+  version has other functions, its own behaviour comes back.
+  """
+  read = getattr(compilation_cache, 'get_executable_and_time', None)
+  write = getattr(compilation_cache, 'put_executable_and_time', None)
+  if read is None or write is None or hasattr(read, '__wrapped__'):
+    return
+
+  def delete(key: str) -> bool:
+    with contextlib.suppress(OSError):
+      (pathlib.Path(jax.config.jax_compilation_cache_dir) / f'{key}-cache').unlink()
+      return True
+    return False
+
+  @functools.wraps(read)
+  def read_or_delete(key: str, *arguments: Any) -> tuple[Any, Any]:
+    try:
+      return read(key, *arguments)
+    except Exception as error:  # each part of a damaged file fails in its own way
+      place = jax.config.jax_compilation_cache_dir
+      if isinstance(error, OSError | MemoryError) or not delete(key):
+        console.warn_once(f'compiled programs in {place} cannot be read: {reason(error)}')
+      else:
+        console.warn_once(f'a compiled program in {place} was damaged and is made anew')
+      return None, None
+
+  @functools.wraps(write)
+  def write_whole(key: str, *arguments: Any) -> None:
+    try:
+      write(key, *arguments)
+    except OSError as error:
+      delete(key)  # it may be half of a file
+      place = jax.config.jax_compilation_cache_dir
+      console.warn_once(f'compiled programs cannot be kept in {place} for the next run: {reason(error)}')
+
+  compilation_cache.get_executable_and_time, compilation_cache.put_executable_and_time = read_or_delete, write_whole
 
 
 def arrays(
@@ -51,18 +110,23 @@ def arrays(
 
 def read_file(name: str) -> dict[str, np.ndarray] | None:
   """Returns the arrays that `write_file` kept; None if there are none, or the file is damaged."""
-  with (
-    contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),  # missing or damaged
-    (folder() / f'{name}.npz').open('rb') as file,
-    np.load(file, allow_pickle=False) as kept,
-  ):
-    return {key: kept[key] for key in kept}
-  return None
+  place = folder()
+  if place is None:
+    return None
+  try:
+    with (place / f'{name}.npz').open('rb') as file, np.load(file, allow_pickle=False) as kept:
+      found = {key: kept[key] for key in kept}
+  except Exception:  # missing; or damaged, and NumPy raises anything for that, even an error of Python's tokenizer
+    return None
+  return found if all(isinstance(array, np.ndarray) for array in found.values()) else None
 
 
 def write_file(name: str, found: dict[str, np.ndarray]) -> None:
   """Keeps arrays by name. On a full disk nothing is kept, and the next run reads the sources again."""
-  path = folder() / f'{name}.npz'
+  place = folder()
+  if place is None:
+    return
+  path = place / f'{name}.npz'
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open('wb') as file:
