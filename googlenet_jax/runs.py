@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from googlenet_jax import __version__, recipe
+from googlenet_jax import __version__, recipe, recipe_checks
 from googlenet_jax.data import dividing
 from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
@@ -85,18 +85,32 @@ def read(workdir: pathlib.Path) -> Run:
     flat = recipe.flatten(content['recipe'])
     if unknown := sorted(set(flat) - set(recipe.KEYS)):
       made_by = content.get('versions', {}).get('googlenet_jax', 'unknown')
-      raise UserError(f'{path} has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
+      raise UserError(f'has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
     config.update_from_flattened_dict(flat)
     classes, shape = tuple(content['classes']), tuple(content['image_shape'])
-    if len(shape) != 3:
+    if not isinstance(content['classes'], list) or not all(isinstance(name, str) for name in classes):
+      raise ValueError('classes are no list of names')
+    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
       raise ValueError(f'image_shape is {list(shape)}')
+    alone = config.copy_and_resolve_references()
+    alone.ensemble.members = 1  # a member of an ensemble is a run as well
+    _check_values(alone)
     return Run(config, classes, shape)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(_no_run(workdir)) from error
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error.strerror}') from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except UserError as error:
+    raise UserError(f'{path} {error}') from error
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
+
+
+def _check_values(config: ConfigDict) -> None:
+  try:
+    recipe_checks.validate(config, trains=False)
+  except UserError as error:
+    raise UserError(f'cannot be used: {error}') from error
 
 
 def _no_run(workdir: pathlib.Path) -> str:
@@ -148,13 +162,14 @@ def _parse(line: str) -> dict[str, Any] | None:
     record = json.loads(line)
   except (ValueError, RecursionError):  # the last line of a run that was killed while it wrote
     return None
-  whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in RECORD.items())
+  whole = isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in RECORD.items())
   return record if whole else None
 
 
 def validation_accuracies(workdir: pathlib.Path) -> dict[int, float]:
   """Returns the accuracy on the validation images by step, from `metrics.jsonl`; averaged weights if there are any."""
-  return {record['step']: record['accuracy'] for record in records(workdir) if record['split'] == 'validation'}
+  found = (record for record in records(workdir) if record['split'] == 'validation')
+  return {record['step']: record['accuracy'] for record in found if 0 <= record['accuracy'] <= 1}
 
 
 def check_resumable(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -14,6 +14,10 @@ class UserError(Exception):
   `main.py` prints the text as one line and exits with status 2, without a traceback.
   """
 
+  def __init__(self, text: str):
+    """Makes one line of a text, which may quote a file or a library: with escapes for what cannot be printed."""
+    super().__init__(one_line(' '.join(text.splitlines())))
+
 
 def one_line(name: str | os.PathLike) -> str:
   """Returns a name that can be printed in one line: control characters and bytes that are no text become escapes."""
