@@ -14,6 +14,7 @@ from googlenet_jax.data import listing, splits
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import evaluate, predict, sources
 from googlenet_jax.evaluation.sources import Found
+from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
 
@@ -253,7 +254,8 @@ def test_an_early_end_keeps_the_rows_that_are_complete(rows, kept, tmp_path, cap
     with predict._csv_rows(tmp_path, 1) as write:
       for row in rows:
         write([row])
-      with path.with_name('predictions.csv.tmp').open('a') as file:
+      (temporary,) = tmp_path.glob(f'{files.TEMPORARY}*')
+      with temporary.open('a') as file:
         file.write('half a ro')  # as on a full disk
       raise KeyboardInterrupt
 

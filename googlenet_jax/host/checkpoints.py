@@ -6,18 +6,22 @@ The two newest are kept, so damage to one loses no run. The one with the best va
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from googlenet_jax.host import console, damage, files
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
+EXTRA_BYTES = 2**20  # of a checkpoint, next to its arrays; logs and pictures need no more than all of it
 # Orbax has one counter for all saves of a process. Two saves at once mix up their answers, lose files or wait forever.
 _one_save = threading.Lock()
 
@@ -27,8 +31,10 @@ def _quiet() -> Iterator[None]:
   """Silences Orbax's warnings about our options, such as that a read-only manager saves nothing."""
   level = logging.get_verbosity()
   logging.set_verbosity(min(level, logging.ERROR))
-  yield
-  logging.set_verbosity(level)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(level)
 
 
 def _best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
@@ -69,9 +75,16 @@ class Checkpoints:
       one_at_a_time: for threads that save several runs. Each save waits for its turn, and until it is on disk.
     """
     self.directory = workdir.resolve() / 'checkpoints'
+    try:
+      str(self.directory).encode()
+    except UnicodeEncodeError as error:
+      raise UserError(f'{one_line(self.directory)}: no UTF-8, which Orbax needs: give another --workdir') from error
     self.read_only = read_only
     self._accuracies = {} if accuracies is None else accuracies
     self._one_at_a_time = one_at_a_time
+    self._turn = _one_save if one_at_a_time else contextlib.nullcontext()
+    if not read_only:
+      self._bring_back()
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -83,7 +96,10 @@ class Checkpoints:
         read_only=self.read_only,
         lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
       )
-      return ocp.CheckpointManager(self.directory, options=options)
+      try:
+        return ocp.CheckpointManager(self.directory, options=options)
+      except Exception as error:  # such as no permission, or too many open files
+        raise UserError(f'{self.directory} cannot be opened: {damage.reason(error)}') from error
 
   def steps(self) -> list[int]:
     """Steps with a complete checkpoint, newest first."""
@@ -135,15 +151,94 @@ class Checkpoints:
     content = {**meta, 'fresh': fresh, 'arrays': arrays}
     meta = ocp.args.JsonSave({'content': content, 'crc32': damage.crc32_of_json(content)})
     arguments = ocp.args.Composite(**arguments, meta=meta)
-    with _one_save if self._one_at_a_time else contextlib.nullcontext():
+    with self._turn:
       try:
         taken = self._manager.save(step, args=arguments)
       except Exception as error:  # perhaps an error of the previous save, from its thread
-        raise UserError(f'step {step} could not be saved in {self.directory}: {_reason(error)}') from error
+        raise UserError(f'step {step} could not be saved in {self.directory}: {damage.reason(error)}') from error
       if self._one_at_a_time:
         self.wait()
     if not taken:  # Orbax refuses a step older than its newest
       raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
+
+  def replace(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Writes a checkpoint anew, now with batch statistics that fit. A kill in between loses neither.
+
+    Args:
+      step: a step that is saved.
+      items: as for `save`.
+      meta: as for `save`.
+
+    Raises:
+      UserError: as `save`.
+    """
+    self.close()
+    if files.is_writer():
+      self._replaced.mkdir(exist_ok=True)
+      (self.directory / str(step)).rename(self._replaced / str(step))
+    self._manager = self._open()
+    try:
+      self.save(step, items, meta)
+      self.wait()
+    finally:
+      self._bring_back()
+
+  @property
+  def _replaced(self) -> pathlib.Path:
+    return self.directory.with_name('replaced')
+
+  def _bring_back(self) -> None:
+    """Removes checkpoints that were replaced, or brings them back if a kill or a full disk came first."""
+    if not files.is_writer():
+      return
+    for old in self._replaced.glob('*'):
+      if (self.directory / old.name).exists():
+        shutil.rmtree(old)
+      else:
+        self.directory.mkdir(exist_ok=True)
+        old.rename(self.directory / old.name)
+    if self._replaced.exists():
+      self._replaced.rmdir()
+
+  def try_to_write(self, items: dict[str, Any], at_once: int) -> None:
+    """Takes the space that the checkpoints of a run need, saves a small one, and removes all of it again.
+
+    So a full disk, a quota, or a file system that cannot do what Orbax asks for ends a run before its first step.
+
+    Args:
+      items: as for `save`.
+      at_once: how many checkpoints there are at most: those that are kept, and the one that is being written.
+
+    Raises:
+      UserError: says what is needed and what is free.
+    """
+    if not files.is_writer():
+      return
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + EXTRA_BYTES
+    count = max(at_once - len(self.steps()), 1)
+    trial = self.directory / '.trial'
+    shutil.rmtree(trial, ignore_errors=True)  # left by a kill
+    try:
+      trial.mkdir()
+      for number in range(count):  # not one file: there are limits to the size of a file, too
+        files.take_space(trial / str(number), size)
+      if jax.process_count() == 1:  # Orbax waits for all processes
+        self._save_a_small_one(trial)
+    except Exception as error:
+      shutil.rmtree(trial, ignore_errors=True)
+      free = shutil.disk_usage(self.directory).free
+      quota = '; there may be a quota, or no room for more names of files' if free > count * size else ''
+      raise UserError(
+        f'{self.directory} does not take the checkpoints of this run: {damage.reason(error)}. Up to {count} of '
+        f'{size / 1e6:.0f} MB come, and {free / 1e6:.0f} MB are free{quota}: make room, or give another --workdir'
+      ) from error
+    finally:
+      shutil.rmtree(trial, ignore_errors=True)
+
+  def _save_a_small_one(self, folder: pathlib.Path) -> None:
+    small = ocp.args.Composite(network=ocp.args.StandardSave({'x': np.zeros(1, np.float32)}))
+    with self._turn, _quiet(), ocp.CheckpointManager(folder) as trial:
+      trial.save(1, args=small)
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint and checks it against its checksums.
@@ -270,14 +365,9 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as error:  # from the background thread: OSError, or TensorStore's ValueError
-      raise UserError(f'a checkpoint could not be written in {self.directory}: {_reason(error)}') from error
+      raise UserError(f'a checkpoint could not be written in {self.directory}: {damage.reason(error)}') from error
 
   def close(self) -> None:
     """Waits, and stops the background threads."""
     self.wait()
     self._manager.close()
-
-
-def _reason(error: Exception) -> str:
-  full = 'No space left on device'  # stands far back in TensorStore's long text
-  return full if full in str(error) else str(error)[:200]

@@ -1,11 +1,13 @@
 """What a person sees of a run: lines, a progress bar, seconds that count up."""
 
+import asyncio
 import contextlib
 import contextvars
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ def quieten_libraries() -> None:
   Library warnings do not help users. What Orbax and TensorStore log as errors, they also raise.
   """
   logging.set_verbosity(logging.FATAL)
+  warnings.filterwarnings('ignore', message='coroutine .* was never awaited')
 
   def of_tensorboard(error, source) -> bool:
     # Its thread or its function at exit failed. The main thread finds the full disk when it writes metrics.jsonl.
@@ -34,7 +37,8 @@ def quieten_libraries() -> None:
     closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'
     # Orbax reads arrays side by side in coroutines: the first failure is raised, the others come here.
     of_orbax = 'orbax' in getattr(getattr(args.object, 'cr_code', None), 'co_filename', '')
-    if not (closed or of_orbax or of_tensorboard(args.exc_value, args.object)):
+    of_loop = args.object is asyncio.BaseEventLoop.__del__  # one that could not open its files
+    if not (closed or of_orbax or of_loop or of_tensorboard(args.exc_value, args.object)):
       sys.__unraisablehook__(args)
 
   def thread_failed(args) -> None:

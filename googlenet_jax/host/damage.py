@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from googlenet_jax.host import errors
 from googlenet_jax.host.errors import UserError
 
 
@@ -89,7 +90,8 @@ def check_alike(folder: pathlib.Path, written: dict[str, list[Any]], wanted: dic
 # What is damaged -----------------------------------------------------------------------------------------------------
 
 # Troubles of the machine: the files may be whole.
-_MACHINE = ('EMFILE', 'ENFILE', 'ENOMEM', 'EACCES', 'EPERM', 'EIO', 'ESTALE', 'ETIMEDOUT')
+_NUMBERS = ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EMFILE', 'ENFILE', 'ENOMEM', 'EACCES', 'EPERM', 'EIO', 'ESTALE')
+_MACHINE = [os.strerror(getattr(errno, name)) for name in _NUMBERS if hasattr(errno, name)]
 _JSON = ('_CHECKPOINT_METADATA', '_METADATA', '_sharding', 'metadata', 'metrics', 'process_0')
 
 
@@ -99,15 +101,22 @@ def numbers(directory: pathlib.Path) -> list[int]:
   return [int(name) for name in names if name.isascii() and name.isdecimal() and name == str(int(name))]
 
 
+def reason(error: Exception) -> str:
+  """Returns why reading or writing failed. It stands far back in TensorStore's long text."""
+  text = f'{error.__cause__ or ""} {error}'
+  if code := re.search(r"os_error_code='(\d+)'", text):
+    return os.strerror(int(code[1]))
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return next((one for one in _MACHINE if one in text), errors.reason(error)[:200])
+
+
 def trouble(folder: pathlib.Path, error: Exception) -> Exception:
   """Returns what to raise where a checkpoint cannot be read: the machine has a trouble, or the files are damaged."""
-  text = f'{error.__cause__ or ""} {error}'
-  for reason in (os.strerror(getattr(errno, name)) for name in _MACHINE if hasattr(errno, name)):
-    if reason in text:
-      return UserError(f'checkpoint {folder} cannot be read: {reason}')
-  if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-    return UserError(f'checkpoint {folder} cannot be read: {str(error)[:200] or "not enough memory"}')
-  return DamagedError(folder, _culprit(folder, text))
+  text = reason(error)
+  if text in _MACHINE or isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+    return UserError(f'checkpoint {folder} cannot be read: {text}')
+  return DamagedError(folder, _culprit(folder, f'{error.__cause__ or ""} {error}'))
 
 
 def _culprit(folder: pathlib.Path, text: str) -> str:
@@ -119,7 +128,7 @@ def _culprit(folder: pathlib.Path, text: str) -> str:
       except (ValueError, RecursionError):
         return f'{path.relative_to(folder)} holds no JSON'
   text = text.partition('[tensorstore_spec')[0]  # pages of settings follow
-  if file := re.search(re.escape(str(folder)) + r'/([^"\s]*[^"\s/])', text):
+  if file := re.search(re.escape(str(folder)) + r'/([^"\s]*[^"\s/])(?=["\s])', text):
     return f'{file[1]} is missing or damaged'
   if array := re.search(r'Error reading "([^"]+)/[^/"]*"', text):
     return f'{array[1].replace(".", "/")} cannot be read'
