@@ -243,3 +243,25 @@ def test_a_step_that_is_saved_is_left_alone(tmp_path):
   saved.wait()
   assert whole(saved) == (1, {'note': 1})
   saved.close()
+
+
+def test_a_checkpoint_is_written_again_with_statistics_that_fit(tmp_path, monkeypatch):
+  saved = checkpoints.Checkpoints(tmp_path)
+  for step in (1, 2):
+    saved.save(step, items(float(step)), {'note': 'old'}, fresh=False)
+  saved.replace(2, items(5.0), {'note': 'new'})
+  assert (saved.steps(), saved.is_fresh(2), saved.is_fresh(1)) == ([2, 1], True, False)
+  assert whole(saved) == (5, {'note': 'new'})
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+    patch.setattr(saved, 'save', killed)
+    patch.setattr(saved, '_bring_back', lambda: None)
+    saved.replace(2, items(7.0), {})
+  assert checkpoints.Checkpoints(tmp_path, read_only=True).steps() == [1]
+  again = checkpoints.Checkpoints(tmp_path)
+  assert whole(again) == (5, {'note': 'new'})
+  again.close()
+  assert [path.name for path in tmp_path.iterdir()] == ['checkpoints']

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from googlenet_jax.host import console, damage, files
+from googlenet_jax.host import console, damage, files, trial
 from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
@@ -212,33 +211,10 @@ class Checkpoints:
     Raises:
       UserError: says what is needed and what is free.
     """
-    if not files.is_writer():
-      return
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + EXTRA_BYTES
-    count = max(at_once - len(self.steps()), 1)
-    trial = self.directory / '.trial'
-    shutil.rmtree(trial, ignore_errors=True)  # left by a kill
-    try:
-      trial.mkdir()
-      for number in range(count):  # not one file: there are limits to the size of a file, too
-        files.take_space(trial / str(number), size)
-      if jax.process_count() == 1:  # Orbax waits for all processes
-        self._save_a_small_one(trial)
-    except Exception as error:
-      shutil.rmtree(trial, ignore_errors=True)
-      free = shutil.disk_usage(self.directory).free
-      quota = '; there may be a quota, or no room for more names of files' if free > count * size else ''
-      raise UserError(
-        f'{self.directory} does not take the checkpoints of this run: {damage.reason(error)}. Up to {count} of '
-        f'{size / 1e6:.0f} MB come, and {free / 1e6:.0f} MB are free{quota}: make room, or give another --workdir'
-      ) from error
-    finally:
-      shutil.rmtree(trial, ignore_errors=True)
-
-  def _save_a_small_one(self, folder: pathlib.Path) -> None:
-    small = ocp.args.Composite(network=ocp.args.StandardSave({'x': np.zeros(1, np.float32)}))
-    with self._turn, _quiet(), ocp.CheckpointManager(folder) as trial:
-      trial.save(1, args=small)
+    if files.is_writer():
+      size = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + EXTRA_BYTES
+      with self._turn, _quiet():
+        trial.take(self.directory, size, max(at_once - len(self.steps()), 1))
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint and checks it against its checksums.
