@@ -1,5 +1,8 @@
+import contextlib
+import errno
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -54,7 +57,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='half'):
     half()
   assert path.read_text() == 'old'
-  files.write_text(path, 'new')  # what the failed write left is no hindrance
+  assert list(tmp_path.iterdir()) == [path]  # on a full disk every byte counts
+  files.write_text(path, 'new')
   assert path.read_text() == 'new'
   assert list(tmp_path.iterdir()) == [path]
 
@@ -101,6 +105,86 @@ sys.stdin.read()
     program.wait()
   with files.lock(tmp_path):
     assert os.listdir(tmp_path) == ['.lock']
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, None])
+def test_without_locks_a_warning_says_so_and_the_run_begins(number, tmp_path, monkeypatch, capsys):
+  def refused(*_):
+    raise OSError(number, os.strerror(number))
+
+  if number is None:  # Windows
+    monkeypatch.setattr(files, 'fcntl', None)
+  else:
+    monkeypatch.setattr(files.fcntl, 'flock', refused)
+  with files.lock(tmp_path), files.lock(tmp_path):
+    pass
+  reason = os.strerror(number) if number else 'this system has no flock'
+  warning = f'warning: {tmp_path} cannot be locked ({reason}): start no second run there meanwhile\n'
+  assert capsys.readouterr().err == warning  # once
+
+
+def test_other_trouble_of_a_lock_is_an_error(tmp_path, monkeypatch):
+  def fails(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(files.fcntl, 'flock', fails)
+  with pytest.raises(OSError, match='Input/output error'), files.lock(tmp_path):
+    pytest.fail('locked')
+
+
+def test_a_folder_that_takes_no_lock_file_is_one_line(tmp_path, monkeypatch):
+  (tmp_path / '.lock').mkdir()
+  with pytest.raises(UserError, match=f'^{tmp_path} cannot be written .Is a directory.: give another'):
+    files.lock(tmp_path).__enter__()
+  (tmp_path / '.lock').rmdir()
+  (tmp_path / '.lock').touch()
+  open_file = pathlib.Path.open
+
+  def not_ours(self, mode):
+    if mode != 'rb':
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return open_file(self, mode)
+
+  monkeypatch.setattr(pathlib.Path, 'open', not_ours)
+  with files.lock(tmp_path), pytest.raises(UserError, match='another run is writing'):
+    files.lock(tmp_path).__enter__()
+
+
+def test_two_programs_write_the_same_file_at_the_same_time(tmp_path):
+  path = tmp_path / 'a.txt'
+  with files.replacing(path) as one, files.replacing(path) as other:
+    one.write_text('one')
+    other.write_text('other')
+  assert path.read_text() == 'one'  # whole; the last to be ready wins
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_half_written_is_removed_after_a_while(tmp_path):
+  old, new, other = (tmp_path / name for name in (f'{files.TEMPORARY}0a', f'{files.TEMPORARY}0b', 'a.txt'))
+  for path in (old, new, other):
+    path.touch()
+  for path in (old, other):
+    os.utime(path, (0, 0))
+  with files.lock(tmp_path):
+    assert {path.name for path in tmp_path.iterdir()} == {'.lock', new.name, other.name}
+
+
+def test_space_is_taken_whatever_the_system_offers(tmp_path, monkeypatch):
+  path = tmp_path / 'a'
+  files.take_space(path, 5 * 2**20)
+  assert (path.stat().st_size, path.stat().st_blocks * 512 >= 5 * 2**20) == (5 * 2**20, True)
+  for number, raised in ((errno.EOPNOTSUPP, False), (errno.EINVAL, False), (errno.ENOSPC, True)):
+
+    def fails(*_, number=number):
+      raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'posix_fallocate', fails)
+    with pytest.raises(OSError, match='No space left') if raised else contextlib.nullcontext():
+      files.take_space(path, 2**20 + 1)
+      assert path.stat().st_size == 2 * 2**20
+  monkeypatch.delattr(os, 'posix_fallocate')  # macOS
+  files.take_space(path, 2**20)
+  assert path.stat().st_size == 2**20
 
 
 def test_json_is_readable_by_other_programs(tmp_path):
