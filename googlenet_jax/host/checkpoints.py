@@ -96,6 +96,8 @@ class Checkpoints:
         lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
       )
       try:
+        if not self.read_only:
+          self.directory.mkdir(parents=True, exist_ok=True)  # Orbax would take a file for an empty folder
         return ocp.CheckpointManager(self.directory, options=options)
       except Exception as error:  # such as no permission, or too many open files
         raise UserError(f'{self.directory} cannot be opened: {damage.reason(error)}') from error
