@@ -130,7 +130,10 @@ def _read_safetensors(path: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
   for name, entry in entries:
     if entry['dtype'] not in SAFETENSORS_TYPES:
       raise UserError(f'{path}: {name!r} is {entry["dtype"]}: expected one of {", ".join(SAFETENSORS_TYPES)}')
-    array = np.frombuffer(entry['data'], SAFETENSORS_TYPES[entry['dtype']]).reshape(entry['shape'])
+    try:
+      array = np.frombuffer(entry['data'], SAFETENSORS_TYPES[entry['dtype']]).reshape(entry['shape'])
+    except ValueError as error:  # no numbers, but 2^62 rows of them
+      raise UserError(f'{path}: {name!r} has an impossible shape ({error}): copy or download it again') from error
     tensors[name] = array.astype(np.float32) if entry['dtype'] == 'BF16' else array
   return tensors
 
