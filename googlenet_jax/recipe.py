@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from googlenet_jax.data import preparing
 from googlenet_jax.host.errors import UserError, expanded, one_line
 from googlenet_jax.model.options import STAGES, Options
 
@@ -122,6 +123,8 @@ KEYS = {
   'ensemble.side_by_side': Key(False, 'train members at the same time, each on its share of the devices', FREE),
   'ensemble.initial_weights': Key('same', 'initial weights of members; paper: same', choices=('same', 'different')),
   'evaluate_every_epochs': Key(1, 'epochs between two evaluations, each with a checkpoint', FREE, least=1),
+  'early_stopping': Key(0, 'end after this many epochs without a better validation accuracy; 0: never', FREE, least=0),
+  'skip_nonfinite': Key(False, 'leave out updates whose loss or gradient is not finite, and count them', FREE),
   'log_every_steps': Key(50, 'steps between two log points', FREE, least=1),
   'checkpoint_every_steps': Key(0, 'steps between other checkpoints; 0: none', FREE, least=0),
 }
@@ -157,12 +160,17 @@ def differences(
   there: dict[str, Any], here: dict[str, Any], scopes: tuple[str, ...], where: tuple[str, str] = ('there', 'now')
 ) -> str:
   """Returns the keys of these scopes that differ, with both values as text; empty if none differs."""
+  there, here = _with_name_of_tfds(there), _with_name_of_tfds(here)
   names = [name for name in {**there, **here} if name not in KEYS or KEYS[name].scope in scopes]
   return '; '.join(
     f'{name}: {there.get(name)!r} {where[0]}, {here.get(name)!r} {where[1]}'
     for name in names
     if there.get(name) != here.get(name)
   )
+
+
+def _with_name_of_tfds(values: dict[str, Any]) -> dict[str, Any]:
+  return {**values, 'data.name': preparing.normalised(str(values['data.name']))} if 'data.name' in values else values
 
 
 # Reading a recipe and changing its keys ------------------------------------------------------------------------------

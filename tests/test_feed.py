@@ -67,7 +67,7 @@ LARGE = np.broadcast_to(SMALL[:1], (2**25, 8, 8, 1))  # 2 GiB, were it written o
     ({'steps_per_call': 1}, SMALL, 'cuda', 1),
     ({}, LARGE, 'cuda', 1),
     ({'steps_per_call': 3}, LARGE, 'cuda', 1),
-    ({}, RecordImages(None, np.arange(100)), 'cuda', 1),
+    ({}, RecordImages(None, np.arange(100), 'here'), 'cuda', 1),
     ({'image_size': 224, 'batch_size': 4096}, SMALL, 'cuda', 1),  # long steps
   ],
 )
@@ -139,7 +139,7 @@ def test_both_ways_train_on_the_same_images():
 def test_the_rate_of_decoding_is_that_of_all_threads_and_says_who_waits(monkeypatch):
   monkeypatch.setattr(decoding, 'threads', lambda: 3)
   source = types.SimpleNamespace(__getitems__=lambda i: [{'image': np.zeros((4, 4, 1), np.uint8)}] * len(i))
-  images = RecordImages(source, np.arange(9))
+  images = RecordImages(source, np.arange(9), 'here')
   split = Split(images, np.zeros(9, np.int32))
   assert feed.decoding_speed(split, 4) == {}  # nothing was decoded yet
   images.pace.add(30, 0.5)

@@ -1,6 +1,5 @@
 """Loads data sets: folders of pictures, TensorFlow Datasets (TFDS) without TensorFlow, scikit-learn's digits."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from googlenet_jax.data import dividing, folder, preparing
-from googlenet_jax.data.splits import SPLITS, Dataset, RecordImages, Split, on_canvas
+from googlenet_jax.data.splits import SPLITS, Dataset, RecordImages, Split, damage_as_user_error, on_canvas
 from googlenet_jax.host import cache, console
 from googlenet_jax.host.errors import UserError
 
@@ -56,6 +55,7 @@ def load(
   Raises:
     UserError: the set is unknown, cannot be prepared, is damaged, has no labelled images, or is not that of the run.
   """
+  name = preparing.normalised(name)
   if name == 'folder':
     if split_file and not split_file.exists():
       console.say(f'note: {split_file} is missing: the splits are the same only if the folder has not changed')
@@ -91,9 +91,9 @@ def _check_same(dataset: Dataset, class_names: tuple[str, ...], channels: int) -
 
 def _prepared(name: str, source_dir: str, data_dir: str, canvas: int) -> Dataset:
   """Loads a set of TFDS."""
-  if name == 'fashion_mnist':
+  if name.partition(':')[0] == 'fashion_mnist':
     source_dir = source_dir or os.environ.get(preparing.SOURCE_VARIABLE, '')
-  elif source_dir and name not in preparing.IDX_SETS:
+  elif source_dir and not preparing.is_idx_set(name):
     sets = ', '.join(('folder', *preparing.IDX_SETS))
     raise UserError(f'data.source_dir is read for {sets} only, not for data.name={name}: leave it empty')
   return _read(preparing.prepare(name, source_dir, data_dir), canvas)
@@ -162,34 +162,24 @@ def _read_split(builder, name: str, shape: tuple[int, ...], many_sizes: bool) ->
 
   if name not in builder.info.splits or not builder.info.splits[name].num_examples:
     return None
-  with _damage_as_user_error(builder):
+  with damage_as_user_error(builder.data_path):
     first = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})[0]
-  if first['label'] < 0:
-    return None
+    if first['label'] < 0:
+      return None
   count = builder.info.splits[name].num_examples
   files = [pathlib.Path(builder.data_path, file) for file in sorted(builder.info.splits[name].filenames)]
   size = count * int(np.prod(shape))
   if size > MAX_BYTES_IN_MEMORY:
     read = functools.partial(_decoded, builder, name, None, many_sizes)
     labels = cache.arrays(f'{builder.info.name}_{name}_labels', files, read)['labels']
-    images = RecordImages(builder.as_data_source(split=name), np.arange(count), shape[0] if many_sizes else None)
+    canvas = shape[0] if many_sizes else None
+    images = RecordImages(builder.as_data_source(split=name), np.arange(count), builder.data_path, canvas)
     return Split(images, labels)
   read = functools.partial(_decoded, builder, name, shape, many_sizes)
   if size > MAX_BYTES_KEPT:
     return Split(**read())
   canvas = f'_{shape[0]}' if many_sizes else ''
   return Split(**cache.arrays(f'{builder.info.name}_{name}{canvas}', files, read))
-
-
-@contextlib.contextmanager
-def _damage_as_user_error(builder):
-  """Turns the errors of array_record, which checks checksums, into a UserError with the folder."""
-  try:
-    yield
-  except RuntimeError as error:
-    raise UserError(
-      f'{builder.data_path} is damaged ({str(error).splitlines()[0]}): delete that folder and run again'
-    ) from error
 
 
 def _decoded(builder, name: str, shape: tuple[int, ...] | None, many_sizes: bool) -> dict[str, np.ndarray]:
@@ -207,7 +197,8 @@ def _decoded(builder, name: str, shape: tuple[int, ...] | None, many_sizes: bool
   import tensorflow_datasets as tfds
 
   # Calling TFDS's decoder directly is faster than its data source, and labels need no decoded images.
-  source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
+  with damage_as_user_error(builder.data_path):
+    source = builder.as_data_source(split=name, decoders={'image': tfds.decode.SkipDecoding()})
   decode = builder.info.features['image'].decode_example_np
   count = len(source)
   arrays = {'labels': np.empty(count, np.int32)}
@@ -215,7 +206,7 @@ def _decoded(builder, name: str, shape: tuple[int, ...] | None, many_sizes: bool
     arrays['images'] = np.empty((count, *shape), np.uint8)
     if many_sizes:
       arrays['sizes'] = np.empty((count, 2), np.int32)
-  with _damage_as_user_error(builder):
+  with damage_as_user_error(builder.data_path):
     for start in range(0, count, 1000):
       block = range(start, min(start + 1000, count))
       for i, record in zip(block, source.__getitems__(block), strict=True):

@@ -4,28 +4,27 @@ Fashion-MNIST, MNIST and KMNIST are prepared from their original files. Any othe
 array_record already. Otherwise TFDS prepares it, if it can do so without TensorFlow.
 """
 
-import contextlib
 import functools
 import gzip
 import hashlib
 import io
+import math
 import os
 import pathlib
-import socket
+import re
 import struct
-import sys
-import threading
 import urllib.parse
-import urllib.request
+import zlib
 from typing import Any
 
 import numpy as np
 
+from googlenet_jax.data import downloading
 from googlenet_jax.host import console
-from googlenet_jax.host.errors import UserError, expanded
+from googlenet_jax.host.errors import UserError, expanded, one_line, reason
 
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
-CONNECT_SECONDS = 4.0  # to find out that there is no network
+MOST_BYTES = 1 << 30  # in an idx file, unpacked; those of the sets below have up to 47 MB
 
 # Image and label files of the sets that are read from their original files.
 IDX_FILES = {
@@ -35,28 +34,35 @@ IDX_FILES = {
 IDX_SETS = {'fashion_mnist': 'FashionMNIST', 'mnist': 'MNIST', 'kmnist': 'KMNIST'}
 
 
+def normalised(name: str) -> str:
+  """Returns the name of a data set as TFDS writes it: `FashionMNIST` is `fashion_mnist`."""
+  first, rest = re.match(r'(\w*)(.*)', name, re.DOTALL).groups()
+  first = re.sub(r'(.)([A-Z][a-z0-9]+)', r'\1_\2', first)
+  return re.sub(r'([a-z0-9])([A-Z])', r'\1_\2', first).lower() + rest
+
+
+def is_idx_set(name: str) -> bool:
+  """Whether a set, named as TFDS names it and perhaps with a version, is read from four original files."""
+  return re.split('[:/]', name)[0] in IDX_SETS
+
+
 def prepare(name: str, source_dir: str, data_dir: str):
   """Returns a prepared TFDS builder; see `datasets.load` for arguments and errors."""
-  import tensorflow_datasets as tfds
-
-  if not sys.stderr.isatty():
-    tfds.disable_progress_bar()
-  where = {'data_dir': str(expanded(data_dir))} if data_dir else {}
-  try:
-    if name in IDX_SETS:
-      builder = _idx_builder(name)(**where)
-    else:
-      builder = tfds.builder(name, **where)
-  except (ImportError, ValueError) as error:  # TFDS's DatasetNotFoundError is a ValueError
-    reason = str(error).strip().splitlines()[0]
-    raise UserError(f'data.name={name} is not a data set that TFDS can open ({reason}): check the name') from error
+  builder = _builder(name, data_dir)
   if source_dir:
     source_dir = expanded(source_dir)
     _check_source(builder, source_dir)
   if not builder.is_prepared():
-    if not source_dir:
-      _check_network(builder)
-    _download_and_prepare(builder, source_dir)
+    failure = None
+    try:
+      _download_and_prepare(builder, source_dir)
+    except (UserError, OSError) as error:
+      failure = error
+    builder = _builder(name, data_dir)  # it looks again
+    if not builder.is_prepared():
+      raise failure or UserError(f'{builder.data_path} has no dataset_info.json: delete that folder and run again')
+    if failure:
+      console.say(f'{builder.data_path} has been prepared by another program in the meantime: it is read from there')
   if builder.info.file_format.value != 'array_record':
     raise UserError(
       f'{builder.data_path} holds {builder.info.file_format.value} files, which only TensorFlow reads: give another '
@@ -65,25 +71,67 @@ def prepare(name: str, source_dir: str, data_dir: str):
   return builder
 
 
+def _builder(name: str, data_dir: str):
+  """Returns the TFDS builder of a set; it has looked whether the set is prepared."""
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import naming
+
+  folder = _data_dir(data_dir)
+  try:
+    found, options = naming.parse_builder_name_kwargs(name)
+    if is_idx_set(name):
+      return _idx_builder(str(found))(data_dir=str(folder), **options)
+    return tfds.builder(name, data_dir=str(folder))
+  except Exception as error:  # TFDS and its JSON reader raise many types
+    why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    place = folder / re.split('[:/]', name)[0]
+    if place.is_dir() and not isinstance(error, ImportError | tfds.core.DatasetNotFoundError):
+      raise UserError(f'{place} cannot be read ({why}): if it is damaged, delete that folder and run again') from error
+    raise UserError(
+      f'data.name={one_line(name)} is not a data set that TFDS can open ({why}): check the name'
+    ) from error
+
+
+def _data_dir(data_dir: str) -> pathlib.Path:
+  """Returns the folder of prepared sets."""
+  from tensorflow_datasets.core import constants
+
+  try:
+    return expanded(data_dir or constants.DATA_DIR)
+  except UserError as error:
+    if data_dir:
+      raise
+    raise UserError(f'{error}, as --config.data.data_dir=DIR: a folder for prepared data sets') from error
+
+
 def _download_and_prepare(builder, source_dir):
   import tensorflow_datasets as tfds
+  from requests.exceptions import RequestException
   from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
   from tensorflow_datasets.core.download.util import DownloadError
 
-  download = tfds.download.DownloadConfig(manual_dir=source_dir or None)
-  console.say(f'preparing {builder.name} in {builder.data_path} from {source_dir or "the network"} ...')
+  tfds.disable_progress_bar()  # the lines of `waiting` say more
+  builder._log_download_bytes = builder._log_download_done = lambda: None  # TFDS prints
+  download = tfds.download.DownloadConfig(manual_dir=source_dir or None, try_download_gcs=False)
+  what = f'preparing {builder.name} in {builder.data_path} from {source_dir or "the network"}'
   try:
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads of unknown size
+    with downloading.limits() as received, console.waiting(what, '', None if source_dir else lambda: str(received)):
       builder.download_and_prepare(download_config=download, file_format='array_record')
   except ImportError as error:
     raise UserError(
       f'TFDS needs {error.name} to prepare {builder.name}: prepare it on a machine with {error.name}, with '
       "file_format='array_record', and pass that folder as data.data_dir"
     ) from error
-  except (DownloadError, NonMatchingChecksumError) as error:
-    raise UserError(f'{builder.name} could not be downloaded ({error}). {_ways_out(builder.name)}') from error
+  except (DownloadError, NonMatchingChecksumError, RequestException) as error:
+    raise UserError(f'{builder.name} could not be downloaded ({_why(error)}). {_ways_out(builder.name)}') from error
   except OSError as error:
-    raise UserError(f'{builder.name} could not be prepared in {builder.data_path}: {error}') from error
+    raise UserError(f'{builder.name} could not be prepared in {builder.data_path}: {reason(error)}') from error
+
+
+def _why(error: Exception) -> str:
+  """Returns what an error of requests or TFDS says, without what is for programmers."""
+  last = getattr(error.args[0], 'reason', None) if error.args else None  # after several attempts
+  return re.sub(r'^\w+\(.*?\): ', '', ' '.join(str(last or error).split()))
 
 
 def _ways_out(name: str) -> str:
@@ -144,9 +192,12 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
       if (zero, kind) != (0, 8):
         raise UserError(f'{path} is not an idx file of unsigned bytes: download the original file again')
       shape = struct.unpack(f'>{rank}I', file.read(4 * rank))
-      return np.frombuffer(file.read(), np.uint8).reshape(shape)
-  except (struct.error, EOFError, gzip.BadGzipFile, ValueError) as error:
-    raise UserError(f'{path} is a damaged idx file ({error}): download it again') from error
+      if math.prod(shape) > MOST_BYTES:
+        raise ValueError(f'its header claims {math.prod(shape)} bytes')
+      content = file.read(math.prod(shape) + 1)
+      return np.frombuffer(content, np.uint8).reshape(shape)
+  except (struct.error, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+    raise UserError(f'{path} is a damaged idx file ({error}): delete it and download it again') from error
 
 
 def _expected_files(builder) -> dict[str, Any]:
@@ -172,34 +223,3 @@ def _check_source(builder, source_dir: pathlib.Path) -> None:
         f'{path} is not the original file of {builder.name}: expected {int(expected.size)} bytes with sha256 '
         f'{expected.checksum}, found {path.stat().st_size} bytes with {found}; download it again'
       )
-
-
-def _check_network(builder) -> None:
-  """Raises UserError within seconds if there is no network; TFDS would retry for minutes."""
-  urls = [builder.URL] if builder.name in IDX_SETS else list(builder.url_infos or ())
-  for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
-    # With a proxy only the proxy must be reachable.
-    target = urllib.parse.urlsplit(urllib.request.getproxies().get(scheme, f'{scheme}://{host}'))
-    error = _connect(target.hostname, target.port or (443 if target.scheme == 'https' else 80), CONNECT_SECONDS)
-    if error is not None:
-      raise UserError(
-        f'{builder.name} is not prepared in {builder.data_path} and {target.hostname} cannot be reached ({error}). '
-        + _ways_out(builder.name)
-      )
-
-
-def _connect(host: str, port: int, seconds: float) -> OSError | str | None:
-  """Tries to connect; returns the error, or None if there was none."""
-  outcome: list[OSError | None] = []
-
-  def attempt():
-    try:
-      socket.create_connection((host, port), seconds).close()
-      outcome.append(None)
-    except OSError as error:
-      outcome.append(error)
-
-  thread = threading.Thread(target=attempt, daemon=True)  # looking up a name has no time limit
-  thread.start()
-  thread.join(seconds)
-  return outcome[0] if outcome else f'no answer in {seconds:g} s'

@@ -1,16 +1,19 @@
 """The form of a data set in this program: splits of images and labels, in memory or on disk."""
 
+import contextlib
 import dataclasses
 import functools
+import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from googlenet_jax.data.pictures import shrunk
+from googlenet_jax.host.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
 SKIPPED = 'skipped'  # in the place of a split: the file could not be read when training began
@@ -119,22 +122,36 @@ class Pace:
     return count / seconds if count else None
 
 
+@contextlib.contextmanager
+def damage_as_user_error(folder: str | os.PathLike) -> Iterator[None]:
+  """Turns the errors of array_record and of decoders, which have many types, into a UserError with the folder."""
+  try:
+    yield
+  except MemoryError:
+    raise
+  except Exception as error:
+    why = next(iter(str(error).splitlines()), type(error).__name__)
+    raise UserError(f'{os.fspath(folder)} is damaged ({why}): delete that folder and run again') from error
+
+
 class RecordImages:
   """Images of a TFDS data source that is too large for memory. They are indexed like an array and decoded on demand."""
 
-  def __init__(self, source: Any, indices: np.ndarray, canvas: int | None = None):
+  def __init__(self, source: Any, indices: np.ndarray, folder: str | os.PathLike, canvas: int | None = None):
     """Makes a view of `source[indices]`.
 
     Args:
       source: TFDS data source; its records have an `image`.
       indices: int `[N]`, records of the view.
+      folder: where the records are, for what is said of damaged ones.
       canvas: side of the canvas in pixels for images of many sizes; None for images of one size.
     """
-    self._source, self._indices, self._canvas, self.pace = source, indices, canvas, Pace()
+    self._source, self._indices, self._folder, self._canvas, self.pace = source, indices, folder, canvas, Pace()
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns uint8 `[n, H, W, C]`, and heights and widths int32 `[n, 2]` for images of many sizes, otherwise None."""
-    images = [record['image'] for record in self._source.__getitems__([int(i) for i in self._indices[indices]])]
+    with damage_as_user_error(self._folder):
+      images = [record['image'] for record in self._source.__getitems__([int(i) for i in self._indices[indices]])]
     return (np.stack(images), None) if self._canvas is None else on_canvas(images, self._canvas)
 
   def __getitem__(self, indices: np.ndarray) -> np.ndarray:
@@ -142,7 +159,7 @@ class RecordImages:
 
   def take(self, indices: np.ndarray) -> 'RecordImages':
     """Returns a view of the images at `indices`."""
-    return RecordImages(self._source, self._indices[indices], self._canvas)
+    return RecordImages(self._source, self._indices[indices], self._folder, self._canvas)
 
 
 def pictures(batch: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -63,16 +63,16 @@ def inspect(
 
 def data_of(config: ConfigDict) -> tuple[int, int, str]:
   """Returns the number of classes, the channels, and where they come from; it reads no image."""
-  data = config.data
-  if data.name in KNOWN:
-    return *KNOWN[data.name], f'of {data.name}'
-  if data.name == 'folder' and not data.source_dir:
+  data, name = config.data, preparing.normalised(config.data.name)
+  if name in KNOWN:
+    return *KNOWN[name], f'of {name}'
+  if name == 'folder' and not data.source_dir:
     return PAPER[0], data.channels or PAPER[1], 'of ImageNet, because config.data.source_dir names no folder'
-  if data.name == 'folder':
+  if name == 'folder':
     classes = len(set(listing.find(expanded(data.source_dir).absolute()).classes))
     assumed = '' if data.channels else ' (3 channels unless all pictures are grey)'
     return classes, data.channels or PAPER[1], f'of the folder {data.source_dir}{assumed}'
-  return *PAPER, f'of ImageNet, because those of data.name={data.name} are not known before it is read'
+  return *PAPER, f'of ImageNet, because those of data.name={name} are not known before it is read'
 
 
 def _draw_filters(workdir: pathlib.Path | None, step: int | str | None, folder: pathlib.Path) -> list[str]:
