@@ -100,13 +100,13 @@ def _check_schedule(config: ConfigDict) -> None:
 
 def _check_data(config: ConfigDict) -> None:
   data = config.data
-  name = preparing.normalised(data.name)
+  kind = preparing.normalised(data.name)
   # A folder may have a folder for validation: the training looks there.
-  if config.early_stopping and name != 'folder' and not data.validation_examples:
+  if config.early_stopping and kind != 'folder' and not data.validation_examples:
     raise UserError(
       f'config.early_stopping={config.early_stopping} needs validation images: set config.data.validation_examples'
     )
-  if name != 'folder':
+  if kind != 'folder':
     for name in ('channels', 'validation_share', 'test_share', 'split_seed', 'max_unreadable', 'memory_mb'):
       if data[name] != recipe.KEYS[f'data.{name}'].default:
         raise UserError(f'config.data.{name}={data[name]} is for config.data.name=folder: leave it out')
