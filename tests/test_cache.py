@@ -64,6 +64,34 @@ def test_a_damaged_cache_is_made_again(reads, tmp_path, harm):
   assert reads.count == 2
 
 
+def test_a_damaged_file_that_cannot_be_made_anew_is_deleted(reads, tmp_path, monkeypatch):
+  expected = reads()
+  path = kept(tmp_path)
+  path.write_bytes(b'text')
+  monkeypatch.setattr(cache, 'replacing', lambda path: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+  assert reads() == expected
+  assert not path.exists()
+
+
+def test_the_arrays_that_were_used_last_are_kept(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(cache, 'MOST_BYTES', 30_000)
+  place = tmp_path / 'googlenet_jax'
+  program = place / 'jit_step-cache'
+  for number in range(6):
+    cache.write_file(f'set_{number}', {'images': np.full(9000, number, np.uint8)})
+    for path in place.iterdir():
+      os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))  # a second passes
+    program.touch()
+    assert cache.read_file('set_0')['images'][-1] == 0
+  assert sorted(path.name for path in place.iterdir()) == [program.name, 'set_0.npz', 'set_4.npz', 'set_5.npz']
+  left = place / '.googlenet_jax.0123'
+  left.touch()
+  os.utime(left, (0, 0))
+  cache.write_file('set_6', {'images': np.zeros((10**6), np.uint8)})  # too large beside any other
+  assert sorted(path.name for path in place.iterdir()) == [program.name]
+
+
 def test_where_nothing_can_be_written_files_are_read_every_time(reads, tmp_path):
   (tmp_path / 'home').write_text('a file in the place of the folder')
   assert reads() == reads()

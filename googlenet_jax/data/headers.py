@@ -15,6 +15,8 @@ from googlenet_jax.host import cache, console
 from googlenet_jax.host.errors import UserError
 
 THREADS = 8  # they wait for the disk; more did not help
+# What is kept of each file beside its name: kind of number, and shape of a row.
+COLUMNS = {'states': ('int64', 2), 'sides': ('int32',), 'grey': ('bool',), 'digests': ('uint8', 32)}
 MANY = 2000  # new pictures: looking at them takes long enough to say so
 
 
@@ -96,11 +98,13 @@ class _Known:
     self._name = f'folder_{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}'
     kept = cache.read_file(self._name)
     self._rows = {}
-    if kept is not None and kept.keys() >= {'files', 'states', 'sides', 'grey', 'digests'}:
+    if kept is not None and kept.keys() >= {'files', *COLUMNS}:
       files = os.fsdecode(kept['files'].tobytes()).split('\0')
-      columns = [kept[name].tolist() for name in ('states', 'sides', 'grey')] + [kept['digests']]
-      if all(len(column) == len(files) for column in columns):
-        rows = zip(files, *columns, strict=True)
+      columns = [kept[name] for name in COLUMNS]
+      if [(column.dtype, column.shape) for column in columns] == [
+        (np.dtype(kind), (len(files), *rest)) for kind, *rest in COLUMNS.values()
+      ]:
+        rows = zip(files, *(column.tolist() for column in columns[:-1]), columns[-1], strict=True)
         self._rows = {file: (state, side, grey, digest.tobytes()) for file, state, side, grey, digest in rows}
 
   def get(self, file: str, state: list[int]) -> tuple[int, bool, bytes] | None:

@@ -14,7 +14,9 @@ from jax._src import compilation_cache
 
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, expanded, reason
-from googlenet_jax.host.files import replacing
+from googlenet_jax.host.files import remove_left, replacing
+
+MOST_BYTES = 2 << 30  # of arrays, in all: a data set in another folder has other files
 
 
 def folder() -> pathlib.Path | None:
@@ -109,16 +111,25 @@ def arrays(
 
 
 def read_file(name: str) -> dict[str, np.ndarray] | None:
-  """Returns the arrays that `write_file` kept; None if there are none, or the file is damaged."""
+  """Returns the arrays that `write_file` kept; None if there are none. A damaged file is deleted."""
   place = folder()
   if place is None:
     return None
+  path = place / f'{name}.npz'
   try:
-    with (place / f'{name}.npz').open('rb') as file, np.load(file, allow_pickle=False) as kept:
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as kept:
       found = {key: kept[key] for key in kept}
-  except Exception:  # missing; or damaged, and NumPy raises anything for that, even an error of Python's tokenizer
+    if not all(isinstance(array, np.ndarray) for array in found.values()):
+      raise ValueError('not written by this program')
+  except (OSError, MemoryError):
     return None
-  return found if all(isinstance(array, np.ndarray) for array in found.values()) else None
+  except Exception:  # NumPy raises anything for a damaged file, even an error of Python's tokenizer
+    with contextlib.suppress(OSError):
+      path.unlink()
+    return None
+  with contextlib.suppress(OSError):
+    os.utime(path)  # used now
+  return found
 
 
 def write_file(name: str, found: dict[str, np.ndarray]) -> None:
@@ -131,3 +142,16 @@ def write_file(name: str, found: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open('wb') as file:
       np.savez(file, **found)
+    remove_left(place)
+    _delete_oldest(place)
+
+
+def _delete_oldest(place: pathlib.Path) -> None:
+  """Deletes the files of arrays that have not been used for longest, where all take more than MOST_BYTES."""
+  states = [(path, path.stat()) for path in place.glob('*.npz')]
+  states.sort(key=lambda state: state[1].st_mtime_ns, reverse=True)
+  total = 0
+  for path, status in states:
+    total += status.st_size
+    if total > MOST_BYTES:
+      path.unlink(missing_ok=True)
