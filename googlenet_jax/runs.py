@@ -8,11 +8,12 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from googlenet_jax import __version__, recipe, recipe_checks
 from googlenet_jax.data import dividing
-from googlenet_jax.host import files
+from googlenet_jax.host import cpu_cores, files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model.options import Options
 
@@ -40,6 +41,7 @@ class Run:
   config: ConfigDict  # the recipe
   classes: tuple[str, ...]  # names, by label
   image_shape: tuple[int, int, int]  # H, W, C as stored; H and W of the canvas for images of many sizes
+  machine: dict[str, Any] = dataclasses.field(default_factory=dict)  # see `machine`; empty for old runs
 
 
 def write(workdir: pathlib.Path, run: Run) -> None:
@@ -52,8 +54,22 @@ def write(workdir: pathlib.Path, run: Run) -> None:
     'image_shape': list(run.image_shape),
     'preparation': preparation(run.config, run.image_shape[-1]),
     'versions': versions,
+    'machine': run.machine,
   }
   files.write_json(workdir / FILE, content)
+
+
+def machine(mesh: Mesh) -> dict[str, Any]:
+  """Returns what of a machine decides the order of floating-point sums: with another, results differ slightly."""
+  return {'cpu_cores': cpu_cores.cores(), 'devices': mesh.size, 'device': mesh.devices.flat[0].device_kind}
+
+
+def other_machine(before: dict[str, Any], now: dict[str, Any]) -> str:
+  """Says that a run continues on another machine; empty if it is alike, or the run does not say where it began."""
+  parts = [f'{name} {before[name]} before, {now[name]} now' for name in now if before.get(name, now[name]) != now[name]]
+  if not parts:
+    return ''
+  return f'note: {"; ".join(parts)}: the run continues, but not bit for bit as without the interruption'
 
 
 def preparation(config: ConfigDict, channels: int) -> str:
@@ -95,7 +111,10 @@ def read(workdir: pathlib.Path) -> Run:
     alone = config.copy_and_resolve_references()
     alone.ensemble.members = 1  # a member of an ensemble is a run as well
     _check_values(alone)
-    return Run(config, classes, shape)
+    found = content.get('machine', {})
+    if not isinstance(found, dict):
+      raise ValueError('machine is no object')
+    return Run(config, classes, shape, found)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise UserError(_no_run(workdir)) from error
   except OSError as error:
@@ -297,8 +316,9 @@ def ended(config: ConfigDict, folder: pathlib.Path) -> bool:
   """Returns whether the run in a folder is as long as the recipe says and still has its last checkpoint."""
   try:
     summary = json.loads((folder / 'summary.json').read_text())
-    steps, epochs = summary['steps'], summary['epochs']
-  except (OSError, ValueError, KeyError, TypeError):
+    steps = summary['steps']
+    long = summary['epochs'] >= config.epochs or 0 < config.max_steps <= steps
+    early = 0 < config.early_stopping <= summary.get('epochs_without_better', 0)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return False
-  kept = (folder / 'checkpoints' / f'{steps}').is_dir()
-  return kept and (epochs >= config.epochs or 0 < config.max_steps <= steps)
+  return (long or early) and (folder / 'checkpoints' / f'{steps}').is_dir()

@@ -28,7 +28,6 @@ from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import ensemble, loop, optimizers
 from googlenet_jax.training.log import MetricsLog
-from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import ITEMS, abstract
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -330,7 +329,7 @@ def test_an_ended_run_given_again_adds_nothing(whole, tmp_path, capsys):
   assert (tmp_path / 'curves.png').exists()
   out = capsys.readouterr().out
   assert 'already ended at step 22; more --config.epochs or --config.max_steps would continue it' in out
-  assert 'compiling' not in out
+  assert 'compiling the training step' not in out
   assert 'continuing' not in out
 
 
@@ -413,19 +412,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rate_of_its_step(
   config = small_config(batch_size=32, schedule='one_cycle', learning_rate=1e30, epochs=1, log_every_steps=11)
   with pytest.raises(UserError, match=r'loss is not finite.*There is no checkpoint yet') as raised:
     loop.train(config, tmp_path, StopRequest())
-  step, rate = re.search(r'step (\d+): .* rate of (\S+)\. Lower', str(raised.value)).groups()
+  step, rate = re.search(r'step (\d+): .* rate of (\S+)\. Its batch', str(raised.value)).groups()
   schedule = optimizers.learning_rate_schedule(config, 11)
   assert int(step) < 11
   assert float(rate) == pytest.approx(float(schedule(int(step) - 1)), rel=1e-5)
   assert not (tmp_path / 'summary.json').exists()
-
-
-@pytest.mark.parametrize('name', ['loss', 'total', 'aux_4a'])
-def test_every_part_of_the_loss_must_be_finite(name, whole):
-  plan = loop.make_plan(small_config(**CONFIG), whole.workdir, sharding.make_mesh(), None)
-  fine = Metrics({'loss': 64.0, 'total': 99.0, 'aux_4a': 66.0}, 5, 32)
-  bad = fine.replace(losses={**fine.losses, name: float('inf')})
-  saved = checkpoints.Checkpoints(whole.workdir, read_only=True)
-  with pytest.raises(UserError, match=r'step 20: the loss is not finite.*Last good checkpoint: .*/22$') as raised:
-    loop.add_up(plan, [fine, fine, bad, fine], 21, Metrics.zero(), saved)
-  assert f'learning rate of {float(plan.learning_rate_fn(19)):g}' in str(raised.value)

@@ -101,10 +101,15 @@ class StopWhen(StopRequest):
 
   def __init__(self, path):
     self.path = path
+    super().__init__()
 
   @property
   def signal(self):
     return signal.SIGTERM if self.path.exists() else None
+
+  @signal.setter
+  def signal(self, value):
+    assert value is None
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from googlenet_jax.runs import RECORD
-from googlenet_jax.training import loop
+from googlenet_jax.training import tally
 from googlenet_jax.training.log import MetricsLog
 
 
@@ -136,8 +136,8 @@ def test_pytorch_is_not_imported_for_events(tmp_path, monkeypatch):
 def test_the_loop_makes_records_of_this_form():
   plan = types.SimpleNamespace(steps_per_epoch=4, learning_rate_fn=lambda step: 0.5**step)
   means = {'loss': 0.5, 'accuracy': 0.75, 'loss_total': 0.6, 'loss_aux_4a': 0.3}
-  found = loop.make_record(plan, 3, 'train', means, 100.0)
+  found = tally.make_record(plan, 3, 'train', means, 100.0)
   numbers = {'epoch': 0.75, 'loss': 0.5, 'accuracy': 0.75, 'learning_rate': 0.25, 'examples_per_second': 100.0}
   assert found == {'step': 3, 'split': 'train', **numbers, 'loss_total': 0.6, 'loss_aux_4a': 0.3}
-  found = loop.make_record(plan, 4, 'test', {'loss': 0.5, 'accuracy': 0.75}, 100.0)
+  found = tally.make_record(plan, 4, 'test', {'loss': 0.5, 'accuracy': 0.75}, 100.0)
   assert {name: type(value) for name, value in found.items()} == RECORD

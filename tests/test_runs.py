@@ -5,6 +5,7 @@ import pytest
 from helpers import small_config
 
 from googlenet_jax import __version__, recipe, recipe_checks, runs
+from googlenet_jax.host import cpu_cores
 from googlenet_jax.host.errors import UserError
 
 CLASSES = ('zero', 'one')
@@ -45,12 +46,29 @@ def test_what_is_written_is_read_back_with_its_types(tmp_path):
 
 def test_a_person_can_read_the_file(tmp_path):
   content = json.loads((written(tmp_path, image_size=32) / runs.FILE).read_text())
-  assert list(content) == ['recipe', 'classes', 'image_shape', 'preparation', 'versions']
+  assert list(content) == ['recipe', 'classes', 'image_shape', 'preparation', 'versions', 'machine']
   assert content['recipe']['image_size'] == 32
   assert content['recipe']['model']['norm'] == 'none'
   assert content['classes'] == ['zero', 'one']
   assert set(content['versions']) == {'googlenet_jax', 'python', 'jax', 'flax', 'optax', 'orbax-checkpoint'}
   assert content['versions']['googlenet_jax'] == __version__
+
+
+def test_a_run_that_continues_on_another_machine_says_so(tmp_path, mesh_of):
+  written(tmp_path)
+  assert runs.other_machine(runs.read(tmp_path).machine, runs.machine(mesh_of(1))) == ''  # from before it was noted
+  now = runs.machine(mesh_of(2))
+  assert now == {'cpu_cores': cpu_cores.cores(), 'devices': 2, 'device': 'cpu'}
+  change(tmp_path, machine={**now, 'cpu_cores': 96, 'devices': 1})
+  before = runs.read(tmp_path).machine
+  assert runs.other_machine(before, before) == ''
+  assert runs.other_machine(before, now) == (
+    f'note: cpu_cores 96 before, {now["cpu_cores"]} now; devices 1 before, 2 now: the run continues, but not bit for '
+    'bit as without the interruption'
+  )
+  change(tmp_path, machine=5)
+  with pytest.raises(UserError, match='damaged'):
+    runs.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +344,9 @@ def test_members_of_one_ensemble_were_trained_alike(tmp_path):
     ({'steps': 50, 'epochs': 5.0}, {'max_steps': 50}, True),
     ({'steps': 50, 'epochs': 5.0}, {'max_steps': 51}, False),
     ({'steps': 60, 'epochs': 10.0}, {}, False),  # its checkpoint is gone
+    ({'steps': 50, 'epochs': 5.0, 'epochs_without_better': 3}, {'early_stopping': 3}, True),
+    ({'steps': 50, 'epochs': 5.0, 'epochs_without_better': 3}, {'early_stopping': 4}, False),
+    ({'steps': 50, 'epochs': 5.0, 'epochs_without_better': 3}, {}, False),
     ({'steps': 50}, {}, False),
     ([], {}, False),
     (None, {}, False),

@@ -1,6 +1,5 @@
 import functools
 import os
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from jax import lax
 
 from googlenet_jax.data import augment, datasets, random_keys
 from googlenet_jax.host import sharding
-from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, layers
-from googlenet_jax.training import loop, optimizers
+from googlenet_jax.training import optimizers
 from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import create_state, networks
 from googlenet_jax.training.step import make_train_step, make_train_steps
@@ -233,53 +231,6 @@ def test_several_steps_in_a_call_are_exact_as_users_compile_them(monkeypatch):
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
   jax.tree.map(np.testing.assert_array_equal, metrics, sums)
-
-
-class Saved:
-  """In the place of checkpoints."""
-
-  def newest(self):
-    return 'Last good checkpoint: there'
-
-
-def plan_of(config, steps_per_epoch):
-  """The part of a plan that `add_up` reads."""
-  schedule = optimizers.learning_rate_schedule(config, steps_per_epoch)
-  return types.SimpleNamespace(steps_per_epoch=steps_per_epoch, learning_rate_fn=schedule)
-
-
-def of_step(number, loss=None):
-  return Metrics({'loss': np.float32(number if loss is None else loss)}, np.int32(number % 3), np.int32(16))
-
-
-def test_the_first_step_whose_loss_is_not_finite_is_named():
-  """With the learning rate of that step, not of the log point."""
-  plan = plan_of(small_config(learning_rate=0.5, decay_epochs=1), steps_per_epoch=10)
-  recent = [of_step(number) for number in (9, 10)] + [of_step(11, np.nan), of_step(12, np.inf), of_step(13)]
-  with pytest.raises(UserError) as error:
-    loop.add_up(plan, recent, 13, Metrics.zero(), Saved())
-  assert str(error.value) == (
-    'step 11: the loss is not finite, at a learning rate of 0.48. Lower --config.learning_rate, or set '
-    '--config.clip_norm=1, in a new --workdir. Last good checkpoint: there'
-  )
-  recent[1] = of_step(10, -np.inf)
-  with pytest.raises(UserError, match='^step 10: the loss is not finite, at a learning rate of 0.5. '):
-    loop.add_up(plan, recent, 13, Metrics.zero(), Saved())
-  auxiliary = Metrics({'loss': np.float32(1), 'aux_4a': np.float32(np.nan)}, np.int32(1), np.int32(16))
-  with pytest.raises(UserError, match='^step 13: '):
-    loop.add_up(plan, [auxiliary], 13, Metrics.zero(), Saved())
-
-
-def test_metrics_are_added_since_the_log_point_and_since_the_epoch_began():
-  plan = plan_of(small_config(), steps_per_epoch=10)
-  steps = [of_step(number) for number in range(1, 25)]
-  epoch = Metrics.zero()
-  for first, last, began in ((1, 4, 1), (5, 10, 1), (11, 14, 11), (15, 23, 21)):
-    interval, epoch = loop.add_up(plan, steps[first - 1 : last], last, epoch, Saved())
-    for found, numbers in ((interval, range(first, last + 1)), (epoch, range(began, last + 1))):
-      assert found.losses == {'loss': float(sum(numbers))}
-      assert found.correct == sum(number % 3 for number in numbers)
-      assert found.count == 16 * len(numbers)
 
 
 def test_the_loss_falls_on_real_digits():

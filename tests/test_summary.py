@@ -16,6 +16,7 @@ from googlenet_jax.evaluation import galleries, plots
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import sharding
 from googlenet_jax.training import summary
+from googlenet_jax.training.metrics import Metrics
 
 CLASSES = tuple('abcdefghij')
 
@@ -80,7 +81,7 @@ def hours(monkeypatch):
 
 def test_nothing_is_said_of_a_new_run_that_is_short(config, classifier, hours):
   asked = hours(0.9)
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == []
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == []
   ((multiply_adds, examples, frozen),) = asked
   assert frozen == 0
   assert examples == 60 * 16
@@ -89,12 +90,12 @@ def test_nothing_is_said_of_a_new_run_that_is_short(config, classifier, hours):
 
 def test_a_long_run_on_a_cpu_is_told_before_it_begins(config, classifier, hours, monkeypatch):
   hours(14.6)
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == [
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == [
     'No accelerator here: about 15 hours for 60 steps on this CPU. For minutes: --config=configs/fashion_fast.py, or '
     '--config=configs/digits.py'
   ]
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == []
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == []
 
 
 def test_a_long_run_on_a_folder_is_told_what_makes_it_shorter(config, classifier, hours):
@@ -104,28 +105,33 @@ def test_a_long_run_on_a_folder_is_told_what_makes_it_shorter(config, classifier
   said = 'No accelerator here: about 2 hours for 60 steps on this CPU. Faster: smaller images, such as '
   said += '--config.image_size=48'
   freeze = '; or frozen stages: --config.freeze=inception_4e'
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == [f'{said}{freeze} and --config.init_from']
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == [
+    f'{said}{freeze} and --config.init_from'
+  ]
   config.init_from = 'x'
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == [said + freeze]
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == [said + freeze]
   config.freeze = 'conv2'
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == [said]
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == [said]
   maps = 48**2 * 49 * 64, 24**2 * 64 * 64, 24**2 * 9 * 64 * 192  # conv1, conv2_reduce, conv2
   assert [frozen for *_, frozen in asked] == [0, 0, sum(maps)]
-  assert 'Faster, in another --workdir: ' in summary.where_it_stands(config, classifier, 1, 61, 10)[0]
+  assert 'Faster, in another --workdir: ' in summary.where_it_stands(config, classifier, 1, 61, 10, ended=False)[0]
 
 
 def test_only_the_steps_that_are_left_count(config, classifier, hours):
   asked = hours(0.0)
-  assert summary.where_it_stands(config, classifier, 50, 60, 10) == ['continuing after step 50 of 60']
+  assert summary.where_it_stands(config, classifier, 50, 60, 10, ended=False) == ['continuing after step 50 of 60']
   assert asked[0][1] == 10 * 16
 
 
 def test_an_ended_run_says_how_to_continue_it(config, classifier, hours):
   asked = hours(100.0)
   for step in (60, 61):
-    assert summary.where_it_stands(config, classifier, step, 60, 10) == [
+    assert summary.where_it_stands(config, classifier, step, 60, 10, ended=True) == [
       f'already ended at step {step}; more --config.epochs or --config.max_steps would continue it'
     ]
+  assert summary.where_it_stands(config, classifier, 40, 60, 10, ended=True) == [
+    'already ended at step 40; a larger --config.early_stopping would continue it'
+  ]
   assert asked == []
 
 
@@ -135,14 +141,14 @@ def test_an_ended_run_says_how_to_continue_it(config, classifier, hours):
 def test_another_length_of_a_schedule_that_depends_on_it_is_said(schedule, noted, classifier, hours):
   hours(0.0)
   config = small_config(schedule=schedule, epochs=12)
-  lines = summary.where_it_stands(config, classifier, 50, 60, 10)
+  lines = summary.where_it_stands(config, classifier, 50, 60, 10, ended=False)
   note = (
     f'note: the {schedule} schedule is now spread over 12 epochs instead of 10: the learning rate jumps, and the run '
     'is that of neither recipe'
   )
   assert lines == ['continuing after step 50 of 60', *([note] if noted else [])]
-  assert summary.where_it_stands(config, classifier, 50, 60, 12) == lines[:1]
-  assert summary.where_it_stands(config, classifier, 0, 60, 10) == []
+  assert summary.where_it_stands(config, classifier, 50, 60, 12, ended=False) == lines[:1]
+  assert summary.where_it_stands(config, classifier, 0, 60, 10, ended=False) == []
 
 
 def test_the_estimate_is_made_of_the_fastest_of_five_products(monkeypatch):
@@ -277,7 +283,7 @@ def evaluation_of(right):
 @pytest.fixture
 def found(config, classifier, mesh):
   meta = {'train_seconds': 8.0, 'train_examples': 4000, 'compile_seconds': 3.5}
-  train = {'loss': 0.25, 'accuracy': 0.875, 'loss_total': 1.0}
+  train = Metrics({'loss': 4.0, 'total': 16.0}, 14, 16)
   evaluations = {'test': evaluation_of(15), 'validation': evaluation_of(3)}
   return lambda **more: summary.summary(config, meta, train, evaluations | more, 50, 20, classifier, mesh)
 

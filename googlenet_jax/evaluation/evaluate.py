@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -92,7 +92,9 @@ def damage(splits: Mapping[str, Split | None]) -> str:
   return f'note: {" and ".join(parts)} cannot be read: each counts as {stand_in}' if parts else ''
 
 
-def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[Evaluation]:
+def evaluate(
+  classifier: Classifier, split: Split, crop_count: int = 1, before_batch: Callable[[], None] = lambda: None
+) -> list[Evaluation]:
   """Runs every network of a classifier over every image of a split.
 
   Each batch is gathered once for all networks. The last batch is filled up; answers to the filling are dropped.
@@ -101,6 +103,7 @@ def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[
     classifier: the networks, and the devices that run them.
     split: images and labels.
     crop_count: crops or views per image, one of `crops.COUNTS`.
+    before_batch: called before each batch; it may raise an error to end the evaluation.
 
   Returns:
     One evaluation per network; `together` combines them.
@@ -110,6 +113,7 @@ def evaluate(classifier: Classifier, split: Split, crop_count: int = 1) -> list[
   step = classifier.predict_step(crop_count)
   outputs, ahead = [], sharding.steps_ahead()
   for batch in pipeline.eval_batches(split, batch_size, mesh):
+    before_batch()
     for variables in networks:
       outputs.append(step(variables, batch))
       if len(outputs) > ahead:

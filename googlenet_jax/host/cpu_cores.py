@@ -24,10 +24,14 @@ def cpu_devices(cores: int, batch_size: int, image_size: int, model: Any) -> int
   return 2 if measured and large else 1
 
 
+def cores() -> int:
+  """Returns how many CPU cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def use_cpu_cores(config: Any) -> None:
   """Sets the number of CPU devices for a recipe, unless the environment has set it."""
   chosen = 'JAX_NUM_CPU_DEVICES' in os.environ or 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   if not chosen:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     share = config.batch_size // config.micro_batches
-    jax.config.update('jax_num_cpu_devices', cpu_devices(cores, share, config.image_size, config.model))
+    jax.config.update('jax_num_cpu_devices', cpu_devices(cores(), share, config.image_size, config.model))

@@ -158,6 +158,11 @@ class StopRequest:
     self.signal = self.signal or signal.Signals(number)  # for threads that train
     raise KeyboardInterrupt(number)
 
+  def check(self) -> None:
+    """Raises StoppedError if a signal came."""
+    if self.signal is not None:
+      raise StoppedError
+
   def unless_stopped(self, work: Callable[[], Any], patience: float = 0.0) -> Any:
     """Returns what `work()` returns. Inside XLA no thread can answer a signal, so the work gets a thread of its own.
 

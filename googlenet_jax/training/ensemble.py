@@ -1,7 +1,6 @@
 """Trains a recipe: one network, or an ensemble (section 7 of the paper). Members differ in their random choices."""
 
 import concurrent.futures
-import errno
 import os
 import pathlib
 
@@ -12,11 +11,13 @@ from googlenet_jax import recipe, recipe_checks, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
-from googlenet_jax.host import cache, console, files
-from googlenet_jax.host.errors import UserError, expanded
+from googlenet_jax.host import backend, cache, console, files
+from googlenet_jax.host.errors import UserError, expanded, plain_troubles
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.loading import load
 from googlenet_jax.training import finetune, loop
+
+MEMORY = 'try a smaller --config.batch_size or --config.image_size, or a larger --config.micro_batches'
 
 
 def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) -> Classifier:
@@ -38,8 +39,10 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   config = finetune.with_network_of_source(config, workdir)
   recipe_checks.validate(config)
   cache.use_compilation_cache()
-  train_in(config, workdir)
-  return load(workdir)
+  with backend.our_settings_everywhere():
+    backend.start()
+    train_in(config, workdir)
+    return load(workdir)
 
 
 def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -51,13 +54,8 @@ def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
-  try:
-    with files.lock(workdir), StopRequest() as stop:
-      train_members(config, workdir, stop)
-  except OSError as error:
-    if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    raise UserError(f'{error.strerror}; the run writes to {workdir}') from error  # a full disk: the error names no file
+  with plain_troubles(MEMORY, workdir), files.lock(workdir), StopRequest() as stop:
+    train_members(config, workdir, stop)
 
 
 def members(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[ConfigDict, pathlib.Path]]:

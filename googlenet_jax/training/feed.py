@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from googlenet_jax.data import pipeline
 from googlenet_jax.data.splits import Split
 from googlenet_jax.host import console, sharding
+from googlenet_jax.training.plan import Plan
 from googlenet_jax.training.state import TrainState
 
 MOST_STEPS = 10  # in a call, where the recipe does not say
@@ -25,6 +26,10 @@ CALL_WORK = 2.5e12
 # A data set may take this much memory on each device: Fashion-MNIST takes 47 MB.
 RESIDENT_BYTES = 2**30
 WAITS = 1.2  # decoding is the bottleneck if it could not be this much faster than training
+
+
+class NoBatchError(Exception):
+  """The next batch cannot be had. What was trained so far is fine."""
 
 
 def is_small(split: Split) -> bool:
@@ -102,26 +107,34 @@ def best_length(last_step: int, most: int, every: Sequence[int]) -> int:
 
 
 def calls(
-  plan: Any, state: TrainState, one_step: Callable[..., Any], several_steps: Callable[..., Any]
+  plan: Plan, state: TrainState, one_step: Callable[..., Any], several_steps: Callable[..., Any]
 ) -> Iterator[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
   """Compiles the training step for a state, and returns the calls that train from there to the last step.
 
   Args:
-    plan: the `loop.Plan`.
+    plan: what does not change.
     state: where training stands.
     one_step: from `step.make_train_step`.
     several_steps: from `step.make_train_steps`.
 
   Returns:
-    Iterator over the steps taken after a call, the compiled function, and its arguments after the state.
+    Iterator over the steps taken after a call, the compiled function, and its arguments after the state. It raises
+    NoBatchError if the images of a later step cannot be had; its cause says why.
   """
   config = plan.config
   every = (plan.steps_per_epoch, config.log_every_steps, config.checkpoint_every_steps)
   most = most_steps(config, plan.dataset.train, plan.classifier.multiply_adds, plan.mesh)
   length = best_length(plan.last_step, most, every)
   if length == 1:
-    return _streamed(plan, state, one_step)
-  return _resident(plan, state, several_steps, length, every)
+    return _guarded(_streamed(plan, state, one_step))
+  return _guarded(_resident(plan, state, several_steps, length, every))
+
+
+def _guarded(calls):
+  try:
+    yield from calls
+  except Exception as error:
+    raise NoBatchError from error
 
 
 def _streamed(plan, state, one_step):

@@ -1,13 +1,18 @@
 """The log of a run: `metrics.jsonl`, one JSON object per line, and the same numbers as TensorBoard events."""
 
 import json
+import os
 import pathlib
+import socket
+import struct
 import sys
 import threading
+import time
+from collections.abc import Collection
 from typing import Any
 
 from googlenet_jax import runs
-from googlenet_jax.host import files
+from googlenet_jax.host import console, files
 
 
 class MetricsLog:
@@ -23,7 +28,13 @@ class MetricsLog:
     self.records = [record for record in runs.records(workdir) if 0 < record['step'] <= first_step]
     files.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
     self._file = path.open('a', buffering=1)
-    self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step and first_step + 1)
+    self._folder = workdir / 'tensorboard'
+    with console.side_output(str(self._folder)):
+      self._events = _EventFile(self._folder, first_step and first_step + 1)
+
+  def has(self, step: int, splits: Collection[str]) -> bool:
+    """Returns whether there is a record of a step for each of these splits."""
+    return set(splits) <= {record['split'] for record in self.records if record['step'] == step}
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends a record with the keys of `runs.RECORD`. With auxiliary classifiers it also has the parts of the loss;
@@ -38,30 +49,71 @@ class MetricsLog:
     if self._file is None:
       return
     self._file.write(json.dumps(record) + '\n')
-    parts = (key for key in record if key.startswith('loss_') or key == 'decoded_per_second')
-    for key in ('loss', 'accuracy', 'examples_per_second', *parts):
-      self._events.add_scalar(f'{record["split"]}/{key}', record[key], record['step'])
-    self._events.add_scalar('learning_rate', record['learning_rate'], record['step'])
+    if self._events is not None:
+      events, self._events = self._events, None  # after a failure no more are written: the file ends in half an event
+      with console.side_output(str(self._folder)):
+        events.write(record)
+        self._events = events
 
   def close(self) -> None:
-    """Flushes and closes."""
+    """Closes the files."""
     if self._file is not None:
       self._file.close()
+    if self._events is not None:
       self._events.close()
+
+
+class _EventFile:
+  """A file of TensorBoard events. tensorboardX has the format; its own writer waits forever after a full disk."""
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    """Makes a new file in `folder`; what older files hold from `purge_step` on is void."""
+    self._event_pb2, self._crc = _tensorboardx()
+    folder.mkdir(exist_ok=True)
+    numbers = [path.name.split('.')[3] for path in folder.glob('events.out.tfevents.*')]
+    newest = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    # TensorBoard reads the files in the order of their names. The clock may have been set back.
+    name = f'events.out.tfevents.{max(int(time.time()), newest + 1):010d}.{socket.gethostname()}.{os.getpid()}'
+    self._file = (folder / name).open('xb', buffering=0)
+    self._put(step=purge_step, file_version='brain.Event:2')
+    started = self._event_pb2.SessionLog(status=self._event_pb2.SessionLog.START)
+    self._put(step=purge_step, session_log=started)
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Writes the numbers of a record of `metrics.jsonl`."""
+    parts = (key for key in record if key.startswith('loss_') or key == 'decoded_per_second')
+    values = {f'{record["split"]}/{key}': record[key] for key in ('loss', 'accuracy', 'examples_per_second', *parts)}
+    values['learning_rate'] = record['learning_rate']
+    for tag, value in values.items():
+      summary = {'value': [{'tag': tag, 'simple_value': value}]}
+      self._put(step=record['step'], summary=self._event_pb2.Event(summary=summary).summary)
+
+  def _put(self, **fields: Any) -> None:
+    data = self._event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+    header = struct.pack('<Q', len(data))
+    try:
+      self._file.write(header + struct.pack('<I', self._crc(header)) + data + struct.pack('<I', self._crc(data)))
+    except OSError:
+      self._file.close()
+      raise
+
+  def close(self) -> None:
+    self._file.close()
 
 
 _importing = threading.Lock()
 
 
-def _summary_writer() -> Any:
-  """Returns tensorboardX's class. It hides PyTorch, which tensorboardX would otherwise import for a second."""
+def _tensorboardx() -> tuple[Any, Any]:
+  """Returns tensorboardX's events and checksum. PyTorch is hidden from it: its import would take a second."""
   with _importing:  # several runs may begin at the same time
     hidden = 'torch' not in sys.modules
     if hidden:
       sys.modules['torch'] = None  # makes `import torch` raise ImportError
     try:
-      import tensorboardX
+      from tensorboardX.proto import event_pb2
+      from tensorboardX.record_writer import masked_crc32c
     finally:
       if hidden:
         del sys.modules['torch']
-  return tensorboardX.SummaryWriter
+  return event_pb2, masked_crc32c

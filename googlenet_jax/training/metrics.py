@@ -1,5 +1,6 @@
 """What training counts: sums over examples. The device makes them; the host adds and divides them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ class Metrics(struct.PyTreeNode):
 
   losses: dict[str, Any]  # float sums
   correct: Any  # int: right answers
-  count: Any  # int: examples
+  count: Any  # int: examples; without those of skipped updates
+  skipped: Any = None  # int: updates that `skip_nonfinite` left out; None if the recipe leaves none out
 
   @classmethod
   def zero(cls) -> 'Metrics':
@@ -36,7 +38,8 @@ class Metrics(struct.PyTreeNode):
   def add(self, other: 'Metrics') -> 'Metrics':
     """Adds sums that are on the host, in double precision."""
     losses = {name: self.losses.get(name, 0.0) + float(value) for name, value in other.losses.items()}
-    return Metrics(losses, self.correct + int(other.correct), self.count + int(other.count))
+    skipped = self.skipped if other.skipped is None else (self.skipped or 0) + int(other.skipped)
+    return Metrics(losses, self.correct + int(other.correct), self.count + int(other.count), skipped)
 
   def mean(self) -> dict[str, float]:
     """Means over the examples: 'loss', 'accuracy', and with auxiliary classifiers 'loss_total', 'loss_aux_4a', ..."""
@@ -49,4 +52,4 @@ class Metrics(struct.PyTreeNode):
 
   def to_json(self) -> dict[str, Any]:
     """Returns JSON values; `Metrics(**values)` gives the same sums."""
-    return {'losses': dict(self.losses), 'correct': self.correct, 'count': self.count}
+    return dataclasses.asdict(self)

@@ -72,6 +72,14 @@ def update(
   )
 
 
+def unless_nonfinite(old: TrainState, new: TrainState, grads: Any, metrics: Metrics) -> tuple[TrainState, Metrics]:
+  """Returns the state and metrics of an update; if its loss or gradient is not finite, only the step counts."""
+  good = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((metrics.losses, grads))]))
+  keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
+  metrics = keep(metrics, jax.tree.map(jnp.zeros_like, metrics))
+  return keep(new, old.replace(step=new.step)), metrics.replace(skipped=1 - good.astype(jnp.int32))
+
+
 def _make_step(
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
@@ -92,7 +100,8 @@ def _make_step(
       grad_fn, trained, state.batch_stats, batch, keys, config.micro_batches
     )
     metrics = Metrics(jax.tree.map(lambda loss: loss * count, losses), correct, jnp.int32(count))
-    return update(state, batch_stats, grads, tx, config), metrics
+    new = update(state, batch_stats, grads, tx, config)
+    return unless_nonfinite(state, new, grads, metrics) if config.skip_nonfinite else (new, metrics)
 
   return step
 

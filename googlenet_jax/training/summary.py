@@ -13,14 +13,16 @@ from ml_collections import ConfigDict
 
 from googlenet_jax import __version__
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.data import augment, mixing, pipeline, random_keys
+from googlenet_jax.data import augment, mixing, pipeline, preparing, random_keys
 from googlenet_jax.data.splits import Dataset, pictures
 from googlenet_jax.evaluation import report
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.output import Output
 from googlenet_jax.host import console, files
 from googlenet_jax.model.googlenet import count_multiply_adds, count_parameters, stages_up_to
 from googlenet_jax.model.options import MIN_IMAGE_SIZE
 from googlenet_jax.training.loss import weights_of_classes
+from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.state import partition
 
 # Training on a CPU reaches about this share of a large matrix product, measured with batch normalisation
@@ -83,7 +85,7 @@ def introduction(
 
 
 def where_it_stands(
-  config: ConfigDict, classifier: Classifier, step: int, last_step: int, epochs_before: int
+  config: ConfigDict, classifier: Classifier, step: int, last_step: int, epochs_before: int, ended: bool
 ) -> list[str]:
   """Says where the run stands, and warns if the rest takes hours.
 
@@ -93,9 +95,11 @@ def where_it_stands(
     step: steps taken.
     last_step: steps in all.
     epochs_before: `config.epochs` when the checkpoint was saved.
+    ended: whether there is nothing left to train.
   """
-  if step >= last_step:
-    return [f'already ended at step {step}; more --config.epochs or --config.max_steps would continue it']
+  if ended:
+    more = 'more --config.epochs or --config.max_steps' if step >= last_step else 'a larger --config.early_stopping'
+    return [f'already ended at step {step}; {more} would continue it']
   lines = []
   if jax.default_backend() == 'cpu':
     examples = (last_step - step) * config.batch_size
@@ -117,7 +121,7 @@ def where_it_stands(
 
 def _faster(config: ConfigDict, has_begun: bool) -> str:
   """Says what would take less time."""
-  if config.data.name != 'folder':
+  if preparing.normalised(config.data.name) != 'folder':
     return 'For minutes: --config=configs/fashion_fast.py, or --config=configs/digits.py'
   side = max(config.image_size // 2, MIN_IMAGE_SIZE[config.model.stem])
   ways = [f'smaller images, such as --config.image_size={side}']
@@ -151,8 +155,6 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, se
   """
   if not files.is_writer():
     return
-  from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
-
   indices = pipeline.train_indices(0, len(dataset.train), config.batch_size, seed)[: SAMPLES + 1]
   shown = {**dataset.train.batch(indices), 'index': indices}
 
@@ -165,27 +167,29 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, se
   seen = see(seed, shown)  # one image more than is drawn, because the last one is mixed with it
   shown = {name: array[:SAMPLES] for name, array in shown.items()}
   names = [dataset.class_names[label] for label in shown['label']]
-  galleries.augmentations(
-    pictures(shown),
-    np.asarray(seen),
-    names,
-    workdir / 'augmentations.png',
-    f'recipe {config.name or workdir.name}: the first training batch of {dataset.name}',
-    augmentations_in_words(config.augment),
-  )
+  path = workdir / 'augmentations.png'
+  with console.side_output(str(path)):
+    from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
+
+    title = f'recipe {config.name or workdir.name}: the first training batch of {dataset.name}'
+    galleries.augmentations(
+      pictures(shown), np.asarray(seen), names, path, title, augmentations_in_words(config.augment)
+    )
 
 
 def draw_curves(config: ConfigDict, records: list[dict[str, Any]], workdir: pathlib.Path, dataset: Dataset) -> None:
   """Draws `curves.png` from the records of `metrics.jsonl`."""
   if not files.is_writer():
     return
-  from googlenet_jax.evaluation import plots
-
   final = ''
   for record in records:
     if record['split'] == 'test':
       final = f': test accuracy {record["accuracy"]:.4f} after {record["epoch"]:.4g} epochs'
-  plots.curves(records, workdir / 'curves.png', f'recipe {config.name or workdir.name} on {dataset.name}{final}')
+  path = workdir / 'curves.png'
+  with console.side_output(str(path)):
+    from googlenet_jax.evaluation import plots
+
+    plots.curves(records, path, f'recipe {config.name or workdir.name} on {dataset.name}{final}')
 
 
 def draw_answers(
@@ -208,19 +212,25 @@ def draw_answers(
   """
   if not files.is_writer():
     return
-  from googlenet_jax.evaluation import galleries, plots
-
   title = f'recipe {config.name or workdir.name}, {dataset.name} test images, step {step}'
-  galleries.predictions(evaluation, dataset.test, dataset.class_names, workdir / 'predictions.png', title)
-  plots.confusion(evaluation, dataset.class_names, workdir / 'confusion.png', title)
+  names, path = dataset.class_names, workdir / 'predictions.png'
+  with console.side_output(str(path)):
+    from googlenet_jax.evaluation import galleries
+
+    galleries.predictions(evaluation, dataset.test, names, path, title)
+  path = workdir / 'confusion.png'
+  with console.side_output(str(path)):
+    from googlenet_jax.evaluation import plots
+
+    plots.confusion(evaluation, names, path, title)
   maps = classifier if jax.process_count() == 1 else None  # several processes would have to draw together
-  report.write(evaluation, dataset.test, dataset.class_names, workdir, title, 'test', maps)
+  report.write(evaluation, dataset.test, names, Output(workdir), title, 'test', maps)
 
 
 def summary(
   config: ConfigDict,
   meta: dict[str, Any],
-  train: dict[str, float],
+  train: Metrics,
   evaluations: dict[str, Evaluation],
   step: int,
   steps_per_epoch: int,
@@ -231,23 +241,24 @@ def summary(
 
   Args:
     config: the recipe.
-    meta: counts of the whole run, see `loop.new_meta`.
-    train: mean loss and accuracy of the last epoch.
-    evaluations: by name, see `loop.evaluate_and_log`.
+    meta: counts of the whole run, see `tally.new_meta`.
+    train: sums over the last epoch.
+    evaluations: by name, see `Evaluator.evaluate`.
     step: steps taken.
     steps_per_epoch: steps in an epoch.
     classifier: the network.
     mesh: devices.
   """
-  raw = evaluations.get('test_raw')
+  raw, means = evaluations.get('test_raw'), train.mean()
   return {
     'test_accuracy': evaluations['test'].accuracy,
     'test_loss': evaluations['test'].loss,
     **({'test_accuracy_raw': raw.accuracy} if raw else {}),
-    'train_accuracy': train['accuracy'],
-    'train_loss': train['loss'],
+    'train_accuracy': means['accuracy'],
+    'train_loss': means['loss'],
     'epochs': step / steps_per_epoch,
     'steps': step,
+    **({'skipped_updates': meta['skipped_updates']} if config.skip_nonfinite else {}),
     'parameters': count_parameters(classifier.shape),
     'train_examples_per_second': meta['train_examples'] / meta['train_seconds'],
     'train_seconds': meta['train_seconds'],

@@ -1,0 +1,138 @@
+"""What a training does with its network between two steps: batch statistics that fit, and evaluations."""
+
+import contextlib
+import time
+from typing import Any
+
+import jax
+
+from googlenet_jax.data import pipeline
+from googlenet_jax.evaluation import statistics
+from googlenet_jax.evaluation.evaluate import Evaluation, damage, evaluate
+from googlenet_jax.host import checkpoints, console
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.signals import StoppedError, StopRequest
+from googlenet_jax.training.log import MetricsLog
+from googlenet_jax.training.plan import Plan
+from googlenet_jax.training.state import TrainState, networks, with_statistics
+from googlenet_jax.training.tally import make_record
+
+PATIENCE = 5.0  # seconds that a signal waits for batch statistics; a scheduler kills after 30 s or more
+
+
+class Evaluator:
+  """Fits batch statistics and evaluates. Both are compiled at their first use, so the first step waits for neither."""
+
+  def __init__(
+    self,
+    plan: Plan,
+    meta: dict[str, Any],
+    accuracies: dict[int, float],
+    saved: checkpoints.Checkpoints,
+    log: MetricsLog,
+    stop: StopRequest,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      plan: what does not change.
+      meta: counts of the run; seconds of compiling are added.
+      accuracies: accuracy on the validation images by step; evaluations add to it.
+      saved: messages name the newest checkpoint.
+      log: evaluations are written there.
+      stop: a signal ends what is under way.
+    """
+    self._plan, self._meta, self._accuracies, self._saved = plan, meta, accuracies, saved
+    self._log, self._stop = log, stop
+    self._can_fit = self._can_evaluate = False
+
+  def fit_statistics(self, state: TrainState) -> tuple[TrainState, bool]:
+    """Computes batch statistics that fit the weights, for the raw and for the averaged ones.
+
+    Returns:
+      The state with them and True; or the state as it is and False, if a signal leaves no time.
+    """
+    plan = self._plan
+    if plan.statistics_step is None:
+      return state, True
+    if self._stop.signal and not self._can_fit:
+      return state, False
+
+    def recompute():
+      seed, step = int(state.seed), int(state.step)
+      split, config = plan.dataset.train, plan.config
+      return statistics.recompute(plan.statistics_step, networks(state), split, config, seed, step, plan.mesh)
+
+    try:
+      with self._first_use('the batch statistics', self._can_fit):
+        found = self._stop.unless_stopped(recompute, PATIENCE if self._can_fit else 0)
+    except StoppedError:
+      return state, False
+    self._can_fit = True
+    return with_statistics(state, found, plan.mesh), True
+
+  def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
+    """Evaluates on the validation and test images, writes the records, and says how many pictures are damaged.
+
+    Returns:
+      The evaluations by name; empty if a signal came first. If weights are averaged, 'test' has the averaged weights
+      and 'test_raw' the raw weights; the same for 'validation' and 'validation_raw'.
+
+    Raises:
+      UserError: too many pictures are damaged.
+    """
+    try:
+      self._compile(state)
+      evaluations = self._evaluate(state)
+    except StoppedError:
+      return {}
+    except UserError as error:
+      raise UserError(f'{error}. {self._saved.newest()}; the same command continues there') from error
+    if note := damage({'validation': self._plan.dataset.validation, 'test': self._plan.dataset.test}):
+      console.say(note)
+    return evaluations
+
+  def stops_early(self) -> bool:
+    """Returns whether `early_stopping` ends the run after the newest validation."""
+    return self._plan.stops_early(self._accuracies)
+
+  def _compile(self, state: TrainState) -> None:
+    """Compiles the evaluation by a first use. A test batch has the same form, and may have damaged pictures."""
+    if self._can_evaluate:
+      return
+    plan = self._plan
+
+    def predict():
+      batch = next(pipeline.eval_batches(plan.dataset.train, plan.config.batch_size, plan.mesh))
+      jax.block_until_ready(plan.classifier.predict_step(1)(networks(state)[0], batch))
+
+    with self._first_use('the evaluation', self._can_evaluate):
+      self._stop.unless_stopped(predict)
+    self._can_evaluate = True
+
+  def _evaluate(self, state: TrainState) -> dict[str, Evaluation]:
+    plan, step, evaluations = self._plan, int(state.step), {}
+    classifier = plan.classifier.with_networks(networks(state))
+    for name, split in (('validation', plan.dataset.validation), ('test', plan.dataset.test)):
+      if split is None:
+        continue
+      begin = time.perf_counter()
+      results = evaluate(classifier, split, before_batch=self._stop.check)
+      speed = len(results) * len(split) / (time.perf_counter() - begin)
+      for result, which in zip(results, (name, f'{name}_raw'), strict=False):
+        evaluations[which] = result
+        means = {'loss': result.loss, 'accuracy': result.accuracy}
+        self._log.write(make_record(plan, step, which, means, speed))
+    if 'validation' in evaluations:
+      self._accuracies[step] = evaluations['validation'].accuracy
+    return evaluations
+
+  @contextlib.contextmanager
+  def _first_use(self, what: str, used: bool):
+    """Says that something is compiled in the block, and counts the seconds."""
+    if used:
+      yield
+      return
+    with console.waiting(f'compiling {what}', 'once') as waiting:
+      yield
+    self._meta['compile_seconds'] += waiting.seconds
