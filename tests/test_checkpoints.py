@@ -1,9 +1,11 @@
 import concurrent.futures
+import os
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from googlenet_jax.host import checkpoints, damage
@@ -171,6 +173,33 @@ def test_a_disk_that_does_not_take_it_is_one_line(tmp_path, monkeypatch):
   saved.close()
 
 
+def test_after_a_save_that_failed_the_next_one_is_waited_for(tmp_path, monkeypatch, capsys):
+  saved, manager = checkpoints.Checkpoints(tmp_path), ocp.CheckpointManager
+  fails = {2: True, 3: False, 4: True, 5: True}
+  finalize = manager._finalize
+
+  def finalize_or_fail(self, step, *rest):
+    finalize(self, step, *rest)
+    if fails.get(step):
+      (tmp_path / 'checkpoints' / str(step)).rename(tmp_path / 'checkpoints' / f'{step}.orbax-checkpoint-tmp')
+      raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(manager, '_finalize', finalize_or_fail)
+  for step in (1, 2):
+    saved.save(step, items(float(step)), {})
+  assert saved.newest().endswith('checkpoints/1')
+  assert saved.failed()
+  assert capsys.readouterr().out == ''
+  saved.save(3, items(3.0), {})
+  text = 'warning: a checkpoint could not be written (No space left on device); step 3 is saved\n'
+  assert capsys.readouterr().out == text
+  assert not saved.failed()
+  assert os.listdir(saved.directory) == ['3', '1'] or os.listdir(saved.directory) == ['1', '3']
+  saved.save(4, items(4.0), {})
+  with pytest.raises(UserError, match=r'step 5 could not be saved in .*: No space left on device\. Last good .*/3$'):
+    saved.save(5, items(5.0), {})
+
+
 def test_the_reason_is_named_even_from_far_back_in_the_text(tmp_path, monkeypatch):
   saved = filled(tmp_path, [None])
   text = 'RESOURCE_EXHAUSTED: Error writing "a/0.0" ' + 'a long path ' * 20 + '[OS error 28: No space left on device]'
@@ -179,7 +208,7 @@ def test_the_reason_is_named_even_from_far_back_in_the_text(tmp_path, monkeypatc
     raise ValueError(text)
 
   monkeypatch.setattr(saved._manager, 'save', full)
-  with pytest.raises(UserError, match=r'^step 2 could not be saved in .*/checkpoints: No space left on device$'):
+  with pytest.raises(UserError, match=r'^step 2 could not be saved in .*/checkpoints: No space left on device\. Last'):
     saved.save(2, items(2.0), {})
   saved.close()
 

@@ -4,19 +4,17 @@ The two newest are kept, so damage to one loses no run. The one with the best va
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
-from googlenet_jax.host import console, damage, files, trial
+from googlenet_jax.host import console, damage, files, retention, trial
 from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
@@ -34,24 +32,6 @@ def _quiet() -> Iterator[None]:
     yield
   finally:
     logging.set_verbosity(level)
-
-
-def _best(steps: Sequence[int], accuracies: dict[int, float]) -> int | None:
-  """Returns the step with the highest accuracy, the last of equal ones; None if no step was validated."""
-  validated = [step for step in steps if step in accuracies]
-  return max(validated, key=lambda step: (accuracies[step], step), default=None)
-
-
-@dataclasses.dataclass
-class _TwoNewestAndBest(checkpoint_managers.PreservationPolicy):
-  """Says to Orbax which checkpoints to keep."""
-
-  accuracies: dict[int, float]  # read at each save
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    steps = [checkpoint.step for checkpoint in checkpoints]  # ascending
-    kept = {*steps[-2:], _best(steps, self.accuracies)}
-    return [step in kept for step in steps]
 
 
 class Checkpoints:
@@ -85,11 +65,12 @@ class Checkpoints:
     if not read_only:
       self._bring_back()
     self._manager = self._open()
+    self._error: Exception | None = None  # of the newest save
 
   def _open(self) -> ocp.CheckpointManager:
     with _quiet():
       options = ocp.CheckpointManagerOptions(
-        preservation_policy=_TwoNewestAndBest(self._accuracies),
+        preservation_policy=retention.TwoNewestAndBest(self._accuracies),
         cleanup_tmp_directories=not self.read_only,
         create=not self.read_only,
         read_only=self.read_only,
@@ -112,7 +93,7 @@ class Checkpoints:
     Raises:
       UserError: no checkpoint was validated.
     """
-    step = _best(self.steps(), self._accuracies)
+    step = retention.best(self.steps(), self._accuracies)
     if step is None:
       raise UserError(
         f'no checkpoint in {self.directory} has a validation accuracy: the recipe holds out no images '
@@ -134,6 +115,8 @@ class Checkpoints:
   def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], fresh: bool = True) -> None:
     """Writes a checkpoint, in the background unless `one_at_a_time`. Does nothing if the step is saved already.
 
+    If the save before this one failed, a warning says so, and this one is waited for.
+
     Args:
       step: number of steps taken.
       items: trees of arrays; each can be restored without the others.
@@ -152,13 +135,21 @@ class Checkpoints:
     content = {**meta, 'fresh': fresh, 'arrays': arrays}
     meta = ocp.args.JsonSave({'content': content, 'crc32': damage.crc32_of_json(content)})
     arguments = ocp.args.Composite(**arguments, meta=meta)
+    failure = self._failure()
+    if failure is not None:
+      self._manager = self._open()  # removes what the failed save left
     with self._turn:
       try:
         taken = self._manager.save(step, args=arguments)
-      except Exception as error:  # perhaps an error of the previous save, from its thread
-        raise UserError(f'step {step} could not be saved in {self.directory}: {damage.reason(error)}') from error
-      if self._one_at_a_time:
-        self.wait()
+        if self._one_at_a_time or failure is not None:
+          self._manager.wait_until_finished()
+      except Exception as error:
+        raise UserError(
+          f'step {step} could not be saved in {self.directory}: {damage.reason(error)}. {self._last_good()}'
+        ) from error
+    if failure is not None:
+      self._error = None
+      console.say(f'warning: a checkpoint could not be written ({damage.reason(failure)}); step {step} is saved')
     if not taken:  # Orbax refuses a step older than its newest
       raise UserError(f'step {step} could not be saved in {self.directory}: step {self.steps()[0]} is there already')
 
@@ -330,9 +321,24 @@ class Checkpoints:
 
   def newest(self) -> str:
     """Returns a sentence that names the newest complete checkpoint."""
-    self.wait()
+    self._failure()  # waits
+    return self._last_good()
+
+  def _last_good(self) -> str:
     steps = self.steps()
     return f'Last good checkpoint: {self.directory / str(steps[0])}' if steps else 'There is no checkpoint yet'
+
+  def failed(self) -> bool:
+    """Returns whether the newest save has failed in the background, without waiting for it."""
+    return not self._manager.is_saving_in_progress() and self._failure() is not None
+
+  def _failure(self) -> Exception | None:
+    """Waits for the save under way, and returns the error of the newest one."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # from the background thread: OSError, or TensorStore's ValueError
+      self._error = error  # Orbax raises it once
+    return self._error
 
   def wait(self) -> None:
     """Returns when everything is on disk.
@@ -340,10 +346,11 @@ class Checkpoints:
     Raises:
       UserError: writing failed.
     """
-    try:
-      self._manager.wait_until_finished()
-    except Exception as error:  # from the background thread: OSError, or TensorStore's ValueError
-      raise UserError(f'a checkpoint could not be written in {self.directory}: {damage.reason(error)}') from error
+    error, self._error = self._failure(), None
+    if error is not None:
+      raise UserError(
+        f'a checkpoint could not be written in {self.directory}: {damage.reason(error)}. {self._last_good()}'
+      ) from error
 
   def close(self) -> None:
     """Waits, and stops the background threads."""

@@ -136,8 +136,8 @@ def train_steps(
       if record is not None:
         log.write(record)
 
-      # Save, before anything that takes long or may fail
-      if plan.saves(step) or stop_now:
+      # Save, before anything that takes long or may fail; and again where saving failed in the background
+      if plan.saves(step) or stop_now or saved.failed():
         state, fresh = evaluator.fit_statistics(state)
         saved.save(step, items(state), tally.meta, fresh)
 
