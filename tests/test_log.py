@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from googlenet_jax.runs import RECORD
-from googlenet_jax.training import tally
+from googlenet_jax.training import log, tally
 from googlenet_jax.training.log import MetricsLog
 
 
@@ -123,6 +123,44 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
   scalars, purged = events(tmp_path)
   assert purged[-1] == 2  # what an interrupted run wrote after step 1 is void
   assert ('train/loss', 0.5, 2) in scalars
+
+
+def test_each_run_adds_a_file_of_events_that_comes_after_the_others(tmp_path, monkeypatch):
+  for clock in (5000.0, 5000.5, 20.0):  # within a second, and set back
+    monkeypatch.setattr(log.time, 'time', lambda clock=clock: clock)
+    write(tmp_path, 1, record(2))
+  names = sorted(path.name.split('.')[3] for path in (tmp_path / 'tensorboard').iterdir())
+  assert names == ['0000005000', '0000005001', '0000005002']
+
+
+def test_events_that_cannot_be_written_end_nothing(tmp_path, monkeypatch, capsys):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  kept = MetricsLog(tmp_path, 0)
+  kept.write(record(1))
+  monkeypatch.setattr(log.struct, 'pack', full)
+  records = [record(step) for step in range(1, 25)]  # tensorboardX would wait forever after ten
+  for one in records[1:]:
+    kept.write(one)
+  kept.close()
+  assert lines(tmp_path) == records
+  assert capsys.readouterr().err == (
+    f'warning: {tmp_path}/tensorboard was not written: No space left on device; the work goes on\n'
+  )
+  (tmp_path / 'new').mkdir()
+  (tmp_path / 'new' / 'tensorboard').write_text('in the way')
+  assert write(tmp_path / 'new', 0, *records) == lines(tmp_path / 'new') == records
+  assert 'File exists' in capsys.readouterr().err
+
+
+def test_what_a_step_lacks_is_known(tmp_path):
+  kept = MetricsLog(tmp_path, 0)
+  kept.write(record(1, 'validation'))
+  kept.write(record(2, 'test'))
+  assert kept.has(1, ('validation',))
+  assert not kept.has(1, ('validation', 'test'))
+  kept.close()
 
 
 def test_pytorch_is_not_imported_for_events(tmp_path, monkeypatch):

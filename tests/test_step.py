@@ -20,7 +20,7 @@ from googlenet_jax.training.step import make_train_step, make_train_steps
 
 FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augment.flip': True}
 AUXILIARY = {'model.auxiliary': 'adaptive_pool'}
-BATCH_NORM = {'model.norm': 'batch', 'learning_rate': 0.05, 'average_decay': 0.15}
+BATCH_NORM = {'model.norm': 'batch', 'learning_rate': 0.05, 'average_decay': 0.15, 'skip_nonfinite': True}
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -231,6 +231,20 @@ def test_several_steps_in_a_call_are_exact_as_users_compile_them(monkeypatch):
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
   jax.tree.map(np.testing.assert_array_equal, metrics, sums)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e30])
+def test_an_update_that_is_not_finite_changes_only_the_step(bad):
+  ours = program(2, **BATCH_NORM)
+  first = jax.tree.map(np.copy, ours.first)
+  first.params['conv1']['kernel'][...] *= bad  # 1e30: the variance of the batch overflows
+  state, (metrics,) = ours.run(1, first)
+  assert (int(metrics.skipped), int(metrics.count), int(metrics.correct)) == (1, 0, 0)
+  assert metrics.is_finite()
+  assert int(state.step) == 1
+  jax.tree.map(np.testing.assert_array_equal, state, first.replace(step=state.step))
+  _, (metrics,) = ours.run(1)
+  assert (int(metrics.skipped), int(metrics.count)) == (0, 16)
 
 
 def test_the_loss_falls_on_real_digits():

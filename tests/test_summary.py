@@ -260,6 +260,24 @@ def test_titles_name_the_recipe_and_the_final_figures(name, shown, drawn, tmp_pa
   assert drawn['confusion'] == (evaluation, CLASSES, workdir / 'confusion.png', title)
 
 
+def test_a_picture_that_cannot_be_drawn_is_left_out(drawn, tmp_path, monkeypatch, capsys):
+  def fail(*_):
+    raise RuntimeError('libfreetype is missing')
+
+  for module, name in ((galleries, 'augmentations'), (plots, 'curves'), (galleries, 'predictions')):
+    monkeypatch.setattr(module, name, fail)
+  config, dataset = small_config(), dataset_of()
+  evaluation = Evaluation(dataset.test.labels, np.zeros((20, 10), np.float32))
+  summary.draw_samples(config, tmp_path, dataset, 0)
+  summary.draw_curves(config, [*records()], tmp_path, dataset)
+  summary.draw_answers(config, evaluation, tmp_path, dataset, 22)
+  assert set(drawn) == {'confusion', 'mistakes'}
+  assert capsys.readouterr().err == ''.join(
+    f'warning: {tmp_path}/{name}.png was not written: libfreetype is missing; the work goes on\n'
+    for name in ('augmentations', 'curves', 'predictions')
+  )
+
+
 def test_only_the_first_process_draws(drawn, tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   config, dataset = small_config(), dataset_of()

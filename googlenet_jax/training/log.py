@@ -1,5 +1,6 @@
 """The log of a run: `metrics.jsonl`, one JSON object per line, and the same numbers as TensorBoard events."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -51,8 +52,10 @@ class MetricsLog:
     self._file.write(json.dumps(record) + '\n')
     if self._events is not None:
       events, self._events = self._events, None  # after a failure no more are written: the file ends in half an event
-      with console.side_output(str(self._folder)):
+      with console.side_output(str(self._folder)), contextlib.ExitStack() as failed:
+        failed.callback(events.close)
         events.write(record)
+        failed.pop_all()
         self._events = events
 
   def close(self) -> None:
@@ -91,11 +94,7 @@ class _EventFile:
   def _put(self, **fields: Any) -> None:
     data = self._event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
     header = struct.pack('<Q', len(data))
-    try:
-      self._file.write(header + struct.pack('<I', self._crc(header)) + data + struct.pack('<I', self._crc(data)))
-    except OSError:
-      self._file.close()
-      raise
+    self._file.write(header + struct.pack('<I', self._crc(header)) + data + struct.pack('<I', self._crc(data)))
 
   def close(self) -> None:
     self._file.close()
