@@ -16,8 +16,8 @@ Exit status: 0; 1 if predict or explain could not read some of the pictures; 2 a
 """
 
 # This file has the flags, and one call for each mode. The program is in googlenet_jax/.
+import contextlib
 import difflib
-import io
 import os
 import pathlib
 import signal
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from googlenet_jax.host import huge_pages, signals
+from googlenet_jax.host import console, errors, huge_pages, process, signals
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -38,59 +38,83 @@ READ_BY = {  # flag: modes that read it; --workdir is for all
   'crops': ('evaluate', 'predict'),
   'split': ('evaluate',),
   'top': ('predict', 'explain'),
-  'output': ('predict', 'explain', 'inspect'),
+  'output': ('evaluate', 'predict', 'explain', 'inspect'),
 }
+AGAIN = {'allow_override': True}  # a notebook may run this file again
 CONFIG = flags.DEFINE_string(
-  'config', None, 'Recipe, such as --config=configs/digits.py. Not needed where the workdir holds a run.'
+  'config', None, 'Recipe, such as --config=configs/digits.py. Not needed where the workdir holds a run.', **AGAIN
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run, such as --workdir=runs/mine. Default: runs/NAME for configs/NAME.py.'
+  'workdir', None, 'Folder of the run, such as --workdir=runs/mine. Default: runs/NAME for configs/NAME.py.', **AGAIN
 )
-MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do, such as --mode=evaluate.')
+MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do, such as --mode=evaluate.', **AGAIN)
 STEP = flags.DEFINE_string(
   'step', None, 'Step of the checkpoint, such as --step=858, or --step=best for the best on the validation images. '
-  'Default: the newest.'
+  'Default: the newest.', **AGAIN
 )  # fmt: skip
 CROPS = flags.DEFINE_list(
   'crops', None, 'evaluate: crops per image, such as --crops=1 (quick) or --crops=1,10,144; default 1,6,10,144. 6 are '
-  'views of the whole image, mirrored and shifted by one pixel. predict: one of these numbers; default 1.'
+  'views of the whole image, mirrored and shifted by one pixel. predict: one of these numbers; default 1.', **AGAIN
 )  # fmt: skip
 SPLIT = flags.DEFINE_enum(
-  'split', 'test', ('train', 'validation', 'test'), 'evaluate: which images, such as --split=validation.'
+  'split', 'test', ('train', 'validation', 'test'), 'evaluate: which images, such as --split=validation.', **AGAIN
 )
 TOP = flags.DEFINE_integer(
-  'top', None, 'predict, explain: classes per picture, such as --top=2. Default: 5, or 3 for explain.', lower_bound=1
-)
+  'top', None, 'predict, explain: classes per picture, such as --top=2. Default: 5, or 3 for explain.', lower_bound=1,
+  **AGAIN
+)  # fmt: skip
 OUTPUT = flags.DEFINE_string(
-  'output', None, 'predict, explain, inspect: folder to write to, such as --output=answers. Default: in the workdir.'
+  'output',
+  None,
+  'predict, explain, inspect: folder to write to, such as --output=answers. Default: in the workdir.',
+  **AGAIN,
 )
 _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
+MEMORY_OF_OTHERS = 'end other programs that need memory'
+MEMORY = {  # what helps if the memory is not enough; a training says it itself
+  'evaluate': 'try a smaller --config.batch_size, or --crops=1',
+  'predict': f'try --crops=1, or {MEMORY_OF_OTHERS}',
+}
 
 
 def main(argv: list[str]) -> int | None:
   """Runs the chosen mode and returns the exit status; None is 0."""
-  from googlenet_jax import recipe_checks
-  from googlenet_jax.host import cache, console, cpu_cores
+  try:
+    import jax  # noqa: F401
+  except Exception as error:  # any, such as for JAX_ENABLE_X64=maybe
+    raise errors.UserError(f'JAX cannot be imported: {errors.reason(error)}') from error
+  from googlenet_jax.host import backend
 
   check_flags(argv[1:])
   console.quieten_libraries()
+  with backend.our_settings_everywhere(), errors.plain_troubles(MEMORY.get(MODE.value, MEMORY_OF_OTHERS)):
+    return run_mode(argv[1:])
+
+
+def run_mode(paths: list[str]) -> int | None:
+  """Runs the chosen mode, for predict and explain with some paths; see `main`."""
+  from googlenet_jax import recipe_checks
+  from googlenet_jax.host import backend, cache, cpu_cores
+
   if MODE.value == 'predict':
     from googlenet_jax.evaluation import predict
 
     (count,) = crops_of_flags()
-    return predict.predict_paths(workdir_of_run(), argv[1:], step_of_flags(), TOP.value or 5, count, output_of_flags())
+    return predict.predict_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 5, count, output_of_flags())
   if MODE.value == 'explain':
     from googlenet_jax.evaluation import explain
 
-    return explain.explain_paths(workdir_of_run(), argv[1:], step_of_flags(), TOP.value or 3, output_of_flags())
+    return explain.explain_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 3, output_of_flags())
   config = config_of_flags()
   recipe_checks.validate(config, trains=MODE.value != 'inspect')
   cache.use_compilation_cache()
   cpu_cores.use_cpu_cores(config)
+  backend.start()
   if MODE.value == 'evaluate':
     from googlenet_jax.evaluation import table
 
-    table.evaluate_run(config, workdir_of_flags(), step_of_flags(), SPLIT.value, crops_of_flags())
+    split, counts = SPLIT.value, crops_of_flags()
+    table.evaluate_run(config, workdir_of_flags(), step_of_flags(), split, counts, output_of_flags())
   elif MODE.value == 'inspect':
     from googlenet_jax.evaluation import inspection
 
@@ -105,52 +129,47 @@ def main(argv: list[str]) -> int | None:
 
 def check_flags(paths: list[str]) -> None:
   """Refuses what the chosen mode does not read."""
-  from googlenet_jax.host.errors import UserError, one_line
-
   mode = MODE.value
   for name, modes in READ_BY.items():
     if mode not in modes and flags.FLAGS[name].present:
-      raise UserError(f'--{name} is for --mode={" or ".join(modes)}, not for --mode={mode}')
+      raise errors.UserError(f'--{name} is for --mode={" or ".join(modes)}, not for --mode={mode}')
   if mode not in READ_BY['config'] and _overrides:
-    raise UserError(f'--config.{_overrides[0][0]} is not for --mode={mode}: the run knows its recipe')
+    raise errors.UserError(f'--config.{_overrides[0][0]} is not for --mode={mode}: the run knows its recipe')
   if mode in READ_BY['top']:
     if not paths:
-      raise UserError(f'--mode={mode} needs pictures: give files, folders, or - for a list on standard input')
+      raise errors.UserError(f'--mode={mode} needs pictures: give files, folders, or - for a list on standard input')
   elif paths:
-    raise UserError(f'unexpected argument {one_line(paths[0])}: options are written --name=value')
+    raise errors.UserError(f'unexpected argument {errors.one_line(paths[0])}: options are written --name=value')
 
 
 def workdir_of_run() -> pathlib.Path:
   """Returns --workdir, which must be given."""
-  from googlenet_jax.host.errors import UserError
-
   if WORKDIR.value is None:
-    raise UserError('--workdir is missing: give the folder of a run, such as --workdir=runs/digits')
+    raise errors.UserError('--workdir is missing: give the folder of a run, such as --workdir=runs/digits')
   return workdir_of_flags()
 
 
 def output_of_flags() -> pathlib.Path | None:
   """Returns --output; None if it is not given."""
-  from googlenet_jax.host.errors import expanded
-
-  return None if OUTPUT.value is None else expanded(OUTPUT.value)
+  return None if OUTPUT.value is None else errors.expanded(OUTPUT.value)
 
 
 def config_of_flags() -> 'ConfigDict':
   """Returns the recipe of --config, or else of the run in --workdir, with the changes of --config.KEY=VALUE."""
   from googlenet_jax import recipe, runs
-  from googlenet_jax.host.errors import UserError
 
   workdir = workdir_of_flags()
   if workdir is None:
     missing = '--config is missing, such as --config=configs/digits.py'
     if MODE.value == 'evaluate':
       missing = '--workdir is missing: give the folder of a run, such as --workdir=runs/digits'
-    raise UserError(missing)
+    raise errors.UserError(missing)
   if CONFIG.value is not None:
     config = recipe.read(CONFIG.value)
   elif MODE.value == 'train' and not (runs.is_run(workdir) or runs.has_checkpoints(workdir)):
-    raise UserError(f'--config is missing, such as --config=configs/digits.py: {workdir} holds no run to continue')
+    raise errors.UserError(
+      f'--config is missing, such as --config=configs/digits.py: {workdir} holds no run to continue'
+    )
   else:
     config = runs.recipe_of(workdir)
   for name, text in _overrides:
@@ -165,7 +184,7 @@ def config_of_flags() -> 'ConfigDict':
   found = recipe.flatten(config)
   for name, _ in _overrides:
     if found[name] != given[name]:
-      raise UserError(
+      raise errors.UserError(
         f'--config.{name}={given[name]}: the network of config.init_from={config.init_from} has {found[name]!r}, and '
         'its weights fit no other: leave this key out'
       )
@@ -177,45 +196,39 @@ def config_of_flags() -> 'ConfigDict':
 def workdir_of_flags() -> pathlib.Path | None:
   """Returns the folder of the run; None if neither --workdir nor --config is given."""
   from googlenet_jax import recipe
-  from googlenet_jax.host.errors import expanded
 
   if WORKDIR.value is None and CONFIG.value is None:
     return None
   name = pathlib.Path(recipe.split_name(CONFIG.value or '')[0]).stem
-  return expanded(WORKDIR.value or f'runs/{name}')
+  return errors.expanded(WORKDIR.value or f'runs/{name}')
 
 
 def step_of_flags() -> int | str | None:
   """Returns --step as a number, 'best' or None."""
-  from googlenet_jax.host.errors import UserError
-
   if STEP.value in (None, 'best'):
     return STEP.value
   if not STEP.value.isdecimal():
-    raise UserError(f'--step={STEP.value}: give a number, or best')
+    raise errors.UserError(f'--step={STEP.value}: give a number, or best')
   return int(STEP.value)
 
 
 def crops_of_flags() -> list[int]:
   """Returns --crops as ascending numbers; --mode=predict takes one."""
   from googlenet_jax.data import crops
-  from googlenet_jax.host.errors import UserError
 
   several = MODE.value == 'evaluate'
   if CROPS.value is None:
     return list(crops.COUNTS) if several else [1]
   given, known = ','.join(CROPS.value), ','.join(map(str, crops.COUNTS))
   if not CROPS.value or set(CROPS.value) - set(map(str, crops.COUNTS)):
-    raise UserError(f'--crops={given}: choose from {known}')
+    raise errors.UserError(f'--crops={given}: choose from {known}')
   if len(CROPS.value) > 1 and not several:
-    raise UserError(f'--crops={given}: --mode={MODE.value} takes one of {known}')
+    raise errors.UserError(f'--crops={given}: --mode={MODE.value} takes one of {known}')
   return sorted(set(map(int, CROPS.value)))
 
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line. A mistake raises UserError; absl itself would print pages of help."""
-  from googlenet_jax.host.errors import UserError
-
   rest, arguments = argv[:1], iter(argv[1:])
   for argument in arguments:
     if argument == '--':  # names of files follow
@@ -231,25 +244,24 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(rest)
   except flags.UnrecognizedFlagError as error:
-    raise UserError(unknown_flag(error.flagname)) from error
+    raise errors.UserError(unknown_flag(error.flagname)) from error
   except flags.IllegalFlagValueError as error:
     text = str(error).removeprefix('flag ')
-    raise UserError(text.replace('invalid literal for int() with base 10', 'no whole number')) from error
+    raise errors.UserError(text.replace('invalid literal for int() with base 10', 'no whole number')) from error
   except flags.Error as error:
-    raise UserError(str(error)) from error
+    raise errors.UserError(str(error)) from error
 
 
 def next_value(name: str, arguments) -> str:
   """Returns the value of `--config.KEY VALUE`; a switch needs none."""
   from googlenet_jax import recipe
-  from googlenet_jax.host.errors import UserError
 
   key = recipe.KEYS.get(name.removeprefix('config.'))
   if key and isinstance(key.default, bool):
     return 'True'
   value = next(arguments, None)
   if value is None or value.startswith('--'):
-    raise UserError(f'--{name} needs a value: --{name}=VALUE')
+    raise errors.UserError(f'--{name} needs a value: --{name}=VALUE')
   return value
 
 
@@ -285,29 +297,22 @@ def end(number: int = signal.SIGINT) -> None:
     os._exit(128 + number)  # sys.exit would wait for a thread in which XLA compiles, and then crash
 
 
-def escape_other_letters() -> None:
-  """Lets names be printed that hold letters which the encoding of the terminal or file lacks: as `\\u65e5`."""
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')
-
-
 def run() -> None:
-  """Runs `main`; every mistake of the user ends as one line and status 2."""
-  from googlenet_jax.host.errors import UserError
-
-  escape_other_letters()
+  """Runs `main`; every mistake of the user, and every trouble of the machine, ends as one line and status 2."""
+  process.open_standard_streams()
+  of_program = signals.of_program(end) if process.is_program() else contextlib.nullcontext()
   try:
-    with signals.of_program(end):
+    with of_program:
       app.run(main, flags_parser=parse_flags)
-  except BrokenPipeError:
-    print(f'error: nobody reads the output any more; {what_stays()}', file=sys.stderr)
-    os._exit(2)  # sys.exit would try to write what is left of the output
-  except (UserError, OSError) as error:  # OSError: a full disk, or a folder that is not writable
-    text = f'{error.filename}: {error.strerror}' if getattr(error, 'filename', None) else str(error)
-    print('error: ' + ' '.join(text.split()), file=sys.stderr)
+  except Exception as error:
+    text = errors.trouble(error, MEMORY_OF_OTHERS)
+    if text is None:
+      raise
+    console.complain(f'error: {text}')
     sys.exit(2)
   except KeyboardInterrupt as error:
+    if not process.is_program():
+      raise
     end(*error.args)
 
 

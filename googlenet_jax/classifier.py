@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data import augment, crops, inputs, splits
 from googlenet_jax.data.inputs import Images
-from googlenet_jax.host import sharding
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host import backend, sharding
+from googlenet_jax.host.errors import UserError, plain_troubles
 from googlenet_jax.model import googlenet
 from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
 from googlenet_jax.model.options import Options
@@ -99,6 +99,7 @@ class Classifier:
     shape: the network with shapes in place of weights.
   """
 
+  @backend.our_settings()
   def __init__(
     self,
     config: ConfigDict,
@@ -255,6 +256,7 @@ class Classifier:
     return found[0] if single else found
 
   @functools.cached_property
+  @backend.our_settings()
   def stages(self) -> dict[str, tuple[int, ...]]:
     """The stages of the network, and the shape of what each computes for one image."""
     size = self.recipe.image_size
@@ -264,6 +266,7 @@ class Classifier:
     return {name: found.shape[1:] for name, found in jax.eval_shape(run, variables, image).items()}
 
   @functools.cached_property
+  @backend.our_settings()
   def multiply_adds(self) -> int:
     """Multiply-adds in the convolutions for one image; counting them traces the network."""
     return count_multiply_adds(self.shape, self.recipe.image_size)
@@ -293,6 +296,8 @@ class Classifier:
 
     return _jitted(stage, self.mesh)
 
+  @plain_troubles('end other programs that need memory')
+  @backend.our_settings()
   def _in_parts(
     self,
     step: Callable[..., Any],

@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 from googlenet_jax import recipe, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops
-from googlenet_jax.host import cache, console, sharding
+from googlenet_jax.host import backend, cache, console, sharding
 from googlenet_jax.host.errors import UserError, expanded
 
 WEIGHTS = ('.pth', '.pt', '.safetensors')
 
 
+@backend.our_settings()
 def load(
   workdir: str | os.PathLike,
   step: int | str | None = None,
@@ -39,8 +40,9 @@ def load(
     UserError: there is no run, no such checkpoint or file, the weights belong to another network, or the members were
       trained by different recipes.
   """
-  cache.use_compilation_cache()
   workdir = expanded(workdir)
+  cache.use_compilation_cache()
+  backend.start()
   mesh = mesh or sharding.make_mesh(jax.local_devices())
   if workdir.suffix in WEIGHTS and not workdir.is_dir():
     if step is not None:

@@ -19,7 +19,7 @@ from configs import default
 from googlenet_jax import classifier, recipe, runs
 from googlenet_jax.data import datasets
 from googlenet_jax.evaluation import statistics
-from googlenet_jax.host import checkpoints, console, sharding
+from googlenet_jax.host import checkpoints, console, process, sharding
 from googlenet_jax.model import googlenet
 from googlenet_jax.training import loop, summary
 from googlenet_jax.training.state import TrainState, items
@@ -63,7 +63,8 @@ def small_digits():
 
 
 _programs = {}
-ARGUMENTS = ('seed', 'max_steps', 'log_every_steps', 'checkpoint_every_steps', 'steps_per_call')  # in no program
+# In no program:
+ARGUMENTS = ('seed', 'max_steps', 'log_every_steps', 'checkpoint_every_steps', 'steps_per_call', 'early_stopping')
 
 
 def share_programs(patch):
@@ -126,6 +127,7 @@ def call_main(*arguments):
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     patch.setattr(sys, 'argv', ['main.py', *map(str, arguments)])
     patch.setattr(console, 'quieten_libraries', lambda: None)
+    patch.setattr(process, 'is_program', lambda: True)
     patch.setattr(app._run_init, 'done', True)  # or absl would take over the logging of the tests
     try:
       main.run()

@@ -2,13 +2,15 @@ import os
 import pathlib
 import sys
 
+import jax
 import pytest
 from helpers import call_main
 
-from googlenet_jax import load, recipe, train
+from googlenet_jax import load, loading, recipe, train
 from googlenet_jax.data import pictures
 from googlenet_jax.evaluation import sources
-from googlenet_jax.host.errors import UserError, expanded, expanded_text
+from googlenet_jax.host.errors import UserError, expanded, expanded_text, plain_troubles, trouble
+from googlenet_jax.training import ensemble
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,61 @@ def test_a_list_on_a_closed_standard_input(monkeypatch):
   monkeypatch.setattr(sys, 'stdin', None)
   with pytest.raises(UserError, match='standard input is closed'):
     sources.find(['-'], [])
+
+
+TROUBLES = [
+  (MemoryError(), 'the memory is not enough (MemoryError): use less'),
+  (OSError(12, 'Cannot allocate memory'), 'the memory is not enough (/run: Cannot allocate memory): use less'),
+  (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.'), ': use less'),
+  (jax.errors.JaxRuntimeError('INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory'), ': use less'),
+  (jax.errors.JaxRuntimeError('INTERNAL: Failed to allocate 100 bytes for new constant'), ': use less'),
+  (jax.errors.JaxRuntimeError('INTERNAL: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED'), ': use less'),
+  (RuntimeError('std::bad_alloc'), 'the memory is not enough (std::bad_alloc): use less'),
+  (RuntimeError("can't start new thread"), "can't start new thread: end other programs, or raise"),
+  (ValueError('RESOURCE_EXHAUSTED: write: No space left on device'), ': make room there'),
+  (OSError(28, 'No space left on device'), '/run: No space left on device: make room there'),
+  (OSError(28, 'No space left on device', '/x'), '/x: No space left on device: make room there'),
+  (OSError(122, 'Disk quota exceeded', '/x'), '/x: Disk quota exceeded: make room there'),
+  (OSError(24, 'Too many open files', '/x'), '/x: Too many open files: raise the limit'),
+  (OSError(5, 'Input/output error', '/x'), '/x: Input/output error: look at the disk'),
+  (OSError(13, 'Permission denied', '/x'), '/x: Permission denied'),
+  (UserError('as it is'), 'as it is'),
+]
+
+
+@pytest.mark.parametrize(('error', 'says'), TROUBLES)
+def test_a_trouble_of_the_machine_is_one_line(error, says):
+  with pytest.raises(UserError) as caught, plain_troubles('use less', '/run'):
+    raise error
+  assert says in str(caught.value)
+  assert str(caught.value).startswith(says) or says.startswith(':')
+
+
+@pytest.mark.parametrize('error', [ValueError('a bug'), KeyError('RESOURCE'), RuntimeError('')])
+def test_a_fault_of_the_program_keeps_its_traceback(error):
+  with pytest.raises(type(error)), plain_troubles('use less'):
+    raise error
+  assert trouble(error, 'use less') is None
+
+
+def test_a_training_without_memory_names_the_keys_that_help(monkeypatch, tmp_path):
+  def train_members(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 7846012096 bytes.')
+
+  monkeypatch.setattr(ensemble, 'train_members', train_members)
+  ended = call_main('--config=configs/digits.py', f'--workdir={tmp_path}')
+  assert ended.err == (
+    'error: the memory is not enough (RESOURCE_EXHAUSTED: Out of memory allocating 7846012096 bytes.): try a smaller '
+    '--config.batch_size or --config.image_size, or a larger --config.micro_batches\n'
+  )
+
+
+def test_other_modes_without_memory(monkeypatch, tmp_path):
+  def no_memory(*_, **__):
+    raise MemoryError
+
+  monkeypatch.setattr(loading, 'load', no_memory)
+  ended = call_main('--mode=predict', f'--workdir={tmp_path}', 'x.png')
+  assert ended.err == (
+    'error: the memory is not enough (MemoryError): try --crops=1, or end other programs that need memory\n'
+  )

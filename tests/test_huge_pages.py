@@ -46,9 +46,11 @@ def test_what_is_added_to_the_environment(kernel, monkeypatch):
 
 
 @pytest.mark.skipif(not huge_pages.environment() and ON not in os.environ.get('GLIBC_TUNABLES', ''), reason='none here')
-def test_a_program_starts_itself_again_once_with_its_arguments():
+def test_a_program_starts_itself_again_once_with_its_arguments(tmp_path):
   environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
-  command = [sys.executable, '-u', '-c', CODE, 'a b', '--c=d']
+  (tmp_path / 'program.py').write_text(CODE)
+  environment['PYTHONPATH'] = os.getcwd()
+  command = [sys.executable, '-u', tmp_path / 'program.py', 'a b', '--c=d']
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
   assert done.stdout.splitlines() == ['started', 'started', f"['a b', '--c=d'] {ON} True"]
   off = environment | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'}

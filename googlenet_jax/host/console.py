@@ -9,15 +9,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import tqdm
 from absl import logging
-from jax.sharding import Mesh
 from tqdm.std import Bar
 
 from googlenet_jax.host.errors import UserError, reason
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
 
 
 def quieten_libraries() -> None:
@@ -65,8 +66,14 @@ def say(text: str) -> None:
 
   It never raises because nobody reads: a closed pipe or terminal must not end a run.
   """
-  if jax.process_index() == 0:
+  if _is_first_process():
     _put('stdout', text)
+
+
+def _is_first_process() -> bool:
+  import jax  # only where it is needed: a program that cannot import JAX must be able to say so
+
+  return jax.process_index() == 0
 
 
 def complain(text: str) -> None:
@@ -123,7 +130,7 @@ def _to_nowhere(stream: Any) -> None:
     os.close(nowhere)
 
 
-def device_name(mesh: Mesh) -> str:
+def device_name(mesh: 'Mesh') -> str:
   """Names the devices as PyTorch does: `cpu:0`, `cuda:0`, or `8 x cuda` for several."""
   device = mesh.devices.flat[0]
   kind = 'cuda' if device.platform == 'gpu' and 'cuda' in str(device).lower() else device.platform
@@ -133,7 +140,7 @@ def device_name(mesh: Mesh) -> str:
 def _is_live() -> bool:
   """Whether a line can be rewritten in place: on a terminal, and while no other run writes to it."""
   # The live line goes to stderr. If stdout is a file, the file needs the plain lines.
-  return all(map(is_terminal, (sys.stdout, sys.stderr))) and jax.process_index() == 0 and not prefix.get()
+  return all(map(is_terminal, (sys.stdout, sys.stderr))) and _is_first_process() and not prefix.get()
 
 
 def is_terminal(stream: Any) -> bool:

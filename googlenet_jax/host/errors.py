@@ -1,9 +1,11 @@
-"""The one exception for mistakes that the user can correct, and paths that a user writes."""
+"""Mistakes that the user can correct, troubles of the machine, and paths that a user writes."""
 
+import contextlib
 import os
 import pathlib
 import re
 import urllib.request
+from collections.abc import Iterator
 
 JOINERS = '\u200c\u200d'  # invisible, and part of words in Persian and Hindi, and of emoji
 
@@ -32,6 +34,50 @@ def reason(error: BaseException) -> str:
   else:
     text = str(error)
   return ' '.join(text.split()) or type(error).__name__
+
+
+# What systems and libraries say when a machine has a trouble, and what helps.
+_TROUBLES = {
+  'No space left on device|Disk quota exceeded|File too large': 'make room there, then give the same command again',
+  'Too many open files': 'raise the limit, such as by ulimit -n 4096',
+  "can't start new thread|Resource temporarily unavailable": 'end other programs, or raise the limit (ulimit -u)',
+  'Input/output error|Stale file handle|Transport endpoint': 'look at the disk or its network, then give the same '
+  'command again',
+}
+_MEMORY = 'RESOURCE_EXHAUSTED|(?i:out.of.memory|bad_alloc|alloc_failed|(cannot|unable to|failed to) allocate)'
+
+
+def trouble(error: Exception, memory: str, place: str | os.PathLike = '') -> str | None:
+  """Returns what an exception says in one line, with a next step, if it is no fault of the program; else None.
+
+  Args:
+    error: a UserError, an OSError, or what a library raises without memory, room or threads.
+    memory: what helps if the memory is not enough.
+    place: where the work is done, for an error that names no file.
+  """
+  if isinstance(error, UserError):
+    return str(error)
+  text = reason(error)
+  if place and isinstance(error, OSError) and error.filename is None:
+    text = f'{one_line(place)}: {text}'
+  for says, advice in _TROUBLES.items():
+    if re.search(says, text):
+      return f'{text}: {advice}'
+  if isinstance(error, MemoryError) or re.search(_MEMORY, text):
+    return f'the memory is not enough ({text[:200]}): {memory}'
+  return text if isinstance(error, OSError) else None
+
+
+@contextlib.contextmanager
+def plain_troubles(memory: str, place: str | os.PathLike = '') -> Iterator[None]:
+  """Raises a machine's trouble inside the block as a UserError; see `trouble`."""
+  try:
+    yield
+  except Exception as error:
+    text = trouble(error, memory, place)
+    if text is None or isinstance(error, UserError):
+      raise
+    raise UserError(text) from error
 
 
 def expanded(path: str | os.PathLike) -> pathlib.Path:

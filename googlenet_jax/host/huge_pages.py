@@ -5,6 +5,8 @@ import pathlib
 import re
 import sys
 
+from googlenet_jax.host import process
+
 VARIABLE = 'GLIBC_TUNABLES'
 TUNABLE = 'glibc.malloc.hugetlb'
 KERNEL = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
@@ -34,7 +36,6 @@ def restart() -> None:
   variable once, when a program is loaded.
   """
   added = environment()
-  is_a_program = sys.argv[0] in sys.orig_argv  # not run inside another program, such as by IPython's %run
-  if added and is_a_program and sys.executable:
+  if added and process.can_restart():
     os.environ.update(added)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
