@@ -8,6 +8,7 @@ from sklearn import metrics
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import plots, report, table
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.output import Output
 
 
 def evaluation_of(classes, count=200, seed=0, levels=7):
@@ -78,12 +79,15 @@ def test_mistakes_have_files_or_indices_and_both_probabilities():
 def test_the_files_of_a_report(tmp_path):
   found = evaluation_of(2, 30)
   split = Split(np.zeros((30, 8, 8, 1), np.uint8), found.labels)
-  names = report.write(found, split, ['shut', 'open'], tmp_path, 'recipe mine')
-  assert names == ['per_class.csv', 'mistakes.csv', 'mistakes.png', 'roc.png']
-  assert {path.name for path in tmp_path.iterdir()} == set(names)
+  output = Output(tmp_path, suffix='_train')
+  report.write(found, split, ['shut', 'open'], output, 'recipe mine')
+  assert output.written == ['per_class_train.csv', 'mistakes_train.csv', 'mistakes_train.png', 'roc_train.png']
+  assert {path.name for path in tmp_path.iterdir()} == set(output.written)
   found = evaluation_of(3, 30)
   split = Split(np.zeros((30, 8, 8, 1), np.uint8), found.labels)
-  assert 'roc.png' not in report.write(found, split, 'abc', tmp_path, 'recipe mine')
+  output = Output(tmp_path)
+  report.write(found, split, 'abc', output, 'recipe mine')
+  assert output.written == ['per_class.csv', 'mistakes.csv', 'mistakes.png']
 
 
 def test_the_curves_of_two_classes_name_their_areas():

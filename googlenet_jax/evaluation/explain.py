@@ -37,21 +37,19 @@ def explain_paths(
     paths: files, folders, patterns, `-`; see `sources.find`.
     step: step of the checkpoint, 'best', or None for the newest.
     top: classes for each picture.
-    output: folder to write to; by default `explain` in the workdir.
+    output: folder to write to; by default `explain` in the workdir. If that cannot be written, only lines are printed.
 
   Returns:
     The exit status: 0, or 1 if pictures could not be read.
 
   Raises:
-    UserError: there is no such run, its network has no class activation maps, no picture could be read, or the folder
+    UserError: there is no such run, its network has no class activation maps, no picture could be read, or `output`
       cannot be written.
   """
   classifier = loading.load(workdir, step)
   classifier.check_explains()
   found = sources.find(paths, classifier.classes)
-  folder = predict.output_folder(workdir, output, 'explain')
-  if folder is None:
-    raise UserError('the pictures of --mode=explain have no place: give --output=DIR')
+  place = predict.output_of(workdir, output, 'explain')
   names, unread = FileNames(paths), 0
   count = f'mean over {len(classifier.networks)} networks in ' if classifier.networks[1:] else ''
   whose = f'class activation maps, {count}{workdir}'
@@ -67,11 +65,12 @@ def explain_paths(
           predict.say_unread(picture, len(found))
           unread += 1
           continue
-        path = folder / names.new(picture.found)
-        drawing.save(path, explanation_figure, explanation, picture.found, whose)
+        name, figure = names.new(picture.found), (explanation_figure, explanation, picture.found, whose)
+        drawn = place.write(name, lambda path, figure=figure: drawing.save(path, *figure))
         answers = zip(explanation.names, explanation.probabilities, strict=True)
         answers = '  '.join(f'{one_line(name)} {probability:.2f}' for name, probability in answers)
-        console.say(f'{one_line(picture.found.name)}  {answers}  -> {one_line(path)}')
+        where = f'  -> {one_line(place.path(name))}' if drawn else ''
+        console.say(f'{one_line(picture.found.name)}  {answers}{where}')
   predict.check_read(len(found) - unread, len(found), picture)
   return predict.status(unread, len(found))
 

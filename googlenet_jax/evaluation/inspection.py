@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from googlenet_jax import loading, runs
 from googlenet_jax.classifier import make_network
 from googlenet_jax.data import listing, preparing
+from googlenet_jax.evaluation.output import Output
 from googlenet_jax.host import console, files
-from googlenet_jax.host.errors import UserError, expanded
+from googlenet_jax.host.errors import expanded
 from googlenet_jax.model import layer_table
 
 PAPER = (1000, 3)  # classes and channels of ImageNet
@@ -26,10 +27,10 @@ def inspect(
     config: the recipe.
     workdir: folder of a run; None for a recipe alone.
     step: step of the checkpoint for filters.png, 'best', or None for the newest.
-    output: folder to write to; by default the workdir, and without one nothing is written.
+    output: folder to write to; by default the workdir. Without one, or if it cannot be written, nothing is written.
 
   Raises:
-    UserError: a folder cannot be written, or a step is given and there is no such checkpoint.
+    UserError: `output` cannot be written, or a step is given and there is no such checkpoint.
   """
   is_run = workdir is not None and runs.is_run(workdir)
   if is_run:
@@ -46,19 +47,18 @@ def inspect(
   notes.append(f'multiply-adds for one image: {convolutions:,} in convolutions, {linear:,} in linear layers')
   if any(row.auxiliary for row in rows):
     notes.append('the total leaves out the multiply-adds of the auxiliary classifiers, which only training uses')
-  console.say('\n'.join([title, '', layer_table.aligned(lines), '', *notes]))
   folder = output or (workdir if is_run else None)
-  if folder is None:
+  place = None if folder is None else Output(folder, output is not None)
+  console.say('\n'.join([title, '', layer_table.aligned(lines), '', *notes]))
+  if place is None:
     return
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / 'layers.md', f'{title}\n\n{layer_table.markdown(lines)}\n' + '\n\n'.join(notes) + '\n')
-    numbers = [[cell.replace(',', '') for cell in line] for line in lines]
-    files.write_text(folder / 'layers.csv', files.csv_text(numbers))
-    written = ['layers.md', 'layers.csv', *_draw_filters(workdir if is_run else None, step, folder)]
-  except OSError as error:
-    raise UserError(f'{folder} cannot be written ({error.strerror}): --output=DIR names another folder') from error
-  console.say(f'written to {folder}: {", ".join(written)}')
+  numbers = [[cell.replace(',', '') for cell in line] for line in lines]
+  text = f'{title}\n\n{layer_table.markdown(lines)}\n' + '\n\n'.join(notes) + '\n'
+  place.write('layers.md', lambda path: files.write_text(path, text))
+  place.write('layers.csv', lambda path: files.write_text(path, files.csv_text(numbers)))
+  if is_run and place.is_open:
+    _draw_filters(workdir, step, place)
+  place.say()
 
 
 def data_of(config: ConfigDict) -> tuple[int, int, str]:
@@ -75,16 +75,18 @@ def data_of(config: ConfigDict) -> tuple[int, int, str]:
   return *PAPER, f'of ImageNet, because those of data.name={name} are not known before it is read'
 
 
-def _draw_filters(workdir: pathlib.Path | None, step: int | str | None, folder: pathlib.Path) -> list[str]:
-  """Draws filters.png if there is a checkpoint; returns the names of what it wrote."""
-  trained = workdir is not None and any(map(runs.has_checkpoints, runs.members(workdir)))
-  if not trained:
-    return []
+def _draw_filters(workdir: pathlib.Path, step: int | str | None, output: Output) -> None:
+  """Draws filters.png if there is a checkpoint."""
+  if not any(map(runs.has_checkpoints, runs.members(workdir))):
+    return
   classifier = loading.load(workdir, step)
   kernel = np.asarray(classifier.networks[0][0]['conv1']['kernel'])
-  from googlenet_jax.evaluation import galleries
-
   member = ' (its first member)' if len(classifier.networks) > 1 else ''
   title = f'{workdir}{member}, step {classifier.steps[0]}: filters of the first layer'
-  galleries.filters(kernel, folder / 'filters.png', title)
-  return ['filters.png']
+
+  def draw(path: pathlib.Path) -> None:
+    from googlenet_jax.evaluation import galleries
+
+    galleries.filters(kernel, path, title)
+
+  output.write('filters.png', draw)

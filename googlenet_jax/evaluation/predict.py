@@ -16,6 +16,7 @@ from googlenet_jax import loading
 from googlenet_jax.classifier import PARTS, Classifier
 from googlenet_jax.data import inputs, splits
 from googlenet_jax.evaluation import sources
+from googlenet_jax.evaluation.output import Output
 from googlenet_jax.evaluation.sources import Found, Picture, columns
 from googlenet_jax.host import console, files
 from googlenet_jax.host.errors import UserError, one_line
@@ -56,15 +57,15 @@ def predict_paths(
     The exit status: 0, or 1 if pictures could not be read.
 
   Raises:
-    UserError: there is no such run, or no picture could be read.
+    UserError: there is no such run, no picture could be read, or `output` cannot be written.
   """
   classifier = loading.load(workdir, step)
   classes, top = classifier.classes, min(top, len(classifier.classes))
   found = sources.find(paths, classes)
-  folder = output_folder(workdir, output, 'predict')
+  place = output_of(workdir, output, 'predict')
   line, gallery, count = _line_writer(found, classes), _Gallery(len(found)), _Count()
   compute = lambda batch: classifier.batch_probabilities(batch, crop_count)
-  with _csv_rows(folder, top) as write, progress(len(found)) as bar:
+  with _Rows(place, top) as rows, progress(len(found)) as bar:
     # With several crops the cutting belongs to the network's program, which takes long to compile.
     for part in batches(classifier, found, compute, grow=crop_count > 1):
       lines = []
@@ -72,12 +73,12 @@ def predict_paths(
         if row is None:
           say_unread(picture, len(found))
           count.unread += 1
-          write([picture.found.name, *[''] * (2 * top), picture.found.true_class, picture.error])
+          rows.write([picture.found.name, *[''] * (2 * top), picture.found.true_class, picture.error])
           continue
         labels = np.argsort(-row, kind='stable')[:top]
         answer = Answer(picture, labels, row[labels])
         lines.append(line(answer))
-        write(_row(answer, classes))
+        rows.write(_row(answer, classes))
         count.add(picture.found.true_class, classes[labels[0]])
         gallery.add(answer, count.read + count.unread)
       if lines:
@@ -86,10 +87,10 @@ def predict_paths(
   check_read(count.read, len(found), picture)
   if count.known:
     console.say(count.accuracy())
-  if folder:
-    gallery.draw(classes, folder / 'predictions.png', workdir, count)
-    console.say(f'written to {folder}: predictions.csv, predictions.png')
-  return status(count.unread, len(found), '; the column error of predictions.csv says why' if folder else '')
+  where = '; the column error of predictions.csv says why' if place.is_open else ''
+  place.write('predictions.png', lambda path: gallery.draw(classes, path, workdir, count))
+  place.say()
+  return status(count.unread, len(found), where)
 
 
 @dataclasses.dataclass
@@ -165,25 +166,9 @@ def status(unread_count: int, total: int, where: str = '') -> int:
   return int(unread_count > 0)
 
 
-def output_folder(workdir: pathlib.Path, output: pathlib.Path | None, name: str) -> pathlib.Path | None:
-  """Makes the folder for the files of a mode; None, with a note, if the workdir cannot be written.
-
-  Raises:
-    UserError: `output` is given and cannot be written.
-  """
-  folder = output or (workdir if workdir.is_dir() else workdir.with_suffix('')) / name
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.replacing(folder / '.writable') as temporary:
-      temporary.touch()
-    (folder / '.writable').unlink()
-  except OSError as error:
-    if output:
-      raise UserError(f'--output={output} cannot be written: {error.strerror}') from error
-    note = f'note: {folder} cannot be written ({error.strerror}), so no files are: --output=DIR names another folder'
-    console.complain(note)
-    return None
-  return folder
+def output_of(workdir: pathlib.Path, output: pathlib.Path | None, name: str) -> Output:
+  """Returns the place for the files of a mode: the folder that the user gave, or `name` in the workdir."""
+  return Output(output or (workdir if workdir.is_dir() else workdir.with_suffix('')) / name, output is not None)
 
 
 # Lines, rows, pictures -----------------------------------------------------------------------------------------------
@@ -206,35 +191,64 @@ def _line_writer(found: Sequence[Found], classes: Sequence[str]) -> Callable[[An
   return line
 
 
-@contextlib.contextmanager
-def _csv_rows(folder: pathlib.Path | None, top: int) -> Iterator[Callable[[list], None]]:
-  """Gives a function that adds a row to predictions.csv, or does nothing without a folder.
+class _Rows:
+  """Writes predictions.csv row by row, and keeps the rows that are complete, whatever ends the work."""
 
-  If the block ends early, predictions.csv holds the rows that are complete, and a note says so.
-  """
-  if folder is None:
-    yield lambda row: None
-    return
-  head = [f'{what}_{place}' for place in range(1, top + 1) for what in ('class', 'probability')]
-  path, ends = folder / 'predictions.csv', []  # bytes of the file after each row
-  with files.replacing(path) as temporary:
+  def __init__(self, output: Output, top: int):
+    """Begins the file with its head; without a place nothing is written.
+
+    Args:
+      output: where it goes.
+      top: classes in a row.
+    """
+    self._output, self._file, self._replacing = output, None, contextlib.ExitStack()
+    self._ends = []  # bytes of the file after each row
+    if output.is_open:
+      self._path = output.path('predictions.csv')
+      try:
+        self._temporary = self._replacing.enter_context(files.replacing(self._path))
+        self._file = self._temporary.open('wb', buffering=0)
+      except OSError as error:
+        output.stop(error, self._path)
+    head = [f'{what}_{place}' for place in range(1, top + 1) for what in ('class', 'probability')]
+    self.write(['file', *head, 'true_class', 'error'])
+
+  def write(self, row: list) -> None:
+    """Adds a row. If it cannot be written, the rows so far are kept, and later ones are not written."""
+    if self._file is None:
+      return
+    # surrogateescape: the bytes of a file name, also where they are no UTF-8
+    left = files.csv_text([row]).encode(errors='surrogateescape')
     try:
-      with temporary.open('wb') as file:
+      while left:
+        left = left[self._file.write(left) :]
+    except OSError as error:
+      self._end(whole=False)
+      self._output.stop(error, self._path)
+    else:
+      self._ends.append(self._file.tell())
 
-        def write(row: list) -> None:
-          # surrogateescape: the bytes of a file name, also where they are no UTF-8
-          file.write(files.csv_text([row]).encode(errors='surrogateescape'))
-          file.flush()
-          ends.append(file.tell())
+  def _end(self, whole: bool) -> None:
+    file, self._file = self._file, None
+    file.close()
+    if not whole and self._ends[1:]:
+      os.truncate(self._temporary, self._ends[-1])
+      console.complain(f'note: {self._path} holds the first {len(self._ends) - 1} pictures')
+    elif not whole:
+      self._temporary.unlink()  # an older file stays
+      return
+    try:
+      self._replacing.close()
+      self._output.note(self._path)
+    except OSError as error:
+      self._output.stop(error, self._path)
 
-        write(['file', *head, 'true_class', 'error'])
-        yield write
-    except BaseException:
-      if ends[1:]:
-        os.truncate(temporary, ends[-1])
-        temporary.replace(path)
-        console.complain(f'note: {path} holds the first {len(ends) - 1} pictures')
-      raise
+  def __enter__(self) -> '_Rows':
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if self._file is not None:
+      self._end(whole=error is None)
 
 
 def _row(answer: Answer, classes: Sequence[str]) -> list[str]:
@@ -261,8 +275,6 @@ class _Gallery:
 
   def draw(self, classes: Sequence[str], path: pathlib.Path, workdir: pathlib.Path, count: _Count) -> None:
     """Draws the pictures with their answers."""
-    if not files.is_writer():
-      return
     from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
     from googlenet_jax.evaluation.drawing import plural
 

@@ -9,6 +9,7 @@ import numpy as np
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.output import Output
 from googlenet_jax.host import files
 
 
@@ -84,33 +85,38 @@ def write(
   evaluation: Evaluation,
   split: Split,
   class_names: Sequence[str],
-  workdir: pathlib.Path,
+  output: Output,
   title: str,
   split_name: str = 'test',
   classifier: Classifier | None = None,
-) -> list[str]:
-  """Writes per_class.csv, mistakes.csv, mistakes.png, and for two classes roc.png; returns their names.
+) -> None:
+  """Writes per_class.csv, mistakes.csv, mistakes.png, and for two classes roc.png.
 
   Args:
     evaluation: the answers to `split`.
     split: images and labels.
     class_names: one per class.
-    workdir: where the files go.
+    output: where the files go.
     title: recipe, split and step, for pictures.
     split_name: name of the split.
     classifier: draws class activation maps in mistakes.png.
   """
-  names = ['per_class.csv', 'mistakes.csv', 'mistakes.png', *(['roc.png'] if len(class_names) == 2 else [])]
-  if not files.is_writer():
-    return names
-  from googlenet_jax.evaluation import galleries, plots  # matplotlib takes a second to import
 
-  files.write_text(workdir / 'per_class.csv', per_class_csv(evaluation, class_names))
-  files.write_text(workdir / 'mistakes.csv', mistakes_csv(evaluation, split, class_names))
-  galleries.mistakes(evaluation, split, class_names, workdir / 'mistakes.png', title, split_name, classifier)
+  def draw_mistakes(path: pathlib.Path) -> None:
+    from googlenet_jax.evaluation import galleries  # matplotlib takes a second to import
+
+    galleries.mistakes(evaluation, split, class_names, path, title, split_name, classifier)
+
+  def draw_curves(path: pathlib.Path) -> None:
+    from googlenet_jax.evaluation import plots
+
+    plots.two_classes(evaluation, class_names, path, title)
+
+  output.write('per_class.csv', lambda path: files.write_text(path, per_class_csv(evaluation, class_names)))
+  output.write('mistakes.csv', lambda path: files.write_text(path, mistakes_csv(evaluation, split, class_names)))
+  output.write('mistakes.png', draw_mistakes)
   if len(class_names) == 2:
-    plots.two_classes(evaluation, class_names, workdir / 'roc.png', title)
-  return names
+    output.write('roc.png', draw_curves)
 
 
 def per_class_csv(evaluation: Evaluation, class_names: Sequence[str]) -> str:

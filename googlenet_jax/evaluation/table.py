@@ -16,6 +16,7 @@ from googlenet_jax.data import crops, datasets
 from googlenet_jax.data.splits import Dataset, Split
 from googlenet_jax.evaluation import evaluate, report
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.evaluation.output import Output
 from googlenet_jax.evaluation.sources import columns
 from googlenet_jax.host import console, files, sharding
 from googlenet_jax.host.errors import UserError
@@ -34,10 +35,12 @@ def evaluate_run(
   step: int | str | None = None,
   split_name: str = 'test',
   crop_counts: Sequence[int] = crops.COUNTS,
+  output: pathlib.Path | None = None,
 ) -> None:
   """Evaluates a run, or all members of an ensemble; prints the result and writes it into the workdir.
 
-  `evaluation.json` holds everything, `table.md` and `table.png` the table, and `report.write` writes the rest.
+  `evaluation.json` holds everything, `table.md` and `table.png` the table, and `report.write` writes the rest. For
+  another split than the test the names have it: `evaluation_train.json`.
 
   Args:
     config: the recipe of the run; batch size and paths may differ.
@@ -45,13 +48,16 @@ def evaluate_run(
     step: step of the checkpoint, 'best', or None for the newest.
     split_name: 'train', 'validation' or 'test'.
     crop_counts: numbers from `crops.COUNTS`, ascending.
+    output: folder to write to; by default the workdir. If that cannot be written, nothing is.
 
   Raises:
-    UserError: there is no such run, checkpoint or split, or the data set has other classes than the run.
+    UserError: there is no such run, checkpoint or split, the data set has other classes than the run, or `output`
+      cannot be written.
   """
   mesh = sharding.make_mesh()
   sharding.check_divides(config.batch_size, mesh)
   classifier = loading.load(workdir, step, mesh)
+  place = Output(output or workdir, output is not None, '' if split_name == 'test' else f'_{split_name}')
   classifier.batch_size = config.batch_size
   folders = runs.members(workdir)
   for folder in folders if len(folders) > 1 else ():
@@ -68,13 +74,11 @@ def evaluate_run(
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
   console.say(title)
 
-  written = ['evaluation.json', 'table.md', 'table.png']
-
   def write(rows: Sequence[dict[str, Any]], result: Evaluation) -> None:
-    _write(workdir, classifier.recipe.name or workdir.name, rows, result, dataset, split_name, last, title)
+    _write(place, classifier.recipe.name or workdir.name, rows, result, dataset, split_name, last, title)
     if len(rows) == len({1, len(classifier.networks)}):  # the first number of crops: later ones change nothing here
       maps = classifier if jax.process_count() == 1 else None
-      written.extend(report.write(result, split, dataset.class_names, workdir, title, split_name, maps))
+      report.write(result, split, dataset.class_names, place, title, split_name, maps)
 
   rows = evaluate_crops(classifier, dataset, split, crop_counts, write)
   if note := evaluate.damage({split_name: split}):
@@ -82,7 +86,7 @@ def evaluate_run(
   console.say('\n' + markdown(rows))
   if len(classifier.networks) > 1:
     console.say('The rows for one model are the mean over the members, with the lowest and the highest in brackets.')
-  console.say(f'written to {workdir}: {", ".join(written)}')
+  place.say()
 
 
 def evaluate_crops(
@@ -198,7 +202,7 @@ def answers(result: Evaluation, class_names: Sequence[str], models: int, crop_co
 
 
 def _write(
-  workdir: pathlib.Path,
+  output: Output,
   name: str,
   rows: Sequence[dict[str, Any]],
   first: Evaluation,
@@ -208,31 +212,32 @@ def _write(
   title: str,
 ) -> None:
   per_class = zip(dataset.class_names, first.per_class_accuracy.tolist(), strict=True)
-  files.write_json(
-    workdir / 'evaluation.json',
-    {
-      'split': split_name,
-      'step': step,
-      'examples': len(first.labels),
-      'models': rows[-1]['models'],  # the values below: this many models together, this many crops
-      'crops': rows[0]['crops'],
-      'accuracy': first.accuracy,
-      'loss': first.loss,
-      'per_class_accuracy': {name: None if np.isnan(a) else a for name, a in per_class},  # JSON has no NaN
-      'confusion_matrix': first.confusion.tolist(),
-      'most_confused': [
-        {
-          'true': dataset.class_names[true],
-          'said': dataset.class_names[said],
-          'images': int(first.confusion[true, said]),
-        }
-        for true, said in first.confused_pairs(PAIRS_KEPT)
-      ],
-      'table': rows,
-    },
-  )
-  files.write_text(workdir / 'table.md', f'{title}\n\n{markdown(rows)}')
-  if files.is_writer():
+  found = {
+    'split': split_name,
+    'step': step,
+    'examples': len(first.labels),
+    'models': rows[-1]['models'],  # the values below: this many models together, this many crops
+    'crops': rows[0]['crops'],
+    'accuracy': first.accuracy,
+    'loss': first.loss,
+    'per_class_accuracy': {name: None if np.isnan(a) else a for name, a in per_class},  # JSON has no NaN
+    'confusion_matrix': first.confusion.tolist(),
+    'most_confused': [
+      {
+        'true': dataset.class_names[true],
+        'said': dataset.class_names[said],
+        'images': int(first.confusion[true, said]),
+      }
+      for true, said in first.confused_pairs(PAIRS_KEPT)
+    ],
+    'table': rows,
+  }
+
+  def draw(path: pathlib.Path) -> None:
     from googlenet_jax.evaluation import plots
 
-    plots.table(rows, workdir / 'table.png', f'recipe {name}, {dataset.name} {split_name} images')
+    plots.table(rows, path, f'recipe {name}, {dataset.name} {split_name} images')
+
+  output.write('evaluation.json', lambda path: files.write_json(path, found))
+  output.write('table.md', lambda path: files.write_text(path, f'{title}\n\n{markdown(rows)}'))
+  output.write('table.png', draw)
