@@ -29,24 +29,16 @@ def quieten_libraries() -> None:
   logging.set_verbosity(logging.FATAL)
   warnings.filterwarnings('ignore', message='coroutine .* was never awaited')
 
-  def of_tensorboard(error, source) -> bool:
-    # Its thread or its function at exit failed. The main thread finds the full disk when it writes metrics.jsonl.
-    return isinstance(error, OSError) and str(getattr(source, '__module__', '')).startswith('tensorboardX')
-
   def unraisable(args) -> None:
     # After the first failure TensorStore's threads report to an event loop of Orbax that is closed.
     closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'
     # Orbax reads arrays side by side in coroutines: the first failure is raised, the others come here.
     of_orbax = 'orbax' in getattr(getattr(args.object, 'cr_code', None), 'co_filename', '')
     of_loop = args.object is asyncio.BaseEventLoop.__del__  # one that could not open its files
-    if not (closed or of_orbax or of_loop or of_tensorboard(args.exc_value, args.object)):
+    if not (closed or of_orbax or of_loop):
       sys.__unraisablehook__(args)
 
-  def thread_failed(args) -> None:
-    if not of_tensorboard(args.exc_value, args.thread):
-      threading.__excepthook__(args)
-
-  sys.unraisablehook, threading.excepthook = unraisable, thread_failed
+  sys.unraisablehook = unraisable
 
 
 # Text before every line of a thread. It is set where several runs work at the same time.
