@@ -187,7 +187,7 @@ def test_compiling_under_the_bar_leaves_the_bar_whole(terminal):
 @pytest.mark.parametrize('prefix', ['', '1: '])
 def test_seconds_are_plain_lines_without_a_terminal_or_with_a_prefix(prefix, terminal, monkeypatch, capsys):
   screen = terminal(80) if prefix else None
-  monkeypatch.setattr(console, 'QUIET_SECONDS', 0.02)
+  monkeypatch.setattr(console, 'QUIET_SECONDS', 0.005)
   token = console.prefix.set(prefix)
   try:
     with console.waiting('compiling the training step', 'once'):
