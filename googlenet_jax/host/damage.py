@@ -63,8 +63,10 @@ def old_meta(folder: pathlib.Path, meta: dict[str, Any], metrics: dict[str, Any]
   digest, arrays = meta.pop('crc32'), {}
   with ocp.StandardCheckpointer() as reader:
     for item in {name.partition('/')[0] for name in digest}:
-      tree = reader.metadata(folder / item).item_metadata.tree
-      arrays |= {name: form_of(leaf) for name, leaf in leaves({item: tree})}
+      metadata = reader.metadata(folder / item).item_metadata
+      if metadata is None:
+        raise ValueError(f'{item} cannot be read')
+      arrays |= {name: form_of(leaf) for name, leaf in leaves({item: metadata.tree})}
   arrays = {name: [*arrays[name], crc32] for name, crc32 in digest.items()}
   return {**meta, 'fresh': bool((metrics or {}).get('fresh')), 'arrays': arrays}
 
@@ -130,6 +132,7 @@ def _culprit(folder: pathlib.Path, text: str) -> str:
   text = text.partition('[tensorstore_spec')[0]  # pages of settings follow
   if file := re.search(re.escape(str(folder)) + r'/([^"\s]*[^"\s/])(?=["\s])', text):
     return f'{file[1]} is missing or damaged'
-  if array := re.search(r'Error reading "([^"]+)/[^/"]*"', text):
+  if array := re.search(r'(?:Error reading|Metadata at) "([^"]+)/[^/"]*"', text):
     return f'{array[1].replace(".", "/")} cannot be read'
-  return (text.strip().splitlines() or ['it cannot be read'])[0][:150]
+  first = text.strip().partition('\n')[0][:150]
+  return f'it cannot be read ({first})'

@@ -153,7 +153,8 @@ def train_steps(
       if stop_now or (stop.signal and plan.evaluates(step)) or (evaluations and evaluator.stops_early()):
         break
       tally.watch.start()
-    saved.wait()
+    if saved.failed(wait=True):
+      saved.save(step, items(state), tally.meta, fresh)
   return state, evaluations
 
 
