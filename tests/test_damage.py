@@ -152,7 +152,7 @@ def test_another_network_is_no_damage(wanted, message, run):
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['1', '2']
 
 
-def test_a_checkpoint_of_version_0_2_is_read_and_compared(tmp_path):
+def test_an_older_checkpoint_is_read_and_compared(tmp_path):
   """It had checksums of the arrays only, and `fresh` among metrics."""
   digest = {name: crc32 for name, (_, _, crc32) in damage.described(items(3.0))[0].items()}
   options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics['accuracy'])

@@ -59,7 +59,7 @@ def crc32_of_json(value: Any) -> int:
 
 
 def old_meta(folder: pathlib.Path, meta: dict[str, Any], metrics: dict[str, Any] | None) -> dict[str, Any]:
-  """Returns the `meta` of a checkpoint of version 0.2, whose checksums stand without shapes, in the form of today."""
+  """Returns the `meta` of an older checkpoint (up to commit 2a31e49) in today's form: it has checksums, no shapes."""
   digest, arrays = meta.pop('crc32'), {}
   with ocp.StandardCheckpointer() as reader:
     for item in {name.partition('/')[0] for name in digest}:
