@@ -64,7 +64,10 @@ def small_digits():
 
 _programs = {}
 # In no program:
-ARGUMENTS = ('seed', 'max_steps', 'log_every_steps', 'checkpoint_every_steps', 'steps_per_call', 'early_stopping')
+ARGUMENTS = (
+  'seed', 'max_steps', 'log_every_steps', 'checkpoint_every_steps', 'steps_per_call', 'early_stopping',
+  'data.validation_examples',
+)  # fmt: skip
 
 
 def share_programs(patch):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -21,12 +22,13 @@ import pytest
 from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits
 
 import googlenet_jax
+from googlenet_jax import runs
 from googlenet_jax.data import augment, datasets, pipeline, random_keys, splits
 from googlenet_jax.evaluation import galleries, table
 from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.training import ensemble, loop, optimizers
+from googlenet_jax.training import ensemble, evaluator, loop, optimizers, plan
 from googlenet_jax.training.log import MetricsLog
 from googlenet_jax.training.state import ITEMS, abstract
 
@@ -220,6 +222,74 @@ def test_a_signal_that_comes_late_in_a_step_is_answered_after_the_next(whole, tm
   assert 'stopped at step 5 of 22, saved' in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures('no_pictures')
+@pytest.mark.parametrize('when', ['fit_statistics', '_evaluate'])
+def test_an_evaluation_that_a_signal_cut_short_is_made_by_the_same_command(
+  when, whole, stopped, tmp_path, monkeypatch, capsys
+):
+  config, stop = small_config(**CONFIG, max_steps=11), StopRequest()
+  with monkeypatch.context() as patch:
+    do = getattr(evaluator.Evaluator, when)
+
+    def signalled(self, state):
+      stop.signal = signal.SIGHUP
+      return do(self, state)
+
+    patch.setattr(evaluator.Evaluator, when, signalled)
+    loop.train(config, copy(stopped[0], tmp_path), stop)
+  assert 'stopped at step 11 of 11, saved' in capsys.readouterr().out
+  saved = checkpoints.Checkpoints(tmp_path, read_only=True)
+  assert (saved.steps()[0], saved.is_fresh(11)) == (11, when == '_evaluate')
+  assert not (tmp_path / 'summary.json').exists()
+  loop.train(config, tmp_path, StopRequest())
+  assert 'compiling the training step' not in capsys.readouterr().out
+  assert checkpoints.Checkpoints(tmp_path, read_only=True).is_fresh(11)  # saved anew
+  assert json.loads((tmp_path / 'summary.json').read_text())['steps'] == 11
+  ours, theirs = ([r['loss'] for r in read_log(f) if r['split'].startswith('test')] for f in (tmp_path, whole.workdir))
+  assert ours == theirs[:2]
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_what_was_trained_is_saved_before_a_batch_that_cannot_be_had_ends_the_run(stopped, tmp_path, monkeypatch):
+  batches = pipeline.train_batches
+
+  def until_the_seventh(*arguments):
+    yield from itertools.islice(batches(*arguments), 6)
+    raise OSError(5, 'Input/output error', 'pictures/7.png')
+
+  monkeypatch.setattr(pipeline, 'train_batches', until_the_seventh)
+  with pytest.raises(UserError, match=r'^pictures/7.png: Input/output error\. Last good .*/6; the same command cont'):
+    loop.train(small_config(**CONFIG), tmp_path, StopRequest())
+  (step, state), (_, expected) = last_state(tmp_path), last_state(stopped[0])
+  assert step == 6
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+  without_speed = lambda records: [{**record, 'examples_per_second': 0} for record in records]
+  assert without_speed(read_log(tmp_path)) == without_speed(read_log(stopped[0]))
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_a_run_that_stops_early_has_ended_and_says_so(tmp_path, monkeypatch, capsys):
+  digits = small_digits()
+  dataset = dataclasses.replace(digits, validation=digits.test)
+  monkeypatch.setattr(plan.Plan, 'epochs_without_better', lambda self, accuracies: len(accuracies))
+  config = small_config(**CONFIG, early_stopping=1, **{'data.validation_examples': 104})
+  for out in ('epoch 1: ', 'already ended at step 11; a larger --config.early_stopping would continue it'):
+    loop.train(config, tmp_path, StopRequest(), dataset=dataset)
+    printed = capsys.readouterr().out
+    assert out in printed
+    assert 'ended early: 1 epochs without a better validation accuracy' in printed
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert (summary['steps'], summary['epochs_without_better']) == (11, 1)
+    assert runs.ended(config, tmp_path)
+    (tmp_path / 'summary.json').unlink()  # killed before it was written
+  assert [(r['step'], r['split']) for r in read_log(tmp_path)] == [
+    (4, 'train'), (8, 'train'), (11, 'train'),
+    (11, 'validation'), (11, 'validation_raw'), (11, 'test'), (11, 'test_raw'),
+  ]  # fmt: skip
+  with pytest.raises(UserError, match='config.early_stopping=1 needs validation images, and digits has none'):
+    loop.train(config, tmp_path / 'other', StopRequest(), dataset=digits)
+
+
 # TensorStore's threads complain when they meet half a file.
 @pytest.mark.usefixtures('no_pictures')
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -249,6 +319,8 @@ loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.ar
   assert (newest, before) in [(14, 11), (11, 7)]  # the last one may not have been complete yet
   for path in (tmp_path / 'checkpoints' / str(newest)).glob('**/d/*'):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  log = tmp_path / 'metrics.jsonl'  # as if the kill had come in the evaluation of step 11
+  log.write_text(''.join(line for line in log.open() if '"split": "test' not in line))
   save, read_back = checkpoints.Checkpoints.save, []
 
   def save_and_read(self, step, saved_items, *rest):
@@ -377,9 +449,14 @@ def test_evaluation_of_a_checkpoint_equals_the_summary(whole, tmp_path, capsys):
   assert f'accuracy {found["accuracy"]:.4f}' in capsys.readouterr().out
 
   other = small_config(**CONFIG, weight_decay=0.1, clip_norm=1.0, nesterov=True)  # evaluation does not read them
+  before = (workdir / 'evaluation.json').read_text()
   table.evaluate_run(other, workdir, 11, 'train', [1])
-  found = json.loads((workdir / 'evaluation.json').read_text())
+  found = json.loads((workdir / 'evaluation_train.json').read_text())
   assert (found['step'], found['examples']) == (11, 360)
+  assert {'table_train.md', 'table_train.png', 'mistakes_train.csv'} <= {path.name for path in workdir.iterdir()}
+  assert (workdir / 'evaluation.json').read_text() == before
+  with pytest.raises(UserError, match=r'--output=.*run.json cannot be written: File exists'):
+    table.evaluate_run(config, workdir, None, 'test', [1], workdir / 'run.json')
   with pytest.raises(UserError, match=r'no checkpoint of step 5 in .*: there are \[22, 11\]'):
     table.evaluate_run(config, workdir, 5, 'test')
   with pytest.raises(UserError, match='the recipe holds out no images'):

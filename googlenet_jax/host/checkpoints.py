@@ -328,9 +328,9 @@ class Checkpoints:
     steps = self.steps()
     return f'Last good checkpoint: {self.directory / str(steps[0])}' if steps else 'There is no checkpoint yet'
 
-  def failed(self) -> bool:
-    """Returns whether the newest save has failed in the background, without waiting for it."""
-    return not self._manager.is_saving_in_progress() and self._failure() is not None
+  def failed(self, wait: bool = False) -> bool:
+    """Returns whether the newest save has failed in the background; by default without waiting for it."""
+    return (wait or not self._manager.is_saving_in_progress()) and self._failure() is not None
 
   def _failure(self) -> Exception | None:
     """Waits for the save under way, and returns the error of the newest one."""

@@ -155,6 +155,7 @@ def train_steps(
       tally.watch.start()
     if saved.failed(wait=True):
       saved.save(step, items(state), tally.meta, fresh)
+    saved.wait()
   return state, evaluations
 
 
