@@ -79,14 +79,14 @@ MEMORY = {  # what helps if the memory is not enough; a training says it itself
 
 def main(argv: list[str]) -> int | None:
   """Runs the chosen mode and returns the exit status; None is 0."""
+  check_flags(argv[1:])
+  console.quieten_libraries()
   try:
     import jax  # noqa: F401
   except Exception as error:  # any, such as for JAX_ENABLE_X64=maybe
     raise errors.UserError(f'JAX cannot be imported: {errors.reason(error)}') from error
   from googlenet_jax.host import backend
 
-  check_flags(argv[1:])
-  console.quieten_libraries()
   with backend.our_settings_everywhere(), errors.plain_troubles(MEMORY.get(MODE.value, MEMORY_OF_OTHERS)):
     return run_mode(argv[1:])
 

@@ -404,3 +404,14 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, recwarn):
   assert all(re.fullmatch(re.escape(str(path)) + ' [^\n]+', reason) for reason in reasons if reason)
   assert len(os.listdir('/proc/self/fd')) == open_files
   assert not recwarn.list
+
+
+def test_libtiff_says_nothing_of_its_own(tmp_path, capfd):
+  path = tmp_path / 'a.tif'
+  Image.new('RGB', (64, 64)).save(path, compression='tiff_adobe_deflate')
+  content = bytearray(path.read_bytes())
+  content[20] ^= 255
+  path.write_bytes(content)
+  with pytest.raises(UserError, match='is damaged'):
+    pictures.read(path, 3)
+  assert capfd.readouterr() == ('', '')

@@ -1,14 +1,17 @@
 """Reads picture files that somebody else made: any kind of colours, and any kind of damage."""
 
 import contextlib
+import ctypes
 import logging
 import os
+import pathlib
 import re
 import stat
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
+import PIL
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from googlenet_jax.host.errors import UserError, expanded_text, one_line
@@ -56,8 +59,12 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-# What PIL says about odd files is for programmers; `read` says what is wrong.
+# What PIL and libtiff say about odd files is for programmers; `read` says what is wrong.
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
+for _folder, _pattern in (('pillow.libs', 'libtiff*.so*'), ('PIL/.dylibs', 'libtiff*.dylib')):  # of Pillow's wheels
+  for _library in (pathlib.Path(PIL.__file__).parents[1] / _folder).glob(_pattern):
+    with contextlib.suppress(OSError, AttributeError):  # another kind of library
+      ctypes.CDLL(str(_library)).TIFFSetErrorHandler(None)
 _NO_WARNINGS = ('ignore', None, Warning, re.compile(r'PIL\b'), 0)
 
 

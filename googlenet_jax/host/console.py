@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 def quieten_libraries() -> None:
   """Keeps long library reports about one failure off the screen. The last line of the run reports the failure.
 
-  Library warnings do not help users. What Orbax and TensorStore log as errors, they also raise.
+  Library warnings do not help users. What XLA, Orbax and TensorStore log as errors, they also raise. XLA reads its
+  setting when JAX is imported.
   """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   logging.set_verbosity(logging.FATAL)
   warnings.filterwarnings('ignore', message='coroutine .* was never awaited')
 
