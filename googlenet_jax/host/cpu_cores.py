@@ -1,5 +1,6 @@
 """How many JAX devices a CPU becomes. The choice is made before JAX looks for devices."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -34,4 +35,5 @@ def use_cpu_cores(config: Any) -> None:
   chosen = 'JAX_NUM_CPU_DEVICES' in os.environ or 'host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
   if not chosen:
     share = config.batch_size // config.micro_batches
-    jax.config.update('jax_num_cpu_devices', cpu_devices(cores(), share, config.image_size, config.model))
+    with contextlib.suppress(RuntimeError):  # a notebook's second run: JAX has started, and keeps its devices
+      jax.config.update('jax_num_cpu_devices', cpu_devices(cores(), share, config.image_size, config.model))
