@@ -109,6 +109,7 @@ def _download_and_prepare(builder, source_dir):
   from requests.exceptions import RequestException
   from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
   from tensorflow_datasets.core.download.util import DownloadError
+  from urllib3.exceptions import HTTPError
 
   tfds.disable_progress_bar()  # the lines of `waiting` say more
   builder._log_download_bytes = builder._log_download_done = lambda: None  # TFDS prints
@@ -122,7 +123,7 @@ def _download_and_prepare(builder, source_dir):
       f'TFDS needs {error.name} to prepare {builder.name}: prepare it on a machine with {error.name}, with '
       "file_format='array_record', and pass that folder as data.data_dir"
     ) from error
-  except (DownloadError, NonMatchingChecksumError, RequestException) as error:
+  except (DownloadError, NonMatchingChecksumError, RequestException, HTTPError) as error:
     raise UserError(f'{builder.name} could not be downloaded ({_why(error)}). {_ways_out(builder.name)}') from error
   except OSError as error:
     raise UserError(f'{builder.name} could not be prepared in {builder.data_path}: {reason(error)}') from error
