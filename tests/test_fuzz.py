@@ -70,6 +70,13 @@ HOSTILE = {
     'safetensors',
     lambda reader: reader.file(b'{"x":{"dtype":"F32","shape":[2305843009213693951],"data_offsets":[0,86]}}'),
   ),
+  'no numbers in 2^62 rows': (
+    'safetensors',
+    lambda reader: reader.file(
+      b'{"x":{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]},'
+      b'"y":{"dtype":"U8","shape":[86],"data_offsets":[0,86]}}'
+    ),
+  ),
   'deep JSON': ('run_json', lambda reader: b'[' * 1_000_000),
   'deep JSON in a log': ('metrics_jsonl', lambda reader: b'[' * 1_000_000),
   'field of 200,000 letters': ('split_csv', lambda reader: reader.seeds[-1]),
