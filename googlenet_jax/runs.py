@@ -122,7 +122,7 @@ def read(workdir: pathlib.Path) -> Run:
   except UserError as error:
     raise UserError(f'{path} {error}') from error
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise UserError(f'{path} is damaged ({error}): give another --workdir') from error
+    raise UserError(f'{path} is damaged ({error}): bring it back from a copy, or give another --workdir') from error
 
 
 def _check_values(config: ConfigDict) -> None:
@@ -136,7 +136,10 @@ def _no_run(workdir: pathlib.Path) -> str:
   if not workdir.is_dir():
     return f'{workdir} is no folder: train first, or give the --workdir of a run'
   if (workdir / 'checkpoints').is_dir():
-    return f'{workdir} has checkpoints but no {FILE}: another version made them; train anew in another --workdir'
+    return (
+      f'{workdir} has checkpoints but no {FILE}: bring it back from a copy; if an old version made them, train anew in '
+      'another --workdir'
+    )
   inside = sorted(path.parent.name for path in workdir.glob(f'*/{FILE}'))
   if inside:
     others = f' (or {", ".join(inside[1:6])}{", ..." if len(inside) > 6 else ""})' if inside[1:] else ''

@@ -136,7 +136,7 @@ def test_a_step_that_orbax_does_not_list_is_no_new_start(tmp_path):
 
 
 OTHER = (
-  (items(shape=(50, 40)), r"network/params/a is float32 \[50, 50\] there and float32 \[50, 40\] in the recipe and 1 m"),
+  (items(shape=(50, 40)), r"network/params/a is float32 \[50, 50\] there and float32 \[50, 40\] in the recipe .2 ar"),
   (
     {'network': {'params': {'a': items()['network']['params']['a']}}, 'training': items()['training']},
     r'network/params/b is float32 \[50\] there and missing in the recipe\. .*/run.json or --config was changed',

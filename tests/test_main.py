@@ -230,7 +230,7 @@ def test_mistakes_at_an_evaluation_are_one_line(arguments, messages, small):
     (['notes.txt', 'pictures/'], 'holds no run (it holds notes.txt, pictures/): train first'),
     ([f'{i}.txt' for i in range(9)], 'holds no run (it holds 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt and 3 more)'),
     (['a/run.json', 'b/run.json'], 'holds no run, but its folders do: give --workdir={workdir}/a (or b)'),
-    (['config.json', 'checkpoints/5/'], 'has checkpoints but no run.json: another version made them; train anew'),
+    (['config.json', 'checkpoints/5/'], 'has checkpoints but no run.json: bring it back from a copy; if an old'),
     (['run.json'], 'run.json is damaged'),
     (None, 'is no folder: train first, or give the --workdir of a run'),
   ],
@@ -418,28 +418,16 @@ main.run()
   assert err == f'interrupted; {f"the checkpoints in {tmp_path} stay" if saved else "nothing was saved yet"}\n'
 
 
-def test_letters_that_the_encoding_of_the_output_lacks_become_escapes(monkeypatch):
-  import main
-
-  out, err = (io.TextIOWrapper(io.BytesIO(), 'latin-1') for _ in range(2))
-  monkeypatch.setattr(signal, 'signal', lambda *_: None)
-  for name, value in (('argv', ['main.py', '--日']), ('stdout', out), ('stderr', err)):
-    monkeypatch.setattr(sys, name, value)
-  with pytest.raises(SystemExit):
-    main.run()
-  print('日')
-  for stream, text in ((out, b'\\u65e5\n'), (err, b'error: --\\u65e5 is no flag.')):
-    stream.flush()
-    assert stream.buffer.getvalue().startswith(text)
-
-
 def test_a_full_disk_is_one_line_that_names_the_workdir(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(loop, 'train', full)
   ended = call_main(DIGITS, f'--workdir={tmp_path}')
-  assert (ended.status, ended.err) == (2, f'error: No space left on device; the run writes to {tmp_path}\n')
+  assert (ended.status, ended.err) == (
+    2,
+    f'error: {tmp_path}: No space left on device: make room there, then give the same command again\n',
+  )
 
 
 def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, monkeypatch):
@@ -449,22 +437,6 @@ def test_a_file_that_cannot_be_written_is_one_line_that_names_it(tmp_path, monke
   monkeypatch.setattr(loop, 'train', refused)
   ended = call_main(DIGITS, f'--workdir={tmp_path}')
   assert (ended.status, ended.err) == (2, 'error: /there/summary.json: Permission denied\n')
-
-
-def test_an_output_that_nobody_reads_any_more_is_one_line(tmp_path):
-  code = """
-import main
-main.main = lambda argv: print('x' * 100_000)
-main.run()
-"""
-  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
-  reader, writer = os.pipe()
-  os.close(reader)
-  command = [sys.executable, '-c', code, f'--workdir={tmp_path}']
-  done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
-  os.close(writer)
-  message = f'error: nobody reads the output any more; the checkpoints in {tmp_path} stay\n'
-  assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_two_trainings_in_one_workdir_are_refused(tmp_path):

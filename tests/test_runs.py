@@ -205,7 +205,8 @@ def test_runs_in_its_folders_are_named(tmp_path):
 def test_checkpoints_of_an_older_version_are_recognised(tmp_path):
   with_checkpoint(tmp_path)
   assert told(tmp_path) == (
-    f'{tmp_path} has checkpoints but no run.json: another version made them; train anew in another --workdir'
+    f'{tmp_path} has checkpoints but no run.json: bring it back from a copy; if an old version made them, train anew '
+    'in another --workdir'
   )
 
 

@@ -81,7 +81,7 @@ def check_alike(folder: pathlib.Path, written: dict[str, list[Any]], wanted: dic
   differing = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
   if differing:
     words = lambda form: f'{form[0]} {form[1]}' if form else 'missing'
-    first, more = differing[0], f' and {len(differing) - 1} more arrays differ' if differing[1:] else ''
+    first, more = differing[0], f' ({len(differing)} arrays differ)' if differing[1:] else ''
     raise UserError(
       f'checkpoint {folder} is of another network than the recipe says: {first} is {words(there.get(first))} there and '
       f'{words(wanted.get(first))} in the recipe{more}. {folder.parents[1] / "run.json"} or --config was changed after '
