@@ -1,6 +1,5 @@
 """The program as people start it: a whole run, evaluation of its folder, and what it answers to mistakes."""
 
-import io
 import json
 import os
 import pathlib

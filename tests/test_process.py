@@ -11,7 +11,7 @@ STARTS = {  # the whole command, sys.argv, is this program's process, may be res
   'with options of Python': ('python -u -X dev -W error main.py', 'main.py', True, True),
   'as a module': ('python -m main --a=b', '/here/main.py --a=b', True, False),
   'from standard input': ('python -', '-', True, False),
-  'as text': ('python -c CODE', '-c', False, False),
+  'as text': ('python -c CODE --a=b', '-c --a=b', True, False),
   'debugger': ('python -m pdb main.py', 'main.py', True, False),
   'coverage': ('python /bin/coverage run main.py', 'main.py', True, False),
   'notebook': ('python -m ipykernel_launcher -f x.json', 'main.py --a=b', False, False),

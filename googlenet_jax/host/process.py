@@ -13,7 +13,8 @@ def is_program() -> bool:
   count = len(sys.argv)
   own, before = sys.orig_argv[-count:], sys.orig_argv[:-count]
   as_module = before[-1:] == ['-m'] and own[0] == pathlib.Path(sys.argv[0]).stem  # python -m main
-  return own == sys.argv or (as_module and own[1:] == sys.argv[1:])
+  as_text = before[-1:] == ['-c'] == sys.argv[:1]
+  return own == sys.argv or ((as_module or as_text) and own[1:] == sys.argv[1:])
 
 
 def can_restart() -> bool:
