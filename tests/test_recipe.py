@@ -60,6 +60,8 @@ def test_who_may_change_a_key():
     'epochs',
     'max_steps',
     'steps_per_call',
+    'early_stopping',
+    'skip_nonfinite',
     'data.source_dir',
     'data.data_dir',
     'data.max_unreadable',
@@ -100,6 +102,8 @@ def test_differences_are_named_by_scope():
   assert found == 'epochs: 10 before, 3 after; learning_rate: 0.01 before, 0.5 after'
   other = {**before, 'of_another_version': 1}
   assert recipe.differences(other, before, (NETWORK,)) == 'of_another_version: 1 there, None now'
+  here, there = {'data.name': 'FashionMNIST'}, {'data.name': 'fashion_mnist'}  # two spellings that TFDS takes
+  assert recipe.differences(there, here, (NETWORK,)) == ''
 
 
 # Shipped recipes -----------------------------------------------------------------------------------------------------
