@@ -152,10 +152,10 @@ def copied(small, tmp_path):
   return pathlib.Path(shutil.copytree(small[0], tmp_path / 'copy'))
 
 
-def evaluated(workdir, *arguments):
+def evaluated(workdir, *arguments, file='evaluation.json'):
   ended = call_main('--mode=evaluate', f'--workdir={workdir}', '--crops=1', *arguments)
   assert (ended.status, ended.err) == (0, '')
-  return json.loads((workdir / 'evaluation.json').read_text())
+  return json.loads((workdir / file).read_text())
 
 
 def test_the_workdir_alone_continues_a_run_and_evaluates_its_checkpoints(copied):
@@ -168,7 +168,7 @@ def test_the_workdir_alone_continues_a_run_and_evaluates_its_checkpoints(copied)
   best = max(validated, key=lambda step: (validated[step], step))
   assert evaluated(copied)['step'] == 4
   assert evaluated(copied, '--step=2')['step'] == 2
-  found = evaluated(copied, '--step=best', '--split=validation')
+  found = evaluated(copied, '--step=best', '--split=validation', file='evaluation_validation.json')
   assert (found['step'], found['examples'], found['accuracy']) == (best, 37, validated[best])
 
 
