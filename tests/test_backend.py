@@ -70,7 +70,7 @@ def test_a_classifier_answers_the_same_under_any_settings(settings, small_networ
 @pytest.mark.parametrize(
   ('error', 'says'),
   [
-    (AssertionError(), 'JAX cannot start: AssertionError. Platforms present are: a, b'),
+    (AssertionError(), 'JAX cannot start: there is no such platform. Platforms present are: a, b'),
     (RuntimeError('no gpu. Platforms present are: cpu'), 'JAX cannot start: no gpu. Platforms present are: cpu'),
   ],
 )

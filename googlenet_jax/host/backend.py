@@ -68,7 +68,7 @@ def start() -> None:
   except Exception as error:  # an AssertionError without text is among them
     names = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME', 'JAX_DEFAULT_DEVICE', 'JAX_NUM_CPU_DEVICES')
     told = ' '.join(f'{name}={os.environ[name]}' for name in names if os.environ.get(name))
-    text = reason(error)
+    text = reason(error) if str(error) else 'there is no such platform'
     if 'latforms present' not in text:  # then nothing has started
       text = f'{text}. Platforms present are: {_platforms()}'
     advice = f'; {told} in the environment asks for something else: leave it out' if told else ''
