@@ -172,10 +172,12 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
     console.say('config.ensemble.side_by_side: there is one device, so members train in turn')
   else:
     console.say(f'training {len(left)} members on {shares} shares of {share} devices; lines begin with the member')
-  with concurrent.futures.ThreadPoolExecutor(shares) as pool:
-    futures = [pool.submit(work, place) for place in range(shares)]
-  for future in futures:
-    future.result()
+  pool = concurrent.futures.ThreadPoolExecutor(shares)
+  try:
+    for future in [pool.submit(work, place) for place in range(shares)]:
+      future.result()
+  finally:
+    pool.shutdown(wait=False)  # a signal while nothing is unsaved: the members, which may be in XLA, see it themselves
   for error in failed.values():
     if not isinstance(error, UserError | OSError):  # not a mistake of the user: show the traceback
       raise error

@@ -258,7 +258,7 @@ def summary(
     'train_loss': means['loss'],
     'epochs': step / steps_per_epoch,
     'steps': step,
-    **({'skipped_updates': meta['skipped_updates']} if config.skip_nonfinite else {}),
+    **({'skipped_updates': meta.get('skipped_updates', 0)} if config.skip_nonfinite else {}),
     'parameters': count_parameters(classifier.shape),
     'train_examples_per_second': meta['train_examples'] / meta['train_seconds'],
     'train_seconds': meta['train_seconds'],
