@@ -288,7 +288,7 @@ def other_cases(runs: Runs, cache: pathlib.Path, report: Report, rng: random.Ran
       expected = (0,) if ends else (0, 128 + signal.Signals[f'SIG{case.split()[0]}'])
       problems = [] if ended.status in expected else [f'status {ended.status}: {ended.err[-300:]}']
       report.note(case, problems, ended)
-      said = ended.out.strip().splitlines()[-2:]
+      said = [f'status {ended.status}', *ended.out.strip().splitlines()[-2:]]
       if ended.status:
         ended = runs.start(workdir, cache).end()
         report.note(f'{case}, then the same command', [], ended)
@@ -319,7 +319,9 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
   whole = first = runs.start(runs.reference, cache).end()
   if first.status:
     raise SystemExit(f'the undisturbed run ended with {first.status}: {first.err[-2000:]}')
-  if options.kills:  # now nothing is compiled any more, so phases are as long as in the runs that are killed
+  if (
+    options.kills or options.rounds
+  ):  # nothing is compiled any more, so phases are as long as in the runs that are killed
     whole = runs.start(folder / 'again', cache).end()
     report.note('two undisturbed runs', differences(folder / 'again', runs.reference))
   runs.phases = phases_of(whole.events)
