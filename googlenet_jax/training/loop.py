@@ -65,14 +65,7 @@ def train(
   for line in summary.where_it_stands(config, classifier, step, plan.last_step, meta['epochs'], ended):
     console.say(line)
   if not ended:  # a run that has ended keeps the recipe that trained it
-    saved.try_to_write(items(state), at_once=3 + (plan.dataset.validation is not None))
-    machine = runs.machine(plan.mesh)
-    if begun and (note := runs.other_machine(runs.read(workdir).machine, machine)):
-      console.say(note)
-    saved.try_to_write(items(state), plan.checkpoints_at_once(step))
-    runs.write(workdir, runs.Run(config, classifier.classes, plan.dataset.image_shape, machine))
-    if rows := plan.dataset.rows():
-      dividing.write(workdir, rows)
+    note_beginning(plan, state, begun is not None, saved)
 
   # Train -------------------------------------------------------------------------------------------------------------
   with contextlib.closing(MetricsLog(workdir, step)) as log:
@@ -93,11 +86,10 @@ def train(
       return
 
   # What a run leaves behind ------------------------------------------------------------------------------------------
-  early = plan.epochs_without_better(accuracies) if plan.stops_early(accuracies) else 0
   found = summary.summary(config, meta, tally.epoch, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
-  if early and step < plan.last_step:
-    found['epochs_without_better'] = early
-    console.say(f'ended early: {early} epochs without a better validation accuracy')
+  if step < plan.last_step and (epochs := plan.epochs_without_better(accuracies)):
+    found['epochs_without_better'] = epochs
+    console.say(f'ended early: {epochs} epochs without a better validation accuracy')
   trained = classifier.with_networks(networks(state)[:1])
   summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step, trained)
   files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
@@ -160,6 +152,17 @@ def train_steps(
 
 
 # Functions that the loop calls, in the order of the calls ------------------------------------------------------------
+
+
+def note_beginning(plan: Plan, state: TrainState, continues: bool, saved: checkpoints.Checkpoints) -> None:
+  """Tries whether the workdir takes what will be written, and notes recipe, machine and split there."""
+  workdir, machine = plan.workdir, runs.machine(plan.mesh)
+  if continues and (note := runs.other_machine(runs.read(workdir).machine, machine)):
+    console.say(note)
+  saved.try_to_write(items(state), plan.checkpoints_at_once(int(state.step)))
+  runs.write(workdir, runs.Run(plan.config, plan.classifier.classes, plan.dataset.image_shape, machine))
+  if rows := plan.dataset.rows():
+    dividing.write(workdir, rows)
 
 
 def evaluate_again(
