@@ -23,7 +23,14 @@ OTHERS = {
   'jax_transfer_guard_device_to_device': 'disallow',
   'jax_transfer_guard_device_to_host': 'disallow',
   'jax_transfer_guard_host_to_device': 'disallow',
+  'jax_custom_vjp3': True,
+  'jax_error_checking_behavior_divide': 'raise',
+  'jax_error_checking_behavior_nan': 'raise',
+  'jax_error_checking_behavior_oob': 'raise',
   'jax_random_seed_offset': 3,
+  'jax_refs_to_pins': True,
+  'jax_remat3': True,
+  'jax_scan3': True,
 }
 
 
@@ -37,19 +44,20 @@ def settings():
 
 
 def test_a_run_has_our_settings_and_says_so(settings, capsys):
-  assert OTHERS.keys() == {*backend.OURS, backend.SEED_OFFSET}
+  assert OTHERS.keys() == {*backend.OURS, *backend.EVERYWHERE}
   with backend.our_settings_everywhere():
     assert capsys.readouterr().err == ''
   for name, value in OTHERS.items():
     settings(name, value)
   with backend.our_settings_everywhere():
-    for name, value in {**backend.OURS, backend.SEED_OFFSET: 0}.items():
+    for name, value in {**backend.OURS, **backend.EVERYWHERE}.items():
       assert getattr(jax.config, name) == value, name
   for name, value in OTHERS.items():
     assert getattr(jax.config, name) == value, name
   told = capsys.readouterr().err
   assert told.startswith('note: JAX_DEFAULT_PRNG_IMPL=rbg, JAX_DISABLE_JIT=True, JAX_ENABLE_X64=True, ')
-  assert told.endswith('JAX_RANDOM_SEED_OFFSET=3: no effect here, because this program sets them itself\n')
+  assert 'JAX_RANDOM_SEED_OFFSET=3, ' in told
+  assert told.endswith('JAX_SCAN3=True: no effect here, because this program sets them itself\n')
 
 
 def test_a_classifier_answers_the_same_under_any_settings(settings, small_network):
@@ -62,8 +70,8 @@ def test_a_classifier_answers_the_same_under_any_settings(settings, small_networ
     return network.features(images, next(iter(network.stages)))  # the first stage: it compiles soon
 
   before = answers()
-  for name, value in OTHERS.items():
-    settings(name, value)
+  for name in backend.OURS:
+    settings(name, OTHERS[name])
   np.testing.assert_array_equal(answers(), before)
 
 
@@ -91,6 +99,19 @@ def test_a_backend_that_cannot_start_is_one_line(error, says, monkeypatch):
   assert call_main('--mode=inspect', '--config=configs/digits.py').err == f'error: {whole}\n'
   assert len(cleared) == (3 if isinstance(error, AssertionError) else 0)
   assert jax.config.jax_platforms == 'cpu'
+
+
+def test_a_precision_that_the_devices_lack_is_one_line(monkeypatch):
+  def no_such_product(*_):
+    raise jax.errors.JaxRuntimeError('UNIMPLEMENTED')
+
+  backend.start()
+  with jax.default_matmul_precision('F16_F16_F16'):
+    monkeypatch.setattr(backend.jnp, 'dot', no_such_product)
+    with pytest.raises(
+      UserError, match='^JAX_DEFAULT_MATMUL_PRECISION=F16_F16_F16 does not work on cpu: leave it out$'
+    ):
+      backend.start()
 
 
 def test_jax_that_cannot_be_imported_is_one_line(monkeypatch):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import backend
 
 from googlenet_jax.host import console
@@ -26,7 +28,17 @@ OURS: dict[str, Any] = {
   'jax_transfer_guard_device_to_host': 'allow',
   'jax_transfer_guard_host_to_device': 'allow',
 }
-SEED_OFFSET = 'jax_random_seed_offset'  # the only one that JAX does not offer for a block
+# The same, but JAX cannot set them for one thread.
+EVERYWHERE: dict[str, Any] = {
+  'jax_custom_vjp3': False,  # this and the next ones with a 3 are work in progress of JAX
+  'jax_error_checking_behavior_divide': 'ignore',
+  'jax_error_checking_behavior_nan': 'ignore',
+  'jax_error_checking_behavior_oob': 'ignore',
+  'jax_random_seed_offset': 0,
+  'jax_refs_to_pins': False,
+  'jax_remat3': False,
+  'jax_scan3': False,
+}
 
 
 @contextlib.contextmanager
@@ -41,7 +53,7 @@ def our_settings() -> Iterator[None]:
 @contextlib.contextmanager
 def our_settings_everywhere() -> Iterator[None]:
   """Inside the block all threads have our settings of JAX. The user is told of those that were others."""
-  ours = {**OURS, SEED_OFFSET: 0}
+  ours = {name: value for name, value in {**OURS, **EVERYWHERE}.items() if hasattr(jax.config, name)}
   before = {name: getattr(jax.config, name) for name in ours}
   values = {name: getattr(value, 'value', value) for name, value in before.items()}  # some are enums
   others = [f'{name.upper()}={value}' for name, value in values.items() if value not in (None, ours[name])]
@@ -60,7 +72,8 @@ def start() -> None:
   """Starts JAX on its devices.
 
   Raises:
-    UserError: it cannot start; the text names the platforms of this machine.
+    UserError: it cannot start; the text names the platforms of this machine. Or the precision that the user wants does
+      not work on its devices.
   """
   try:
     jax.devices()
@@ -73,6 +86,13 @@ def start() -> None:
       text = f'{text}. Platforms present are: {_platforms()}'
     advice = f'; {told} in the environment asks for something else: leave it out' if told else ''
     raise UserError(f'JAX cannot start: {text}{advice}') from error
+  if precision := jax.config.jax_default_matmul_precision:
+    try:
+      jax.jit(jnp.dot)(*[np.ones((2, 2), np.float32)] * 2).block_until_ready()
+    except Exception as error:
+      raise UserError(
+        f'JAX_DEFAULT_MATMUL_PRECISION={precision} does not work on {jax.default_backend()}: leave it out'
+      ) from error
 
 
 def _platforms() -> str:

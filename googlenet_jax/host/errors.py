@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import re
-import urllib.request
 from collections.abc import Iterator
 
 JOINERS = '\u200c\u200d'  # invisible, and part of words in Persian and Hindi, and of emoji
@@ -104,7 +103,9 @@ def expanded_text(path: str | os.PathLike) -> str:
       raise UserError(
         f'{one_line(path)} is a URL, and files must be on this machine: mount the bucket, or copy or download the files'
       )
-    text = urllib.request.url2pathname(f'/{rest}')
+    from urllib.request import url2pathname  # slow to import
+
+    text = url2pathname(f'/{rest}')
   whole = os.path.expanduser(text)
   if whole.startswith('~') and not os.path.lexists(whole):  # a file may have such a name
     raise UserError(f'{one_line(path)}: the home folder that ~ stands for is unknown: write the whole path')
