@@ -101,19 +101,6 @@ def test_a_backend_that_cannot_start_is_one_line(error, says, monkeypatch):
   assert jax.config.jax_platforms == 'cpu'
 
 
-def test_a_precision_that_the_devices_lack_is_one_line(monkeypatch):
-  def no_such_product(*_):
-    raise jax.errors.JaxRuntimeError('UNIMPLEMENTED')
-
-  backend.start()
-  with jax.default_matmul_precision('F16_F16_F16'):
-    monkeypatch.setattr(backend.jnp, 'dot', no_such_product)
-    with pytest.raises(
-      UserError, match='^JAX_DEFAULT_MATMUL_PRECISION=F16_F16_F16 does not work on cpu: leave it out$'
-    ):
-      backend.start()
-
-
 def test_jax_that_cannot_be_imported_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax', None)
   assert call_main('--mode=predict', 'x').err.startswith('error: JAX cannot be imported: import of jax halted')

@@ -122,6 +122,7 @@ TROUBLES = [
   (jax.errors.JaxRuntimeError('INTERNAL: Failed to allocate 100 bytes for new constant'), ': use less'),
   (jax.errors.JaxRuntimeError('INTERNAL: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED'), ': use less'),
   (RuntimeError('std::bad_alloc'), 'the memory is not enough (std::bad_alloc): use less'),
+  (jax.errors.JaxRuntimeError('Algorithm not supported by the ElementalIrEmitter: ALG_DOT'), ': JAX_DEFAULT_MATMUL_'),
   (RuntimeError("can't start new thread"), "can't start new thread: end other programs, or raise"),
   (ValueError('RESOURCE_EXHAUSTED: write: No space left on device'), ': make room there'),
   (OSError(28, 'No space left on device'), '/run: No space left on device: make room there'),

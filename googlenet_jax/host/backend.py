@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.extend import backend
 
 from googlenet_jax.host import console
@@ -72,8 +70,7 @@ def start() -> None:
   """Starts JAX on its devices.
 
   Raises:
-    UserError: it cannot start; the text names the platforms of this machine. Or the precision that the user wants does
-      not work on its devices.
+    UserError: it cannot start; the text names the platforms of this machine.
   """
   try:
     jax.devices()
@@ -86,13 +83,6 @@ def start() -> None:
       text = f'{text}. Platforms present are: {_platforms()}'
     advice = f'; {told} in the environment asks for something else: leave it out' if told else ''
     raise UserError(f'JAX cannot start: {text}{advice}') from error
-  if precision := jax.config.jax_default_matmul_precision:
-    try:
-      jax.jit(jnp.dot)(*[np.ones((2, 2), np.float32)] * 2).block_until_ready()
-    except Exception as error:
-      raise UserError(
-        f'JAX_DEFAULT_MATMUL_PRECISION={precision} does not work on {jax.default_backend()}: leave it out'
-      ) from error
 
 
 def _platforms() -> str:

@@ -40,6 +40,7 @@ _TROUBLES = {
   'No space left on device|Disk quota exceeded|File too large': 'make room there, then give the same command again',
   'Too many open files': 'raise the limit, such as by ulimit -n 4096',
   "can't start new thread|Resource temporarily unavailable": 'end other programs, or raise the limit (ulimit -u)',
+  'Algorithm not supported': 'JAX_DEFAULT_MATMUL_PRECISION in the environment asks for it: leave it out',
   'Input/output error|Stale file handle|Transport endpoint': 'look at the disk or its network, then give the same '
   'command again',
 }
