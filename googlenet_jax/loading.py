@@ -76,8 +76,13 @@ def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str 
   whole = sharding.whole(classifier.mesh)
   wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), wanted)
   saved = checkpoints.Checkpoints(folder, runs.validation_accuracies(folder), read_only=True)
-  found, _ = saved.restore_whole({'network': wanted}, step, fresh_first=True)
-  network = found['network']
+  found = saved.restore_whole({'network': wanted}, step, fresh_first=True)
+  if found is None:
+    raise UserError(
+      f'the only checkpoint of {folder} is being written anew: wait until it is there; if the training was killed, '
+      'continue it with the same command'
+    )
+  network = found[0]['network']
   number = int(network['step'])
   if not saved.is_fresh(number):
     console.say(

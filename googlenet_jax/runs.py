@@ -151,8 +151,12 @@ def _no_run(workdir: pathlib.Path) -> str:
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-  """Returns whether a run has saved a checkpoint. What a killed save left does not count."""
-  return any(step.name.isdigit() for step in (workdir / 'checkpoints').glob('*'))
+  """Returns whether a run has saved a checkpoint. What a killed save left does not count.
+
+  A checkpoint that is being written anew is in `replaced/`, see `Checkpoints.replace`.
+  """
+  steps = (step for folder in ('checkpoints', 'replaced') for step in (workdir / folder).glob('*'))
+  return any(step.name.isdigit() for step in steps)
 
 
 def has_begun(workdir: pathlib.Path) -> bool:

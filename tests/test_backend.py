@@ -1,3 +1,4 @@
+import contextlib
 import sys
 
 import jax
@@ -55,9 +56,20 @@ def test_a_run_has_our_settings_and_says_so(settings, capsys):
   for name, value in OTHERS.items():
     assert getattr(jax.config, name) == value, name
   told = capsys.readouterr().err
-  assert told.startswith('note: JAX_DEFAULT_PRNG_IMPL=rbg, JAX_DISABLE_JIT=True, JAX_ENABLE_X64=True, ')
-  assert 'JAX_RANDOM_SEED_OFFSET=3, ' in told
-  assert told.endswith('JAX_SCAN3=True: no effect here, because this program sets them itself\n')
+  begin = 'note: a training does not follow these settings of JAX: jax_default_prng_impl=rbg, jax_disable_jit=True, '
+  assert told.startswith(begin)
+  assert 'jax_random_seed_offset=3, ' in told
+  assert told.endswith('jax_scan3=True\n')
+
+
+def test_two_trainings_in_threads_have_our_settings_to_their_ends(settings):
+  settings('jax_numpy_rank_promotion', 'raise')
+  with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+    first.enter_context(backend.our_settings_everywhere())
+    second.enter_context(backend.our_settings_everywhere())
+    first.close()
+    assert jax.config.jax_numpy_rank_promotion == 'allow'
+  assert jax.config.jax_numpy_rank_promotion == 'raise'
 
 
 def test_a_classifier_answers_the_same_under_any_settings(settings, small_network):

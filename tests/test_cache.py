@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src import lru_cache
+from jax._src import compilation_cache, lru_cache
 
 from googlenet_jax.host import cache
 
@@ -145,13 +145,15 @@ DAMAGE = {
   'empty': lambda content: b'',
   'flipped': lambda content: content[:300] + bytes([content[300] ^ 255]) + content[301:],
   'another file': lambda content: zlib.compress(b'text, but no program'),
+  'cut before it was compressed': lambda content: zlib.compress(zlib.decompress(content)[:-100]),
 }
 
 
 @pytest.mark.parametrize('kind', DAMAGE)
-def test_a_damaged_program_is_made_anew(kind, capsys):
+def test_a_damaged_program_is_made_anew(kind, capsys, monkeypatch):
   cache.use_compilation_cache()
   path = compile_a_program()
+  monkeypatch.setattr(cache, 'folder', lambda: path.parent)
   whole = path.read_bytes()
   path.write_bytes(DAMAGE[kind](whole))
   compile_a_program()
@@ -159,6 +161,38 @@ def test_a_damaged_program_is_made_anew(kind, capsys):
   assert len(zlib.decompress(path.read_bytes())) > 1000
   compile_a_program()
   assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_in_a_folder_of_the_user_a_program_is_deleted_only_by_its_checksum(kind, capsys):
+  cache.use_compilation_cache()
+  path = compile_a_program()
+  whole = path.read_bytes()
+  damaged = DAMAGE[kind](whole)
+  path.write_bytes(damaged)
+  compile_a_program()
+  stays = kind in ('another file', 'cut before it was compressed')
+  assert (path.read_bytes() == damaged) == stays
+  assert ('cannot be read: ' if stays else 'was damaged and') in capsys.readouterr().err
+  path.write_bytes(whole)
+
+
+@pytest.mark.parametrize('error', [jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'), ValueError('new')])
+def test_a_healthy_program_stays_whatever_fails(error, capsys, monkeypatch):
+  cache.use_compilation_cache()
+  path = compile_a_program()
+  monkeypatch.setattr(cache, 'folder', lambda: path.parent)
+
+  def fail(_):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(compilation_cache, 'extract_executable_and_time', fail)
+    compile_a_program()
+    assert f'cannot be read: {error}' in capsys.readouterr().err
+    with jax._src.config.raise_persistent_cache_errors(True), pytest.raises(type(error)):
+      compile_a_program()
+  assert path.exists()
 
 
 def test_a_program_that_cannot_be_written_leaves_no_half_file(monkeypatch, capsys):

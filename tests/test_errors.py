@@ -122,7 +122,6 @@ TROUBLES = [
   (jax.errors.JaxRuntimeError('INTERNAL: Failed to allocate 100 bytes for new constant'), ': use less'),
   (jax.errors.JaxRuntimeError('INTERNAL: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED'), ': use less'),
   (RuntimeError('std::bad_alloc'), 'the memory is not enough (std::bad_alloc): use less'),
-  (jax.errors.JaxRuntimeError('Algorithm not supported by the ElementalIrEmitter: ALG_DOT'), ': JAX_DEFAULT_MATMUL_'),
   (RuntimeError("can't start new thread"), "can't start new thread: end other programs, or raise"),
   (ValueError('RESOURCE_EXHAUSTED: write: No space left on device'), ': make room there'),
   (OSError(28, 'No space left on device'), '/run: No space left on device: make room there'),
@@ -148,6 +147,16 @@ def test_a_fault_of_the_program_keeps_its_traceback(error):
   with pytest.raises(type(error)), plain_troubles('use less'):
     raise error
   assert trouble(error, 'use less') is None
+
+
+def test_a_precision_that_the_device_lacks_is_blamed_on_the_environment_only_if_it_stands_there(monkeypatch):
+  error = jax.errors.JaxRuntimeError('Algorithm not supported by the ElementalIrEmitter: ALG_DOT')
+  monkeypatch.delenv('JAX_DEFAULT_MATMUL_PRECISION', raising=False)
+  assert trouble(error, 'use less') is None
+  monkeypatch.setenv('JAX_DEFAULT_MATMUL_PRECISION', 'BF16_BF16_F32_X9')
+  assert trouble(error, 'use less').endswith(
+    ': JAX_DEFAULT_MATMUL_PRECISION=BF16_BF16_F32_X9 in the environment asks for it: leave it out'
+  )
 
 
 def test_a_training_without_memory_names_the_keys_that_help(monkeypatch, tmp_path):

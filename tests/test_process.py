@@ -1,3 +1,4 @@
+import importlib.machinery
 import runpy
 import sys
 import types
@@ -10,10 +11,17 @@ STARTS = {  # the whole command, sys.argv, is this program's process, may be res
   'plain': ('python main.py --a=b', 'main.py --a=b', True, True),
   'with options of Python': ('python -u -X dev -W error main.py', 'main.py', True, True),
   'as a module': ('python -m main --a=b', '/here/main.py --a=b', True, False),
+  'as a module of a package': ('python -m experiments.narrow --a=b', '/here/experiments/narrow.py --a=b', True, False),
   'from standard input': ('python -', '-', True, False),
   'as text': ('python -c CODE --a=b', '-c --a=b', True, False),
   'debugger': ('python -m pdb main.py', 'main.py', True, False),
   'coverage': ('python /bin/coverage run main.py', 'main.py', True, False),
+  'a notebook that calls it': (
+    'python -m ipykernel_launcher -f x.json',
+    '/ipykernel_launcher.py -f x.json',
+    False,
+    False,
+  ),
   'notebook': ('python -m ipykernel_launcher -f x.json', 'main.py --a=b', False, False),
   'IPython': ('python -m IPython', 'main.py', False, False),
   'another program': ('python server.py', 'main.py', False, False),
@@ -27,6 +35,10 @@ def test_a_program_is_restarted_only_where_nobody_looks_on(kind, tmp_path, monke
   (tmp_path / 'main.py').touch()
   monkeypatch.setattr(sys, 'orig_argv', whole.split())
   monkeypatch.setattr(sys, 'argv', own.split())
+  module = types.ModuleType('__main__')
+  if kind.startswith('as a module'):
+    module.__spec__ = importlib.machinery.ModuleSpec(whole.split()[2], None)
+  monkeypatch.setitem(sys.modules, '__main__', module)
   assert (process.is_program(), process.can_restart()) == (is_program, can_restart)
   monkeypatch.setattr(sys, 'gettrace', lambda: print)
   assert not process.can_restart()

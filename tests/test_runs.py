@@ -4,7 +4,7 @@ import shutil
 import pytest
 from helpers import small_config
 
-from googlenet_jax import __version__, recipe, recipe_checks, runs
+from googlenet_jax import __version__, load, recipe, recipe_checks, runs
 from googlenet_jax.host import cpu_cores
 from googlenet_jax.host.errors import UserError
 
@@ -227,6 +227,11 @@ def test_a_workdir_of_another_recipe_is_refused_with_the_keys(tmp_path):
     'now): give another --workdir, or the same values'
   )
   runs.check_agrees(small_config(learning_rate=0.5), tmp_path)  # evaluation does not read it
+  (tmp_path / 'checkpoints').rename(tmp_path / 'replaced')  # killed in `Checkpoints.replace`
+  with pytest.raises(UserError, match='holds a run of another recipe'):
+    runs.check_resumable(small_config(learning_rate=0.5), tmp_path)
+  with pytest.raises(UserError, match='the only checkpoint of .* is being written anew'):
+    load(tmp_path)
 
 
 @pytest.mark.parametrize('content', [None, b'\xff\xfe\x00', b'{"seed": 0', b'5'])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,10 @@ EVERYWHERE: dict[str, Any] = {
 }
 
 
+_lock = threading.Lock()
+_before: list[dict[str, Any]] = []  # settings before each block that is open now; the first ones are the user's
+
+
 @contextlib.contextmanager
 def our_settings() -> Iterator[None]:
   """Inside the block, or the decorated function, this thread has our settings of JAX. Other threads keep theirs."""
@@ -50,20 +55,32 @@ def our_settings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def our_settings_everywhere() -> Iterator[None]:
-  """Inside the block all threads have our settings of JAX. The user is told of those that were others."""
+  """Inside the block all threads have our settings of JAX. The user is told of those that were others.
+
+  Blocks of several threads may overlap: the last one that ends brings the user's settings back.
+  """
   ours = {name: value for name, value in {**OURS, **EVERYWHERE}.items() if hasattr(jax.config, name)}
-  before = {name: getattr(jax.config, name) for name in ours}
+  with _lock:
+    before = {name: getattr(jax.config, name) for name in ours}
+    _before.append(before)
   values = {name: getattr(value, 'value', value) for name, value in before.items()}  # some are enums
-  others = [f'{name.upper()}={value}' for name, value in values.items() if value not in (None, ours[name])]
+  others = [f'{name}={value}' for name, value in values.items() if value not in (None, ours[name])]
   if others:
-    console.complain(f'note: {", ".join(others)}: no effect here, because this program sets them itself')
+    console.complain(f'note: a training does not follow these settings of JAX: {", ".join(others)}')
   try:
-    for name, value in ours.items():
-      jax.config.update(name, value)
+    with _lock:
+      _set(ours)
     yield
   finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
+    with _lock:
+      before = _before.pop()
+      if not _before:
+        _set(before)
+
+
+def _set(values: dict[str, Any]) -> None:
+  for name, value in values.items():
+    jax.config.update(name, value)
 
 
 def start() -> None:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, expanded, reason
 from googlenet_jax.host.files import remove_left, replacing
 
-MOST_BYTES = 2 << 30  # of arrays, in all: a data set in another folder has other files
+MOST_BYTES = 2 << 30  # that all arrays may take: a data set in another folder has files of its own
 
 
 def folder() -> pathlib.Path | None:
@@ -34,7 +35,10 @@ _NOTHING_KEPT = 'nothing is kept for the next run: XDG_CACHE_HOME=FOLDER names a
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs, unless the user has named a folder (JAX_COMPILATION_CACHE_DIR)."""
+  """Keeps compiled programs between runs, in our folder unless the user has named one (JAX_COMPILATION_CACHE_DIR).
+
+  That holds for everything that this process compiles. JAX has no cache for a part of a process.
+  """
   _repair_compilation_cache()
   if jax.config.jax_compilation_cache_dir is None and (place := folder()):
     try:
@@ -49,29 +53,38 @@ def _repair_compilation_cache() -> None:
   """Lets JAX delete a damaged program of the compilation cache, and make it anew.
 
   JAX itself only warns, keeps the damaged file, and compiles again in every run. It has no setting for this. If a later
-  version has other functions, its own behaviour comes back.
+  version has other functions, its own behaviour comes back. A program that fails for another reason stays: the device
+  may have no memory now, or the user's folder may hold programs for another machine.
   """
   read = getattr(compilation_cache, 'get_executable_and_time', None)
   write = getattr(compilation_cache, 'put_executable_and_time', None)
-  if read is None or write is None or hasattr(read, '__wrapped__'):
+  decompress = getattr(compilation_cache, 'decompress_executable', None)
+  if None in (read, write, decompress) or hasattr(read, '__wrapped__'):
     return
 
-  def delete(key: str) -> bool:
-    with contextlib.suppress(OSError):
-      (pathlib.Path(jax.config.jax_compilation_cache_dir) / f'{key}-cache').unlink()
-      return True
-    return False
+  def delete_if_damaged(key: str, error: Exception) -> bool:
+    path = pathlib.Path(jax.config.jax_compilation_cache_dir) / f'{key}-cache'
+    damaged = _is_damaged(path, error)
+    if damaged:
+      path.unlink(missing_ok=True)
+    return damaged
 
   @functools.wraps(read)
   def read_or_delete(key: str, *arguments: Any) -> tuple[Any, Any]:
     try:
       return read(key, *arguments)
     except Exception as error:  # each part of a damaged file fails in its own way
+      if jax.config.jax_raise_persistent_cache_errors:
+        raise
       place = jax.config.jax_compilation_cache_dir
-      if isinstance(error, OSError | MemoryError) or not delete(key):
-        console.warn_once(f'compiled programs in {place} cannot be read: {reason(error)}')
-      else:
+      try:
+        damaged = delete_if_damaged(key, error)
+      except OSError as refused:
+        error, damaged = refused, False
+      if damaged:
         console.warn_once(f'a compiled program in {place} was damaged and is made anew')
+      else:
+        console.warn_once(f'compiled programs in {place} cannot be read: {reason(error)}')
       return None, None
 
   @functools.wraps(write)
@@ -79,11 +92,25 @@ def _repair_compilation_cache() -> None:
     try:
       write(key, *arguments)
     except OSError as error:
-      delete(key)  # it may be half of a file
+      with contextlib.suppress(OSError):
+        delete_if_damaged(key, error)  # it may be half of a file
+      if jax.config.jax_raise_persistent_cache_errors:
+        raise
       place = jax.config.jax_compilation_cache_dir
       console.warn_once(f'compiled programs cannot be kept in {place} for the next run: {reason(error)}')
 
   compilation_cache.get_executable_and_time, compilation_cache.put_executable_and_time = read_or_delete, write_whole
+
+
+def _is_damaged(path: pathlib.Path, error: Exception) -> bool:
+  """Returns whether a file of the compilation cache holds no program. In the user's folder only a checksum counts."""
+  try:
+    compilation_cache.decompress_executable(path.read_bytes())
+  except (OSError, MemoryError):
+    return False
+  except Exception:  # zlib and zstandard have their own
+    return True
+  return bool(re.search('Failed to parse|deserialization failed', str(error))) and path.parent == folder()
 
 
 def arrays(

@@ -18,7 +18,9 @@ from googlenet_jax.host import console, damage, files, retention, trial
 from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
-EXTRA_BYTES = 2**20  # of a checkpoint, next to its arrays; logs and pictures need no more than all of it
+EXTRA_BYTES = (
+  2**20
+)  # what a checkpoint needs beside its arrays; for all of them, that is enough for logs and pictures too
 # Orbax has one counter for all saves of a process. Two saves at once mix up their answers, lose files or wait forever.
 _one_save = threading.Lock()
 
@@ -65,7 +67,7 @@ class Checkpoints:
     if not read_only:
       self._bring_back()
     self._manager = self._open()
-    self._error: Exception | None = None  # of the newest save
+    self._error: Exception | None = None  # why the newest save failed
 
   def _open(self) -> ocp.CheckpointManager:
     with _quiet():
@@ -106,7 +108,7 @@ class Checkpoints:
     return self._meta(step)['fresh']
 
   def _is_fresh_or_damaged(self, step: int) -> bool:
-    """So reading comes upon what is damaged, and says so."""
+    """Returns whether a checkpoint is tried early: a damaged one too, because then a warning names it."""
     try:
       return self.is_fresh(step)
     except damage.DamagedError:
@@ -291,7 +293,9 @@ class Checkpoints:
       except damage.DamagedError as error:
         damaged[step] = str(error)
     if damaged and found and not self.read_only:
-      damaged = self._move_aside(damaged)
+      self._manager.close()
+      damaged = damage.move_aside(self.directory, damaged)
+      self._manager = self._open()  # other processes wait here for the first one
     for text in damaged.values():
       console.say(f'warning: {text}' + (f'; step {step} is used' if found else ''))
     if damaged and not found:
@@ -301,23 +305,6 @@ class Checkpoints:
         f'{one or "bring that folder back from a copy, or move it away to start anew"}'
       )
     return found
-
-  def _move_aside(self, damaged: dict[int, str]) -> dict[int, str]:
-    """Moves checkpoints to `workdir/damaged`, and adds to each text where it is now."""
-    self._manager.close()
-    kept = self.directory.with_name('damaged')
-    moved = {}
-    for step, text in damaged.items():
-      target, number = kept / str(step), 1
-      while target.exists():
-        number += 1
-        target = kept / f'{step}_{number}'
-      if files.is_writer():
-        kept.mkdir(exist_ok=True)
-        (self.directory / str(step)).rename(target)
-      moved[step] = f'{text}; moved to {target}'
-    self._manager = self._open()  # other processes wait here for the first one
-    return moved
 
   def newest(self) -> str:
     """Returns a sentence that names the newest complete checkpoint."""

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from googlenet_jax.host import errors
+from googlenet_jax.host import errors, files
 from googlenet_jax.host.errors import UserError
 
 
@@ -101,6 +101,30 @@ def numbers(directory: pathlib.Path) -> list[int]:
   """Returns the numbers that are names in a folder: steps, whether they are whole or not."""
   names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
   return [int(name) for name in names if name.isascii() and name.isdecimal() and name == str(int(name))]
+
+
+def move_aside(directory: pathlib.Path, damaged: dict[int, str]) -> dict[int, str]:
+  """Moves checkpoints to `workdir/damaged`.
+
+  Args:
+    directory: `workdir/checkpoints`.
+    damaged: what is damaged, by step.
+
+  Returns:
+    The same, with the place where each is now.
+  """
+  kept = directory.with_name('damaged')
+  moved = {}
+  for step, text in damaged.items():
+    target, number = kept / str(step), 1
+    while target.exists():
+      number += 1
+      target = kept / f'{step}_{number}'
+    if files.is_writer():
+      kept.mkdir(exist_ok=True)
+      (directory / str(step)).rename(target)
+    moved[step] = f'{text}; moved to {target}'
+  return moved
 
 
 def reason(error: Exception) -> str:

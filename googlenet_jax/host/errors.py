@@ -40,10 +40,10 @@ _TROUBLES = {
   'No space left on device|Disk quota exceeded|File too large': 'make room there, then give the same command again',
   'Too many open files': 'raise the limit, such as by ulimit -n 4096',
   "can't start new thread|Resource temporarily unavailable": 'end other programs, or raise the limit (ulimit -u)',
-  'Algorithm not supported': 'JAX_DEFAULT_MATMUL_PRECISION in the environment asks for it: leave it out',
   'Input/output error|Stale file handle|Transport endpoint': 'look at the disk or its network, then give the same '
   'command again',
 }
+_PRECISION = 'JAX_DEFAULT_MATMUL_PRECISION'  # JAX reads it from the environment
 _MEMORY = 'RESOURCE_EXHAUSTED|(?i:out.of.memory|bad_alloc|alloc_failed|(cannot|unable to|failed to) allocate)'
 
 
@@ -63,6 +63,8 @@ def trouble(error: Exception, memory: str, place: str | os.PathLike = '') -> str
   for says, advice in _TROUBLES.items():
     if re.search(says, text):
       return f'{text}: {advice}'
+  if 'Algorithm not supported' in text and (value := os.environ.get(_PRECISION)):
+    return f'{text}: {_PRECISION}={value} in the environment asks for it: leave it out'
   if isinstance(error, MemoryError) or re.search(_MEMORY, text):
     return f'the memory is not enough ({text[:200]}): {memory}'
   return text if isinstance(error, OSError) else None

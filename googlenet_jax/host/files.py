@@ -110,7 +110,7 @@ def _open_lock(path: pathlib.Path) -> IO[bytes]:
   try:
     return path.open('ab')
   except PermissionError:
-    return path.open('rb')  # of another user, in a folder for both: reading is enough to lock it
+    return path.open('rb')  # another user made it, in a folder for both: reading is enough to lock it
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -1,7 +1,6 @@
 """How this program was started: from a shell, or inside another program, such as a notebook or a debugger."""
 
 import os
-import pathlib
 import sys
 
 
@@ -12,7 +11,8 @@ def is_program() -> bool:
   """
   count = len(sys.argv)
   own, before = sys.orig_argv[-count:], sys.orig_argv[:-count]
-  as_module = before[-1:] == ['-m'] and own[0] == pathlib.Path(sys.argv[0]).stem  # python -m main
+  module = getattr(sys.modules['__main__'], '__spec__', None)
+  as_module = before[-1:] == ['-m'] and module is not None and own[0] == module.name  # python -m main
   as_text = before[-1:] == ['-c'] == sys.argv[:1]
   return own == sys.argv or ((as_module or as_text) and own[1:] == sys.argv[1:])
 
@@ -25,7 +25,7 @@ def can_restart() -> bool:
   """
   if not (is_program() and sys.executable and os.path.isfile(sys.argv[0])):
     return False
-  options = sys.orig_argv[1 : -len(sys.argv)]  # of Python: -X and -W may have their values behind them
+  options = sys.orig_argv[1 : -len(sys.argv)]  # for Python itself; -X and -W may have their values behind them
   plain = [option for place, option in enumerate(options) if not (place and options[place - 1] in ('-X', '-W'))]
   return all(option.startswith('-') and option != '-m' for option in plain) and sys.gettrace() is None
 
