@@ -87,16 +87,20 @@ def wanted(phases: dict[str, list[tuple[float, float]]], seconds: float, count: 
       found += [Kill(file, rng.choice(spans)[0], 0.0, moment, rng.random()) for moment in moments]
   rng.shuffle(found)
   found = found[: count // 2]
+  delays = [rng.uniform(0, seconds) for _ in range((count - len(found)) // 3)]
+  found += [Kill('time', delay, delay) for delay in delays]
   names = [name for name in phases if 'file ' not in name] + ['a step', BACKGROUND, BACKGROUND]
-  for number in range(count - len(found)):
-    if number % 3 == 0:
-      delay = rng.uniform(0, seconds)
-      found.append(Kill('time', delay, delay))
-    else:
-      name = names[number % len(names)]
-      begin, end = rng.choice(phases[name])
-      found.append(Kill(name, begin, rng.uniform(0, end - begin)))
+  found += in_phases(phases, names, count - len(found), rng)
   rng.shuffle(found)
+  return found
+
+
+def in_phases(phases: dict[str, list[tuple[float, float]]], names: Sequence[str], count: int, rng: random.Random):
+  """Chooses kills at random moments of some phases, as many for each."""
+  found = []
+  for number in range(count):
+    begin, end = rng.choice(phases[names[number % len(names)]])
+    found.append(Kill(names[number % len(names)], begin, rng.uniform(0, end - begin)))
   return found
 
 
@@ -338,7 +342,9 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
     runs.phases.setdefault(name, [(min(start, 1.0), 1.0) for start, _ in spans])
   if options.rounds:
     other_cases(runs, cache, report, rng, options.rounds)
-  if options.kills:
+  if options.only:
+    found = chains(in_phases(runs.phases, options.only.split(','), options.kills, rng), rng)
+  elif options.kills:
     found = chains(wanted(runs.phases, whole.seconds, options.kills, rng), rng)
   else:
     found = [few(runs.phases)]
@@ -361,9 +367,10 @@ def commit() -> str:
 def write(report: Report, seconds: float, options: argparse.Namespace) -> None:
   """Writes `killed_SEED.json`, and `killed.md` from all such files: several seeds can be measured at the same time."""
   options.output.mkdir(parents=True, exist_ok=True)
+  only = f' --only="{options.only}"' if options.only else ''
   found = {
     'commit': commit(),
-    'command': f'python -m experiments.kill_runs --kills={options.kills} --seed={options.seed}',
+    'command': f'python -m experiments.kill_runs --kills={options.kills} --seed={options.seed}{only}',
     'minutes': round(seconds / 60, 1),
     **vars(report),
   }
@@ -402,6 +409,7 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=220, help='0: one chain of three, for the tests')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--rounds', type=int, default=3, help='of the other cases')
+  parser.add_argument('--only', help='phases, separated by commas, such as "evaluation,a step"')
   parser.add_argument('--output', type=pathlib.Path, required=True)
   parser.add_argument('--folder', type=pathlib.Path, help='where to work; it stays')
   options = parser.parse_args()
