@@ -356,9 +356,10 @@ class Unraisable:
 
 for error in RuntimeError('Event loop is closed'), RuntimeError('told: another'), OSError(28, 'told: no writer'):
   Unraisable(error)
+Unraisable(KeyboardInterrupt(15))
 """
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=200)
-  errors = re.findall(r'^\w+Error: (.*)', done.stderr, re.MULTILINE)
+  errors = re.findall(r'^\w+(?:Error|Interrupt): (.*)', done.stderr, re.MULTILINE)
   assert errors == ['told: another', '[Errno 28] told: no writer']
 
 

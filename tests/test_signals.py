@@ -110,12 +110,18 @@ def test_work_is_abandoned_when_a_signal_comes(monkeypatch):
 
 # `busy` is a call that lets no other line of Python run in the main thread, like XLA while it compiles.
 PROGRAM = """
-import os, signal, sys, threading, time
-from googlenet_jax.host import signals
+import gc, os, signal, sys, threading, time
+from googlenet_jax.host import console, signals
 
-def end(number):
+def say_end(number):
   os.write(1, b'ended\\n')
   os._exit(128 + number)
+
+end = say_end
+
+def interrupted(phase, info):  # Python drops what this raises
+  gc.callbacks.clear()
+  os.kill(os.getpid(), 15)
 
 def busy(seconds):
   signal.pthread_sigmask(signal.SIG_BLOCK, signals.caught())  # another thread gets them
@@ -127,7 +133,9 @@ def send(*numbers):
     os.kill(os.getpid(), number)
 
 threading.Thread(target=time.sleep, args=(60,)).start()
-with signals.of_program(end), signals.StopRequest() as stop:
+console.quieten_libraries()
+signals.GRACE = 0.2
+with signals.of_program(lambda number: end(number)), signals.StopRequest() as stop:
   BODY
 """
 
@@ -136,6 +144,13 @@ with signals.of_program(end), signals.StopRequest() as stop:
   ('body', 'status', 'out', 'err'),
   [
     ('threading.Thread(target=send, args=(1,)).start(); busy(60)', 129, 'ended\n', ''),
+    ('gc.callbacks.append(interrupted); gc.collect(); time.sleep(60)', 143, 'ended\n', ''),
+    (
+      'end = lambda number: time.sleep(60)\n  threading.Thread(target=send, args=(2, 2, 2)).start(); busy(60)',
+      130,
+      '',
+      '',
+    ),
     (
       'with stop.holding(): threading.Thread(target=send, args=(15, 15)).start(); busy(60)',
       143,
@@ -154,7 +169,7 @@ with signals.of_program(end), signals.StopRequest() as stop:
       'SIGUSR1: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once\n',
     ),
   ],
-  ids=['nothing unsaved', 'twice', 'abandoned work'],
+  ids=['nothing unsaved', 'a lost interrupt', 'an end that hangs', 'twice', 'abandoned work'],
 )
 def test_a_program_ends_at_once_even_inside_xla(body, status, out, err):
   code = PROGRAM.replace('BODY', body)

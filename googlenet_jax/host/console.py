@@ -37,7 +37,8 @@ def quieten_libraries() -> None:
     # Orbax reads arrays side by side in coroutines: the first failure is raised, the others come here.
     of_orbax = 'orbax' in getattr(getattr(args.object, 'cr_code', None), 'co_filename', '')
     of_loop = args.object is asyncio.BaseEventLoop.__del__  # one that could not open its files
-    if not (closed or of_orbax or of_loop):
+    interrupt = isinstance(args.exc_value, KeyboardInterrupt)  # signals.py ends the program nevertheless
+    if not (closed or of_orbax or of_loop or interrupt):
       sys.__unraisablehook__(args)
 
   sys.unraisablehook = unraisable
@@ -86,7 +87,7 @@ def warn_once(text: str) -> None:
 def side_output(what: str) -> Iterator[None]:
   """Keeps the work going if a picture, an event file or a report cannot be made: then it only warns, once.
 
-  A UserError goes through: it is about something else, such as damaged pictures.
+  A UserError goes through. It has another cause, such as damaged pictures.
 
   Args:
     what: what is written inside the block, such as 'curves.png'.

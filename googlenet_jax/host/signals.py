@@ -1,8 +1,9 @@
 """Signals that ask a program to end: Ctrl-C, SIGTERM, a closed terminal (SIGHUP), Slurm's warning (SIGUSR1).
 
 While a training has steps that are not saved, the first signal is a request, which the loop answers by saving.
-Everywhere else a signal raises KeyboardInterrupt in the main thread. Python runs its handlers between two lines of
-Python, and a call of XLA may compile for a minute. So a program also has a thread that learns of signals at once.
+Everywhere else a signal raises KeyboardInterrupt in the main thread. That may take a minute, because Python waits for a
+call of XLA that compiles. And it may get lost: Python drops what a callback of its garbage collector raises. So a
+program also has a thread that learns of signals at once.
 """
 
 import concurrent.futures
@@ -21,10 +22,11 @@ from typing import Any
 NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
 # A closed terminal sends SIGHUP twice, and a scheduler's SIGTERM follows its SIGUSR1: only these insist, if repeated.
 INSISTING = ('SIGINT', 'SIGTERM')
-GRACE = 1.0  # seconds in which the main thread must begin to answer
-_answered = threading.Event()  # the main thread has begun to answer
-_request: 'StopRequest | None' = None  # of the training that runs in the main thread
-_abandoned: list[concurrent.futures.Future] = []  # what XLA may still compile
+GRACE = 1.0  # seconds in which KeyboardInterrupt must arrive
+LAST_WORDS = 3.0  # seconds for the message at the end: the disk that it looks at may hang
+_watching = False  # whether a thread learns of signals
+_request: 'StopRequest | None' = None  # the training that runs in the main thread
+_abandoned: list[concurrent.futures.Future] = []  # work that XLA may still compile
 
 
 def caught() -> list[signal.Signals]:
@@ -35,26 +37,26 @@ def caught() -> list[signal.Signals]:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
   """Interrupts the main thread, as a handler. During training, `StopRequest` handles signals instead."""
-  _answered.set()
   raise KeyboardInterrupt(number)
 
 
 @contextlib.contextmanager
 def of_program(end: Callable[[int], Any]) -> Iterator[None]:
-  """For a program, not for a library: signals interrupt the block, even where the main thread is inside XLA.
+  """Lets signals interrupt the block, even where the main thread is inside XLA. For a program, not for a library.
 
-  A signal raises `KeyboardInterrupt(number)`. If the main thread does not answer, or at a second signal, a thread calls
-  `end`.
+  A signal raises `KeyboardInterrupt(number)`. If that does not leave the block in time, or at a second signal, a thread
+  ends the program.
 
   Args:
-    end: ends the process; its argument is the number of the signal.
+    end: says what is left, and ends the process; its argument is the number of the signal.
   """
+  global _watching
   receiver, sender = socket.socketpair()
   sender.setblocking(False)
-  _answered.clear()
   before = {number: signal.signal(number, interrupt) for number in caught()}
   descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
   threading.Thread(target=_watch, args=(receiver, frozenset(before), end), daemon=True).start()
+  _watching = True
   try:
     yield
   except SystemExit as error:
@@ -65,6 +67,7 @@ def of_program(end: Callable[[int], Any]) -> Iterator[None]:
       os._exit(error.code or 0)
     raise
   finally:
+    _watching = False
     signal.set_wakeup_fd(descriptor)
     for number, handler in before.items():
       signal.signal(number, handler)
@@ -72,22 +75,33 @@ def of_program(end: Callable[[int], Any]) -> Iterator[None]:
 
 
 def _watch(receiver: socket.socket, numbers: frozenset[int], end: Callable[[int], Any]) -> None:
-  """Learns of every signal as it comes."""
-  came = insisted = 0
-  while number := receiver.recv(1):
-    number = number[0]
-    if number not in numbers:
-      continue
-    came += 1
-    insisted += signal.Signals(number).name in INSISTING
-    if _request is not None and _request.is_held():
-      if insisted > 1:
+  """Reads the number of every signal as it comes, until the block is left."""
+  with receiver:
+    while number := receiver.recv(1):
+      number = number[0]
+      if number not in numbers:
+        continue
+      if _request is None or not _request.is_held():
+        break
+      if _request.ask(number):
         _tell('ended at once; what was not saved yet is lost')
         os._exit(128 + number)  # SystemExit would wait for threads; a half-written checkpoint does not count
-      _request.ask(number)
-    elif came > 1 or not _answered.wait(GRACE):
-      end(number)
-  receiver.close()
+    else:
+      return
+    if _is_left(receiver, GRACE):
+      return
+    threading.Thread(target=end, args=(number,), daemon=True).start()
+    if not _is_left(receiver, LAST_WORDS):
+      os._exit(128 + number)
+
+
+def _is_left(receiver: socket.socket, seconds: float) -> bool:
+  """Waits so long for the end of the block, or for another signal, and returns whether the block has ended."""
+  receiver.settimeout(seconds)
+  try:
+    return not receiver.recv(1)
+  except TimeoutError:
+    return False
 
 
 def _tell(text: str) -> None:
@@ -102,9 +116,9 @@ class StoppedError(Exception):
 class StopRequest:
   """Answers signals in a `with` block in which something is trained; `signal` is the first one that came.
 
-  Where nothing is unsaved, a signal raises KeyboardInterrupt. Inside `holding()` it only sets `signal`, and the block
-  must save and end; a second SIGINT or SIGTERM raises KeyboardInterrupt there too. Only the main thread can catch
-  signals. In another thread the block leaves them to the program.
+  Where nothing is unsaved, a signal raises KeyboardInterrupt. Inside `holding()` it only sets `signal`. Then the block
+  must save and end, and a second SIGINT or SIGTERM ends a program, or raises KeyboardInterrupt in a library. Only the
+  main thread can catch signals. In another thread the block leaves them to the program.
   """
 
   def __init__(self):
@@ -112,7 +126,7 @@ class StopRequest:
     self.signal: signal.Signals | None = None
     self._before: dict[signal.Signals, Any] = {}
     self._held = self._insisted = 0
-    self._counting, self._first = threading.Lock(), threading.Lock()
+    self._counting = threading.Lock()
 
   def __enter__(self) -> 'StopRequest':
     global _request
@@ -143,19 +157,22 @@ class StopRequest:
     """Returns whether something is unsaved."""
     return self._held > 0
 
-  def ask(self, number: int) -> None:
-    """Notes a signal, and says once what follows."""
-    self.signal = self.signal or signal.Signals(number)
-    if self._first.acquire(blocking=False):
+  def ask(self, number: int) -> bool:
+    """Notes a signal while something is unsaved, and says once what follows.
+
+    Returns:
+      Whether it insists: it is the second SIGINT or SIGTERM.
+    """
+    first, self.signal = self.signal is None, self.signal or signal.Signals(number)
+    self._insisted += signal.Signals(number).name in INSISTING
+    if first:
       _tell(f'\n{self.signal.name}: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once')
+    return self._insisted > 1
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
-    _answered.set()
-    self._insisted += signal.Signals(number).name in INSISTING
-    if self.is_held() and self._insisted < 2:
-      self.ask(number)
+    if self.is_held() and (_watching or not self.ask(number)):  # the thread that watches asks
       return
-    self.signal = self.signal or signal.Signals(number)  # for threads that train
+    self.signal = self.signal or signal.Signals(number)  # threads that train see it, also if the interrupt gets lost
     raise KeyboardInterrupt(number)
 
   def check(self) -> None:
