@@ -1,126 +1,37 @@
 """Is anything lost when a run is killed at any moment? Kills real runs with SIGKILL and continues them.
 
-  python -m experiments.kill_runs --kills=220 --output=experiments/results/killed
+  python -m experiments.kill_runs --kills=220 --jobs=2 --output=experiments/results/killed
 
 Each run is a process forked from this one, which has imported the program and nothing else: then a start takes no
 seconds. The network is narrow (`experiments/narrow.py`), the data set is a folder of two classes of the digits, and
 everything that could make two runs differ is on. A chain of kills works in one workdir: the same command starts again
 after each kill, until the run ends. Then its parameters must have the bits of a run that nobody disturbed,
 `metrics.jsonl` the same lines apart from speeds, and each file must be whole. After each kill, too, no file may be half
-written. Kills fall at random times, at random moments of each phase, and inside the writing of each file.
+written. Kills fall at random moments, as many in each phase of a run, and inside the writing of each file. Some chains
+begin with SIGTERM in the first batch statistics, and kill the run while it writes that checkpoint anew.
 
-Other cases follow: SIGSTOP with SIGCONT, SIGINT once and twice, SIGTERM, SIGHUP, SIGUSR1; a clock that jumps; a
-terminal whose size changes; two runs in one workdir.
+`experiments/kill_cases.py` has other signals and troubles.
 """
 
 import argparse
 import collections
-import contextlib
-import dataclasses
-import fcntl
+import concurrent.futures
 import json
-import os
+import multiprocessing
 import pathlib
-import pty
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Sequence
 
-from experiments import narrow
-from experiments.kill_checks import differences, half_written
-from experiments.narrow_runs import ROOT, Ended, Event, Run, Runs, small_run
-
-BACKGROUND = 'checkpoint in the background'
-APPENDED = ('metrics.jsonl line', 'events record', 'compiled program')  # 'partly' is their only moment
-
-
-# Where to kill -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Kill:
-  """Where a kill is wanted, by the times of the undisturbed run."""
-
-  what: str  # 'time', or a phase, BACKGROUND, or a file
-  seconds: float  # in the undisturbed run
-  delay: float = 0.0  # after the phase began
-  moment: str = ''  # of a file
-  share: float = 0.0
-
-
-def phases_of(events: Sequence[Event]) -> dict[str, list[tuple[float, float]]]:
-  """Returns begin and end of each phase of an undisturbed run; a step lasts until the next event."""
-  found, begun = collections.defaultdict(list), collections.defaultdict(list)
-  for event, following in zip(events, [*events[1:], events[-1]], strict=True):
-    if event.mark == '.':
-      found['a step'].append((event.seconds, following.seconds))
-    elif event.mark == '+':
-      begun[event.name].append(event.seconds)
-    else:
-      found[event.name].append((begun[event.name].pop(), event.seconds))
-      if event.name == 'saving':
-        found[BACKGROUND].append((event.seconds, event.seconds + 0.25))
-  return dict(found)
-
-
-def wanted(phases: dict[str, list[tuple[float, float]]], seconds: float, count: int, rng: random.Random) -> list[Kill]:
-  """Chooses kills: each moment of each file, and of the rest a third at any time and two thirds spread over phases.
-
-  Args:
-    phases: of the undisturbed run, see `phases_of`.
-    seconds: its duration.
-    count: number of kills.
-    rng: chooses.
-  """
-  found = []
-  for name, spans in phases.items():
-    if name.startswith(('file ', '(file ')):
-      file = name.strip('()').removeprefix('file ')
-      moments = ['partly'] * 4 if file in APPENDED else narrow.MOMENTS
-      found += [Kill(file, rng.choice(spans)[0], 0.0, moment, rng.random()) for moment in moments]
-  rng.shuffle(found)
-  found = found[: count // 2]
-  delays = [rng.uniform(0, seconds) for _ in range((count - len(found)) // 3)]
-  found += [Kill('time', delay, delay) for delay in delays]
-  names = [name for name in phases if 'file ' not in name] + ['a step', BACKGROUND, BACKGROUND]
-  found += in_phases(phases, names, count - len(found), rng)
-  rng.shuffle(found)
-  return found
-
-
-def in_phases(phases: dict[str, list[tuple[float, float]]], names: Sequence[str], count: int, rng: random.Random):
-  """Chooses kills at random moments of some phases, as many for each."""
-  found = []
-  for number in range(count):
-    begin, end = rng.choice(phases[names[number % len(names)]])
-    found.append(Kill(names[number % len(names)], begin, rng.uniform(0, end - begin)))
-  return found
-
-
-def few(phases: dict[str, list[tuple[float, float]]]) -> list[Kill]:
-  """Chooses one kill for each thing that a continued run must put right, in their order."""
-  return [
-    Kill(BACKGROUND, phases[BACKGROUND][1][0], 0.01),
-    Kill('metrics.jsonl line', phases['file metrics.jsonl line'][-1][0], 0.0, 'partly', 0.5),
-    Kill('summary.json', phases['file summary.json'][0][0], 0.0, 'written'),
-  ]
-
-
-def chains(kills: Sequence[Kill], rng: random.Random) -> list[list[Kill]]:
-  """Cuts kills into chains of one to seven, each in the order of the undisturbed run."""
-  left, found = list(kills), []
-  while left:
-    length = rng.randint(1, 7)
-    found.append(sorted(left[:length], key=lambda kill: kill.seconds))
-    left = left[length:]
-  return found
+from experiments import kill_cases, kill_plan, narrow
+from experiments.kill_checks import Report, differences, half_written
+from experiments.kill_plan import ANEW, BACKGROUND, Kill
+from experiments.narrow_runs import ROOT, Ended, Runs, small_run
 
 
 def run_and_kill(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, kill: Kill, skipped: int) -> Ended:
@@ -136,67 +47,24 @@ def run_and_kill(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, kill: K
   if kill.moment:
     return runs.start(workdir, cache, narrow.Aim(kill.what, skipped, kill.moment, kill.share)).end()
   run = runs.start(workdir, cache)
-
-  def due(run):
-    marks = {'time': None, 'a step': ('.', None), BACKGROUND: ('-', 'saving')}.get(kill.what, ('+', kill.what))
-    if marks is None:
-      return True
-    return sum(e.mark == marks[0] and marks[1] in (None, e.name) for e in run.events) > skipped
-
-  if run.wait_for(due):
+  mark, name = {'a step': ('.', None), BACKGROUND: ('-', 'saving')}.get(kill.what, ('+', kill.what))
+  if run.wait_for(lambda run: sum(e.mark == mark and name in (None, e.name) for e in run.events) > skipped):
     run.sleep(kill.delay)
     run.send(signal.SIGKILL)
   return run.end()
 
 
-def fell(events: Sequence[Event], workdir: pathlib.Path) -> str:
-  """Says where a kill fell: the innermost phase of the main thread, or the file that any thread wrote."""
-  open_phases = []
-  for event in events:
-    if event.mark == '+':
-      open_phases.append(event.name)
-    elif event.mark == '-':
-      open_phases.reverse()
-      open_phases.remove(event.name)
-      open_phases.reverse()
-  files = [name.strip('()') for name in open_phases if name.strip('()').startswith('file ')]
-  main_thread = [name for name in open_phases if not name.startswith('(')]
-  if files:
-    return files[-1]
-  if any((workdir / 'checkpoints').glob('*tmp*')) and main_thread[-1:] != ['saving']:
-    return BACKGROUND
-  if main_thread:
-    return main_thread[-1]
-  return 'between phases' if events else 'before the first phase'
+def stop_in_first_statistics(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path) -> Ended:
+  """Starts a run whose first step that is saved is evaluated too, and ends it by SIGTERM before that."""
+  run = runs.start(workdir, cache, flags=['--config.checkpoint_every_steps=0'])
+  run.wait_for(lambda run: any(event.name == 'batch statistics' for event in run.events))
+  run.send(signal.SIGTERM)
+  return run.end()
 
 
-# The whole -----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Report:
-  """What was done and found."""
-
-  kills: int = 0
-  chains: int = 0
-  starts: int = 0
-  missed: int = 0  # runs that ended before the kill
-  fell: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  wrong: list[str] = dataclasses.field(default_factory=list)
-  cases: list[dict[str, str]] = dataclasses.field(default_factory=list)
-
-  def note(self, place: str, problems: Sequence[str], ended: Ended | None = None) -> None:
-    """Keeps what is wrong; a traceback or a warning of a run that was started again is wrong too."""
-    problems = list(problems)
-    if ended is not None and 'Traceback' in ended.err:
-      problems.append('traceback: ' + ' | '.join(ended.err.strip().splitlines()[-2:]))
-    self.wrong += [f'{place}: {problem}' for problem in problems]
-    for problem in problems:
-      print(f'WRONG {place}: {problem}', flush=True)
-
-
-def kill_chain(runs: Runs, number: int, chain: Sequence[Kill], full_cache: pathlib.Path, report: Report) -> None:
+def kill_chain(runs: Runs, number: int, chain: Sequence[Kill], full_cache: pathlib.Path) -> Report:
   """Kills a run as often as the chain says, lets it end, and compares it."""
+  report = Report()
   workdir, cache = runs.folder / f'chain_{number}', runs.folder / f'cache_{number}'
   shutil.copytree(full_cache, cache)
   if any(kill.what == 'compiled program' for kill in chain):  # some must be made anew to be killed meanwhile
@@ -207,18 +75,25 @@ def kill_chain(runs: Runs, number: int, chain: Sequence[Kill], full_cache: pathl
     for path in (cache / 'googlenet_jax').glob('*.npz'):
       path.unlink()
   places, before = [], 0.0
+  if chain[0].what == ANEW:
+    ended = stop_in_first_statistics(runs, workdir, cache)
+    report.starts += 1
+    places.append('stopped in the first batch statistics')
+    problems = [] if ended.status == 128 + signal.SIGTERM else [f'status {ended.status}: {ended.err[-300:]}']
+    report.note(f'chain {number}, SIGTERM', problems, ended)
   for kill in chain:
     spans = runs.phases.get(f'file {kill.what}') or runs.phases.get(f'(file {kill.what})') or runs.phases.get(kill.what)
     between = [begin for begin, _ in spans or () if before <= begin < kill.seconds]
     ended = run_and_kill(runs, workdir, cache, kill, len(between))
     report.starts += 1
+    report.asked += 1
     if ended.status != -signal.SIGKILL:
       report.missed += 1  # it ended before it came there
-      if ended.status:
-        report.note(f'chain {number}, after {places}', [f'status {ended.status}: {ended.err[-300:]}'], ended)
+      problems = [f'status {ended.status}: {ended.err[-300:]}'] if ended.status else []
+      report.note(f'chain {number}, after {places}', problems, ended)
       continue
-    where = fell(ended.events, workdir)
-    before = kill.seconds - (kill.delay if kill.what == 'time' else 0)
+    where = kill_plan.fell(ended.events, workdir)
+    before = kill.seconds
     places.append(f'{where}{f", {kill.moment}" * bool(kill.moment)}')
     report.kills += 1
     report.fell[places[-1]] += 1
@@ -233,93 +108,7 @@ def kill_chain(runs: Runs, number: int, chain: Sequence[Kill], full_cache: pathl
   shutil.rmtree(cache)
   if not problems:
     shutil.rmtree(workdir)
-
-
-def until_trained(run: Run, span: tuple[float, float], rng: random.Random) -> None:
-  """Waits until a random moment of the training."""
-  run.wait_for(lambda run: any(event.name == 'training steps' for event in run.events))
-  run.sleep(rng.uniform(0, 0.7 * (span[1] - span[0])))
-
-
-def try_signal(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, case: str, rng: random.Random) -> Ended:
-  """Sends the signals of a case while a run trains."""
-  run = runs.start(workdir, cache)
-  until_trained(run, runs.phases['training steps'][0], rng)
-  for number, word in enumerate(case.split()):
-    if number:
-      run.sleep(1.0 if word == 'CONT' else rng.uniform(0, 0.05))
-    run.send(signal.Signals[f'SIG{word}'])
-  return run.end()
-
-
-def jumping_clock() -> None:
-  """Sets the clock every two seconds: back by up to a year, or forward by four minutes.
-
-  Forward by more than five minutes while a checkpoint is written, Orbax gives that one up, and the loop writes a later
-  one.
-  """
-  real, jumps, begin = time.time, (-1, -3600, 240, -3.2e7, 240), time.monotonic()
-
-  def now():
-    count = int((time.monotonic() - begin) / 2)
-    return real() + count // len(jumps) * sum(jumps) + sum(jumps[: count % len(jumps)])
-
-  time.time = now
-
-
-def in_changing_terminal(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, rng: random.Random) -> Ended:
-  """Runs in a terminal whose size changes many times a second, down to one column."""
-  master, terminal = pty.openpty()
-  os.set_blocking(master, False)
-  run, printed = runs.start(workdir, cache, terminal=terminal), b''
-  while not run.closed:
-    run.read(0.02)
-    fcntl.ioctl(
-      master, termios.TIOCSWINSZ, struct.pack('HHHH', rng.choice((1, 24)), rng.choice((0, 1, 9, 80, 300)), 0, 0)
-    )
-    run.send(signal.SIGWINCH)
-    with contextlib.suppress(BlockingIOError, OSError):
-      printed += os.read(master, 1 << 16)
-  ended = run.end()
-  os.close(master)
-  os.close(terminal)
-  return dataclasses.replace(ended, err=printed.decode(errors='replace'))
-
-
-def other_cases(runs: Runs, cache: pathlib.Path, report: Report, rng: random.Random, rounds: int) -> None:
-  """Tries signals that a run answers, a jumping clock, a changing terminal, and two runs in one workdir."""
-  for number in range(rounds):
-    for case in ('STOP CONT', 'INT', 'INT INT', 'TERM', 'HUP', 'USR1', 'clock', 'terminal'):
-      workdir = runs.folder / f'case_{case.replace(" ", "_")}_{number}'
-      if case == 'clock':
-        ended = runs.start(workdir, cache, prepare=jumping_clock).end()
-      elif case == 'terminal':
-        ended = in_changing_terminal(runs, workdir, cache, rng)
-      else:
-        ended = try_signal(runs, workdir, cache, case, rng)
-      ends = case in ('STOP CONT', 'clock', 'terminal')
-      expected = (0,) if ends else (0, 128 + signal.Signals[f'SIG{case.split()[0]}'])
-      problems = [] if ended.status in expected else [f'status {ended.status}: {ended.err[-300:]}']
-      report.note(case, problems, ended)
-      said = [f'status {ended.status}', *ended.out.strip().splitlines()[-2:]]
-      if ended.status:
-        ended = runs.start(workdir, cache).end()
-        report.note(f'{case}, then the same command', [], ended)
-      wrong = [f'status {ended.status}: {ended.err[-300:]}'] if ended.status else []
-      wrong = wrong or differences(workdir, runs.reference, exactly=ends)
-      report.note(f'{case}, then the same command', wrong)
-      outcome = '; '.join(problems + wrong) or 'equal'
-      report.cases.append({'case': case, 'said': ' / '.join(said)[:160], 'then': outcome})
-      print(f'{case}: {outcome}', flush=True)
-  workdir = runs.folder / 'two'
-  run = runs.start(workdir, cache)
-  until_trained(run, (0.0, 0.0), rng)
-  second, first = runs.start(workdir, cache).end(), run.end()
-  problems = [] if second.status == 2 and second.err.count('\n') == 1 else [f'the second one: {second}']
-  problems += [f'the first one: {first}'] if first.status else differences(workdir, runs.reference)
-  report.note('two runs in one workdir', problems)
-  outcome = '; '.join(problems) or 'equal'
-  report.cases.append({'case': 'two in one workdir', 'said': second.err.strip()[:160], 'then': outcome})
+  return report
 
 
 def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
@@ -332,25 +121,27 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
   whole = first = runs.start(runs.reference, cache).end()
   if first.status:
     raise SystemExit(f'the undisturbed run ended with {first.status}: {first.err[-2000:]}')
-  if (
-    options.kills or options.rounds
-  ):  # nothing is compiled any more, so phases are as long as in the runs that are killed
+  if options.kills or options.rounds:  # nothing is compiled now, so phases are as long as in the runs that are killed
     whole = runs.start(folder / 'again', cache).end()
     report.note('two undisturbed runs', differences(folder / 'again', runs.reference))
-  runs.phases = phases_of(whole.events)
-  for name, spans in phases_of(first.events).items():  # the first one wrote caches too
+  runs.phases = kill_plan.phases_of(whole.events)
+  for name, spans in kill_plan.phases_of(first.events).items():  # the first one wrote caches too
     runs.phases.setdefault(name, [(min(start, 1.0), 1.0) for start, _ in spans])
-  if options.rounds:
-    other_cases(runs, cache, report, rng, options.rounds)
-  if options.only:
-    found = chains(in_phases(runs.phases, options.only.split(','), options.kills, rng), rng)
-  elif options.kills:
-    found = chains(wanted(runs.phases, whole.seconds, options.kills, rng), rng)
+  if options.kills:
+    found = [kill_plan.anew(rng) for _ in range(options.kills // 37)]
+    found += kill_plan.chains(kill_plan.wanted(runs.phases, options.kills - 3 * len(found), rng), rng)
   else:
-    found = [few(runs.phases)]
-  for number, chain in enumerate(found):
-    kill_chain(runs, number, chain, cache, report)
-    write(report, time.perf_counter() - begin, options)
+    found = [kill_plan.few(runs.phases)]
+  # The first fork of each worker comes before its first thread, and a run is a fork of a worker.
+  with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context('fork')) as pool:
+    futures = [pool.submit(kill_chain, runs, number, chain, cache) for number, chain in enumerate(found)]
+    for number in range(options.rounds):
+      futures += [
+        pool.submit(kill_cases.try_case, runs, cache, case, number, options.seed) for case in kill_cases.CASES
+      ]
+    for future in concurrent.futures.as_completed(futures):
+      report.add(future.result())
+      write(report, time.perf_counter() - begin, options)
   return report
 
 
@@ -365,40 +156,37 @@ def commit() -> str:
 
 
 def write(report: Report, seconds: float, options: argparse.Namespace) -> None:
-  """Writes `killed_SEED.json`, and `killed.md` from all such files: several seeds can be measured at the same time."""
+  """Writes `killed.json` and `killed.md`."""
   options.output.mkdir(parents=True, exist_ok=True)
-  only = f' --only="{options.only}"' if options.only else ''
   found = {
     'commit': commit(),
-    'command': f'python -m experiments.kill_runs --kills={options.kills} --seed={options.seed}{only}',
+    'command': f'python -m experiments.kill_runs --kills={options.kills} --seed={options.seed}',
     'minutes': round(seconds / 60, 1),
     **vars(report),
   }
-  (options.output / f'killed_{options.seed}.json').write_text(json.dumps(found, indent=2) + '\n')
-  every = [json.loads(path.read_text()) for path in sorted(options.output.glob('killed_*.json'))]
-  total = lambda name: sum(one[name] for one in every)
-  fell = collections.Counter()
-  for one in every:
-    fell.update(one['fell'])
-  wrong = [line for one in every for line in one['wrong']]
+  (options.output / 'killed.json').write_text(json.dumps(found, indent=2) + '\n')
+  total = collections.Counter()
+  for place, count in report.fell.items():
+    total[place.partition(',')[0]] += count
   lines = [
     '# Runs killed at any moment',
     '',
-    *[f'- `{one["command"]}`, commit {one["commit"]}: {one["minutes"]} minutes' for one in every],
+    f'`{found["command"]}`, commit {found["commit"]}, {found["minutes"]} minutes.',
     '',
-    f'{total("kills")} kills (SIGKILL) in {total("chains")} workdirs, {total("starts")} starts of the program. In '
-    f'{total("missed")} more, the run ended before the kill. Differences from a run that nobody disturbed, and '
-    f'tracebacks: {len(wrong)}.',
+    f'{report.kills} kills (SIGKILL) in {report.chains} workdirs, with {report.starts} starts of the program. '
+    f'{options.kills or report.asked} kills were asked; {report.missed} runs ended before their kill. Differences from '
+    f'a run that nobody disturbed, and tracebacks: {len(report.wrong)}.',
     '',
-    *[f'- {line}' for line in wrong],
+    *[f'- {line}' for line in report.wrong],
     '',
     '| where the kill fell | kills |',
     '|---|---|',
-    *[f'| {place} | {count} |' for place, count in sorted(fell.items())],
+    *[f'| {place} | {count} |' for place, count in sorted(total.items())],
+    f'| all | {report.kills} |',
     '',
     '| case | last lines of the run | at the end |',
     '|---|---|---|',
-    *[f'| {case["case"]} | {case["said"]} | {case["then"]} |' for one in every for case in one['cases']],
+    *[f'| {case["case"]} | {case["said"]} | {case["then"]} |' for case in report.cases],
   ]
   (options.output / 'killed.md').write_text('\n'.join(lines) + '\n')
 
@@ -406,19 +194,21 @@ def write(report: Report, seconds: float, options: argparse.Namespace) -> None:
 def main() -> None:
   """Measures, writes the report, and fails if anything was wrong."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--kills', type=int, default=220, help='0: one chain of three, for the tests')
+  parser.add_argument('--kills', type=int, default=220, help='0: one chain of two, for the tests')
+  parser.add_argument('--jobs', type=int, default=1, help='runs at the same time')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--rounds', type=int, default=3, help='of the other cases')
-  parser.add_argument('--only', help='phases, separated by commas, such as "evaluation,a step"')
+  parser.add_argument('--rounds', type=int, default=1, help='of the other cases')
   parser.add_argument('--output', type=pathlib.Path, required=True)
   parser.add_argument('--folder', type=pathlib.Path, help='where to work; it stays')
   options = parser.parse_args()
   folder = options.folder or pathlib.Path(tempfile.mkdtemp(prefix='killed_'))
   folder.mkdir(parents=True, exist_ok=True)
+  for path in options.output.glob('killed*'):  # of an earlier measurement
+    path.unlink()
   report = measure(options, folder)
   if options.folder is None:
     shutil.rmtree(folder)
-  print(f'{report.kills} kills, {len(report.wrong)} differences, in {options.output}')
+  print(f'{report.kills} kills of {report.asked} asked, {len(report.wrong)} differences, in {options.output}')
   sys.exit(bool(report.wrong))
 
 
