@@ -26,8 +26,10 @@ import time
 import traceback
 from typing import Any
 
-from experiments.hostile import READERS, Reader
+from experiments import hostile, hostile_own
+from experiments.hostile import Reader
 
+READERS = hostile.READERS | hostile_own.READERS
 LONGEST = 10  # seconds for one input
 MEMORY = 1 << 30  # bytes that all inputs together may add to the largest memory of the process
 FEWER = {'checkpoint': 50}  # a reader that opens many files gets this part of the count

@@ -2,21 +2,51 @@
 
 import collections
 import csv
+import dataclasses
 import json
 import os
 import pathlib
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
+from experiments.narrow_runs import Ended
 from googlenet_jax.host.files import TEMPORARY
 
 SPEEDS = ('examples_per_second', 'decoded_per_second')
 # Of summary.json: what depends on speed, or on how often the run was started.
 TIMES = ('train_seconds', 'compile_seconds', 'train_examples_per_second')
+
+
+@dataclasses.dataclass
+class Report:
+  """What was done and found."""
+
+  asked: int = 0  # kills that were wanted
+  kills: int = 0
+  chains: int = 0
+  starts: int = 0
+  missed: int = 0  # runs that ended before the kill
+  fell: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  wrong: list[str] = dataclasses.field(default_factory=list)
+  cases: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+  def note(self, place: str, problems: Sequence[str], ended: Ended | None = None) -> None:
+    """Keeps what is wrong; a traceback of a run is wrong too."""
+    problems = list(problems)
+    if ended is not None and 'Traceback' in ended.err:
+      problems.append('traceback: ' + ' | '.join(ended.err.strip().splitlines()[-2:]))
+    self.wrong += [f'{place}: {problem}' for problem in problems]
+    for problem in problems:
+      print(f'WRONG {place}: {problem}', flush=True)
+
+  def add(self, other: 'Report') -> None:
+    """Adds what another one has found."""
+    for name, value in vars(other).items():
+      setattr(self, name, getattr(self, name) + value)
 
 
 def half_written(folder: pathlib.Path) -> list[str]:

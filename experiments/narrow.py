@@ -14,7 +14,7 @@ import os
 import pathlib
 import signal
 import threading
-from typing import Any
+from typing import IO, Any
 
 # Moments of a write: nothing, a part, or all of the bytes are in the temporary file; or it has its name already.
 MOMENTS = ('begun', 'partly', 'written', 'renamed')
@@ -100,13 +100,18 @@ def file_name(path: pathlib.Path) -> str:
 
 def watch(pipe: int | None, aim: Aim | None = None) -> None:
   """Wraps what a training calls, so it says where it is, and kills itself at `aim`."""
-  from jax._src import lru_cache
+  phases = Phases(pipe, aim)
+  watch_functions(phases)
+  watch_files(phases)
+  watch_appended_files(phases)
+  watch_compiled_programs(phases)
 
-  from googlenet_jax.evaluation import drawing
-  from googlenet_jax.host import cache, checkpoints, console, files
+
+def watch_functions(phases: Phases) -> None:
+  """Makes phases of what a training calls, and says each step."""
+  from googlenet_jax.host import checkpoints, console
   from googlenet_jax.training import evaluator, log, loop, summary
 
-  phases = Phases(pipe, aim)
   for owner, function, name in (
     (loop, 'make_plan', 'loading the data'),
     (loop, 'create_state', 'initial state'),
@@ -119,6 +124,7 @@ def watch(pipe: int | None, aim: Aim | None = None) -> None:
     (evaluator, 'evaluate', 'evaluation'),
     (checkpoints.Checkpoints, '__init__', 'opening checkpoints'),
     (checkpoints.Checkpoints, 'save', 'saving'),
+    (checkpoints.Checkpoints, 'replace', 'writing a checkpoint anew'),
     (checkpoints.Checkpoints, 'close', 'waiting for checkpoints'),
     (summary, 'draw_samples', 'drawing augmentations'),
     (summary, 'draw_curves', 'drawing curves'),
@@ -134,6 +140,12 @@ def watch(pipe: int | None, aim: Aim | None = None) -> None:
     advance(self, step)
 
   console.Progress.advance = advance_and_say
+
+
+def watch_files(phases: Phases) -> None:
+  """Kills the program while it writes a file."""
+  from googlenet_jax.evaluation import drawing
+  from googlenet_jax.host import cache, files
 
   replacing = files.replacing
 
@@ -157,31 +169,45 @@ def watch(pipe: int | None, aim: Aim | None = None) -> None:
   for module in (files, drawing, cache):
     module.replacing = replacing_or_killed
 
-  class Appended:
-    """A file that records are appended to; the program may be killed when it has written a part of one."""
 
-    def __init__(self, file, name):
-      self._file, self._name = file, name
+class Appended:
+  """A file that records are appended to; the program may be killed when it has written a part of one."""
 
-    def write(self, record):
-      aim = phases.aimed(self._name)
-      with phases.during(f'file {self._name}'):
-        self._file.write(record[: int(aim.share * len(record))] if aim else record)
-        if aim:
-          self._file.flush()
-          kill()
+  def __init__(self, file: IO, name: str, phases: Phases):
+    """Writes to `file`, which is counted under a name."""
+    self._file, self._name, self._phases = file, name, phases
 
-    def close(self):
-      self._file.close()
+  def write(self, record: str | bytes) -> None:
+    """Writes a record, or a part of it."""
+    aim = self._phases.aimed(self._name)
+    with self._phases.during(f'file {self._name}'):
+      self._file.write(record[: int(aim.share * len(record))] if aim else record)
+      if aim:
+        self._file.flush()
+        kill()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def watch_appended_files(phases: Phases) -> None:
+  """Kills the program while it appends to a log."""
+  from googlenet_jax.training import log
 
   for owner, name in ((log.MetricsLog, 'metrics.jsonl line'), (log._EventFile, 'events record')):
     opened = owner.__init__
 
     def open_and_watch(self, *arguments, opened=opened, name=name):
       opened(self, *arguments)
-      self._file = Appended(self._file, name)
+      self._file = Appended(self._file, name, phases)
 
     owner.__init__ = open_and_watch
+
+
+def watch_compiled_programs(phases: Phases) -> None:
+  """Kills the program while JAX writes to its cache."""
+  from jax._src import lru_cache
 
   put = lru_cache.LRUCache.put
 

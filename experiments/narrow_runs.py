@@ -71,6 +71,7 @@ class Runs:
     aim: narrow.Aim | None = None,
     prepare: Callable[[], None] | None = None,
     terminal: int | None = None,
+    flags: Sequence[str] = (),
   ) -> 'Run':
     """Starts a run.
 
@@ -80,6 +81,7 @@ class Runs:
       aim: where it kills itself.
       prepare: called in the new process before everything else.
       terminal: file descriptor that it prints to, instead of files.
+      flags: more arguments of main.py.
     """
     read, write = os.pipe()
     out = tempfile.TemporaryFile('w+', dir=self.folder)  # noqa: SIM115
@@ -91,7 +93,7 @@ class Runs:
       os.close(read)
       os.dup2(out.fileno() if terminal is None else terminal, 1)
       os.dup2(err.fileno() if terminal is None else terminal, 2)
-      become([*self.arguments, f'--workdir={workdir}'], cache, write, aim, prepare)
+      become([*self.arguments, *flags, f'--workdir={workdir}'], cache, write, aim, prepare)
     os.close(write)
     return Run(pid, read, out, err)
 

@@ -30,7 +30,7 @@ def watch(tmp_path_factory):
 
 # Threads of TensorStore complain when they meet half a file; PyTorch warns of what it does not know.
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('name', hostile.READERS)
+@pytest.mark.parametrize('name', fuzz.READERS)
 def test_every_reader_gives_its_result_or_one_line(name, folder, capfd):
   found = fuzz.fuzz(name, INPUTS // fuzz.FEWER.get(name, 1), 1, folder)['found']
   assert not [outcome for outcome in found if outcome.startswith('FAULT')], found
@@ -91,7 +91,7 @@ HOSTILE = {
 @pytest.mark.parametrize('what', HOSTILE)
 def test_what_is_made_to_do_harm_is_refused_before_memory_is_taken(what, folder, watch):
   name, make = HOSTILE[what]
-  reader = hostile.READERS[name](folder)
+  reader = fuzz.READERS[name](folder)
   data = make(reader)
   fuzz.forget_peak()
   before = fuzz.peak()
@@ -102,7 +102,7 @@ def test_what_is_made_to_do_harm_is_refused_before_memory_is_taken(what, folder,
 
 
 def test_pickles_in_a_cache_are_not_read(folder, watch):
-  reader = hostile.READERS['caches'](folder)
+  reader = fuzz.READERS['caches'](folder)
   for number in range(2):
     assert fuzz.one(reader, bytes([number]) + reader.evil, watch) in ('made anew', 'taken')
   assert not os.path.exists('executed')
