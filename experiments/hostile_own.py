@@ -11,7 +11,7 @@ import numpy as np
 from experiments.hostile import Evil, Reader
 from experiments.mutations import as_json, mutate, mutate_zip
 
-LETTERS = 'aZ \n\t\0\x1b$\\{_^é日\u202e\ud800\udcff\u0301😀/-'  # of class names
+LETTERS = 'aZ \n\t\0\x1b$\\{_^é日\u202e\ud800\udcff\u0301😀/-'  # in class names
 
 
 class _RunJson(Reader):

@@ -73,7 +73,7 @@ def in_changing_terminal(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path,
 
 
 def try_case(runs: Runs, cache: pathlib.Path, case: str, number: int, seed: int) -> Report:
-  """Tries one of CASES for the time `number`."""
+  """Tries one of CASES in a workdir of its own; `number` says how often it was tried before."""
   report, rng = Report(), random.Random(f'{seed} {case} {number}')
   workdir = runs.folder / f'case_{case.replace(" ", "_")}_{number}'
   if case == 'two in one workdir':

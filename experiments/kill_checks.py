@@ -17,7 +17,7 @@ from experiments.narrow_runs import Ended
 from googlenet_jax.host.files import TEMPORARY
 
 SPEEDS = ('examples_per_second', 'decoded_per_second')
-# Of summary.json: what depends on speed, or on how often the run was started.
+# Keys of summary.json that depend on speed, or on how often the run was started.
 TIMES = ('train_seconds', 'compile_seconds', 'train_examples_per_second')
 
 

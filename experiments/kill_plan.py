@@ -21,7 +21,7 @@ class Kill:
   what: str  # a phase, BACKGROUND, or a file
   seconds: float  # in the undisturbed run
   delay: float = 0.0  # after the phase began
-  moment: str = ''  # of a file
+  moment: str = ''  # if a file is written: one of narrow.MOMENTS
   share: float = 0.0
 
 
@@ -44,7 +44,7 @@ def wanted(phases: dict[str, list[tuple[float, float]]], count: int, rng: random
   """Chooses kills: each moment of each file, at most half of all; then at random moments, as many in each phase.
 
   Args:
-    phases: of the undisturbed run, see `phases_of`.
+    phases: those of the undisturbed run, see `phases_of`.
     count: number of kills.
     rng: chooses.
   """

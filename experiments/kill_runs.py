@@ -197,13 +197,13 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=220, help='0: one chain of two, for the tests')
   parser.add_argument('--jobs', type=int, default=1, help='runs at the same time')
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--rounds', type=int, default=1, help='of the other cases')
+  parser.add_argument('--rounds', type=int, default=1, help='how often each other case is tried')
   parser.add_argument('--output', type=pathlib.Path, required=True)
   parser.add_argument('--folder', type=pathlib.Path, help='where to work; it stays')
   options = parser.parse_args()
   folder = options.folder or pathlib.Path(tempfile.mkdtemp(prefix='killed_'))
   folder.mkdir(parents=True, exist_ok=True)
-  for path in options.output.glob('killed*'):  # of an earlier measurement
+  for path in options.output.glob('killed*'):  # an earlier measurement
     path.unlink()
   report = measure(options, folder)
   if options.folder is None:

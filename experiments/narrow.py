@@ -24,10 +24,10 @@ MOMENTS = ('begun', 'partly', 'written', 'renamed')
 class Aim:
   """A file, and the moment of its writing at which the program kills itself."""
 
-  name: str  # of the file; of an appended file too
+  name: str  # the file's, see `file_name`
   occasion: int  # how many such files are written before
-  moment: str  # of MOMENTS; an appended file has 'partly' only
-  share: float  # of the bytes that are written, if `moment` is 'partly'
+  moment: str  # one of MOMENTS; an appended file has 'partly' only
+  share: float  # the part of the bytes that is written, if `moment` is 'partly'
 
 
 class Phases:
