@@ -189,7 +189,7 @@ def test_evaluations_need_not_follow_every_epoch(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures('no_pictures')
-def test_a_stop_in_the_first_epoch_saves_at_once_and_says_so_where_it_is_loaded(stopped, tmp_path, capsys):
+def test_a_stop_in_the_first_epoch_saves_at_once_and_says_so_where_it_is_loaded(stopped, tmp_path, monkeypatch, capsys):
   workdir, printed = stopped
   assert 'compiling the evaluation' not in printed
   assert not (workdir / 'curves.png').exists()
@@ -199,7 +199,13 @@ def test_a_stop_in_the_first_epoch_saves_at_once_and_says_so_where_it_is_loaded(
   # Of two checkpoints the one that predicts well is taken, although it is older.
   copied, stop = copy(workdir, tmp_path), StopRequest()
   loop.train(small_config(**CONFIG, max_steps=7), copied, stop)
-  stop.signal = signal.SIGTERM
+
+  def signalled(*arguments):
+    stop.signal = signal.SIGTERM
+    return compile_train_step(*arguments)
+
+  compile_train_step = loop.compile_train_step
+  monkeypatch.setattr(loop, 'compile_train_step', signalled)
   loop.train(small_config(**CONFIG), copied, stop)
   saved = checkpoints.Checkpoints(copied, read_only=True)
   assert {step: saved.is_fresh(step) for step in saved.steps()} == {8: False, 7: True}

@@ -17,8 +17,6 @@ from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.loading import load
 from googlenet_jax.training import finetune, loop
 
-MEMORY = 'try a smaller --config.batch_size or --config.image_size, or a larger --config.micro_batches'
-
 
 def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) -> Classifier:
   """Trains a recipe in a folder, or continues what stopped there.
@@ -54,7 +52,7 @@ def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be made: {error.strerror}') from error
-  with plain_troubles(MEMORY, workdir), files.lock(workdir), StopRequest() as stop:
+  with plain_troubles(loop.MEMORY, workdir), files.lock(workdir), StopRequest() as stop:
     train_members(config, workdir, stop)
 
 
@@ -172,12 +170,9 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
     console.say('config.ensemble.side_by_side: there is one device, so members train in turn')
   else:
     console.say(f'training {len(left)} members on {shares} shares of {share} devices; lines begin with the member')
-  pool = concurrent.futures.ThreadPoolExecutor(shares)
-  try:
+  with concurrent.futures.ThreadPoolExecutor(shares) as pool:  # waits: after a signal the members end by themselves
     for future in [pool.submit(work, place) for place in range(shares)]:
       future.result()
-  finally:
-    pool.shutdown(wait=False)  # a signal while nothing is unsaved: the members, which may be in XLA, see it themselves
   for error in failed.values():
     if not isinstance(error, UserError | OSError):  # not a mistake of the user: show the traceback
       raise error

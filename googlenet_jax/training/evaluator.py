@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import jax
 from googlenet_jax.data import pipeline
 from googlenet_jax.evaluation import statistics
 from googlenet_jax.evaluation.evaluate import Evaluation, damage, evaluate
-from googlenet_jax.host import checkpoints, console
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host import backend, console
 from googlenet_jax.host.signals import StoppedError, StopRequest
+from googlenet_jax.training.feed import between_steps
 from googlenet_jax.training.log import MetricsLog
 from googlenet_jax.training.plan import Plan
 from googlenet_jax.training.state import TrainState, networks, with_statistics
@@ -28,7 +29,6 @@ class Evaluator:
     plan: Plan,
     meta: dict[str, Any],
     accuracies: dict[int, float],
-    saved: checkpoints.Checkpoints,
     log: MetricsLog,
     stop: StopRequest,
   ):
@@ -38,19 +38,22 @@ class Evaluator:
       plan: what does not change.
       meta: counts of the run; seconds of compiling are added.
       accuracies: accuracy on the validation images by step; evaluations add to it.
-      saved: messages name the newest checkpoint.
       log: evaluations are written there.
       stop: a signal ends what is under way.
     """
-    self._plan, self._meta, self._accuracies, self._saved = plan, meta, accuracies, saved
+    self._plan, self._meta, self.accuracies = plan, meta, accuracies
     self._log, self._stop = log, stop
     self._can_fit = self._can_evaluate = False
 
+  @between_steps()
   def fit_statistics(self, state: TrainState) -> tuple[TrainState, bool]:
     """Computes batch statistics that fit the weights, for the raw and for the averaged ones.
 
     Returns:
       The state with them and True; or the state as it is and False, if a signal leaves no time.
+
+    Raises:
+      BetweenStepsError: training images cannot be had, or the machine has a trouble.
     """
     plan = self._plan
     if plan.statistics_step is None:
@@ -65,12 +68,13 @@ class Evaluator:
 
     try:
       with self._first_use('the batch statistics', self._can_fit):
-        found = self._stop.unless_stopped(recompute, PATIENCE if self._can_fit else 0)
+        found = self._stop.unless_stopped(_as_in_this_thread(recompute), PATIENCE if self._can_fit else 0)
     except StoppedError:
       return state, False
     self._can_fit = True
     return with_statistics(state, found, plan.mesh), True
 
+  @between_steps()
   def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
     """Evaluates on the validation and test images, writes the records, and says how many pictures are damaged.
 
@@ -79,22 +83,16 @@ class Evaluator:
       and 'test_raw' the raw weights; the same for 'validation' and 'validation_raw'.
 
     Raises:
-      UserError: too many pictures are damaged.
+      BetweenStepsError: too many pictures are damaged, or the machine has a trouble.
     """
     try:
       self._compile(state)
       evaluations = self._evaluate(state)
     except StoppedError:
       return {}
-    except UserError as error:
-      raise UserError(f'{error}. {self._saved.newest()}; the same command continues there') from error
     if note := damage({'validation': self._plan.dataset.validation, 'test': self._plan.dataset.test}):
       console.say(note)
     return evaluations
-
-  def stops_early(self) -> bool:
-    """Returns whether `early_stopping` ends the run after the newest validation."""
-    return self._plan.stops_early(self._accuracies)
 
   def _compile(self, state: TrainState) -> None:
     """Compiles the evaluation by a first use. A test batch has the same form, and may have damaged pictures."""
@@ -107,7 +105,7 @@ class Evaluator:
       jax.block_until_ready(plan.classifier.predict_step(1)(networks(state)[0], batch))
 
     with self._first_use('the evaluation', self._can_evaluate):
-      self._stop.unless_stopped(predict)
+      self._stop.unless_stopped(_as_in_this_thread(predict))
     self._can_evaluate = True
 
   def _evaluate(self, state: TrainState) -> dict[str, Evaluation]:
@@ -124,7 +122,7 @@ class Evaluator:
         means = {'loss': result.loss, 'accuracy': result.accuracy}
         self._log.write(make_record(plan, step, which, means, speed))
     if 'validation' in evaluations:
-      self._accuracies[step] = evaluations['validation'].accuracy
+      self.accuracies[step] = evaluations['validation'].accuracy
     return evaluations
 
   @contextlib.contextmanager
@@ -136,3 +134,17 @@ class Evaluator:
     with console.waiting(f'compiling {what}', 'once') as waiting:
       yield
     self._meta['compile_seconds'] += waiting.seconds
+
+
+def _as_in_this_thread(work: Callable[[], Any]) -> Callable[[], Any]:
+  """Returns `work` for another thread, where it has the settings of JAX that a user made for this thread only."""
+  here = {name: getattr(jax.config, name) for name in (*backend.OURS, 'jax_default_matmul_precision')}
+
+  def run():
+    with contextlib.ExitStack() as stack:
+      for name, value in here.items():
+        if getattr(jax.config, name) != value:  # others would make JAX compile again
+          stack.enter_context(getattr(jax, name.removeprefix('jax_'))(getattr(value, 'value', value)))
+      return work()
+
+  return run

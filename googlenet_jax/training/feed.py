@@ -4,6 +4,7 @@ Where a data set is small and a step is not too long, the data set lies on the d
 which then wait neither for the host nor for images. Otherwise the host prepares and sends the batch of each step.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,8 +29,17 @@ RESIDENT_BYTES = 2**30
 WAITS = 1.2  # decoding is the bottleneck if it could not be this much faster than training
 
 
-class NoBatchError(Exception):
-  """The next batch cannot be had. What was trained so far is fine."""
+class BetweenStepsError(Exception):
+  """Something failed between two steps; the cause says what. What was trained so far is fine, and must be saved."""
+
+
+@contextlib.contextmanager
+def between_steps() -> Iterator[None]:
+  """Raises what fails inside the block, or the decorated function, as BetweenStepsError."""
+  try:
+    yield
+  except Exception as error:
+    raise BetweenStepsError from error
 
 
 def is_small(split: Split) -> bool:
@@ -119,7 +129,7 @@ def calls(
 
   Returns:
     Iterator over the steps taken after a call, the compiled function, and its arguments after the state. It raises
-    NoBatchError if the images of a later step cannot be had; its cause says why.
+    BetweenStepsError if the images of a later step cannot be had.
   """
   config = plan.config
   every = (plan.steps_per_epoch, config.log_every_steps, config.checkpoint_every_steps)
@@ -131,10 +141,8 @@ def calls(
 
 
 def _guarded(calls):
-  try:
+  with between_steps():
     yield from calls
-  except Exception as error:
-    raise NoBatchError from error
 
 
 def _streamed(plan, state, one_step):

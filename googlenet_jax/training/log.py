@@ -21,17 +21,15 @@ class MetricsLog:
 
   def __init__(self, workdir: pathlib.Path, first_step: int):
     """Opens the log, and drops what an interrupted run wrote after `first_step`, its last checkpoint."""
-    self.records: list[dict[str, Any]] = []
-    self._file = self._events = None
-    if not files.is_writer():
-      return
-    path = workdir / runs.METRICS
+    # All processes read: they must agree on what there is to do.
     self.records = [record for record in runs.records(workdir) if 0 < record['step'] <= first_step]
-    files.write_text(path, ''.join(json.dumps(record) + '\n' for record in self.records))
-    self._file = path.open('a', buffering=1)
-    self._folder = workdir / 'tensorboard'
-    with console.side_output(str(self._folder)):
-      self._events = _EventFile(self._folder, first_step and first_step + 1)
+    self._path, self._folder = workdir / runs.METRICS, workdir / 'tensorboard'
+    self._purge_step = first_step and first_step + 1
+    self._file = self._events = None
+    self._events_work = True
+    if files.is_writer():
+      files.write_text(self._path, ''.join(json.dumps(record) + '\n' for record in self.records))
+      self._file = self._path.open('a', buffering=1)
 
   def has(self, step: int, splits: Collection[str]) -> bool:
     """Returns whether there is a record of a step for each of these splits."""
@@ -42,6 +40,9 @@ class MetricsLog:
     for images that are decoded in each epoch, the images a second that the host could decode.
 
     A record that the log has already is not written again, so a finished run can be started again.
+
+    Raises:
+      OSError: `metrics.jsonl` cannot be written; the error names it.
     """
     last = self.records[-5:]  # one step writes at most train, and validation and test with averaged and raw weights
     if any((r['step'], r['split']) == (record['step'], record['split']) for r in last):
@@ -49,19 +50,24 @@ class MetricsLog:
     self.records.append(record)
     if self._file is None:
       return
-    self._file.write(json.dumps(record) + '\n')
-    if self._events is not None:
-      events, self._events = self._events, None  # after a failure no more are written: the file ends in half an event
-      with console.side_output(str(self._folder)), contextlib.ExitStack() as failed:
-        failed.callback(events.close)
-        events.write(record)
-        failed.pop_all()
-        self._events = events
+    try:
+      self._file.write(json.dumps(record) + '\n')
+    except OSError as error:
+      self.close()
+      raise OSError(error.errno, error.strerror, str(self._path)) from error
+    if self._events_work:
+      self._events_work = False  # after a failure no more are written: the file ends in half an event
+      with console.side_output(str(self._folder)):
+        self._events = self._events or _EventFile(self._folder, self._purge_step)
+        self._events.write(record)
+        self._events_work = True
 
   def close(self) -> None:
     """Closes the files."""
     if self._file is not None:
-      self._file.close()
+      with contextlib.suppress(OSError):  # a record that could not be written; this has been said
+        self._file.close()
+      self._file = None
     if self._events is not None:
       self._events.close()
 

@@ -3,10 +3,13 @@
 import concurrent.futures
 import contextlib
 import pathlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from googlenet_jax import runs
@@ -14,7 +17,7 @@ from googlenet_jax.data import dividing
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import checkpoints, console, files, sharding
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, reason, trouble
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import feed, finetune, summary
 from googlenet_jax.training.evaluator import Evaluator
@@ -23,7 +26,9 @@ from googlenet_jax.training.loss import weights_of_classes
 from googlenet_jax.training.plan import Plan, make_plan
 from googlenet_jax.training.state import TrainState, create_state, items, networks, restore
 from googlenet_jax.training.step import make_train_step, make_train_steps
-from googlenet_jax.training.tally import Tally, epoch_line, new_meta
+from googlenet_jax.training.tally import DIVERGED, Tally, epoch_line, new_meta
+
+MEMORY = 'try a smaller --config.batch_size or --config.image_size, or a larger --config.micro_batches'
 
 
 def train(
@@ -67,22 +72,25 @@ def train(
   if not ended:  # a run that has ended keeps the recipe that trained it
     note_beginning(plan, state, begun is not None, saved)
 
+  # Of several processes none may decide alone: one that saves or evaluates waits for the others.
+  own_stop = stop if jax.process_count() == 1 else StopRequest()
+
   # Train -------------------------------------------------------------------------------------------------------------
   with contextlib.closing(MetricsLog(workdir, step)) as log:
     tally = Tally(plan, meta, int(state.seed), saved.newest)
     counted = dict(meta) if ended else meta  # the summary of a run stays as it is when its pictures are made again
-    evaluator, evaluations = Evaluator(plan, counted, accuracies, saved, log, stop), {}
+    evaluator, evaluations = Evaluator(plan, counted, accuracies, log, own_stop), {}
     due = ended or (begun is not None and plan.evaluates(step) and not log.has(step, plan.evaluated()))
     if due:
       state, evaluations = evaluate_again(plan, state, tally, evaluator, saved, log)
       ended = bool(evaluations) and (ended or plan.stops_early(accuracies))
-    if not ended and (evaluations or not due):  # no signal came
-      state, evaluations = train_steps(plan, state, tally, evaluator, saved, log, stop)
+    if not (ended or own_stop.signal):
+      state, evaluations = train_steps(plan, state, tally, evaluator, saved, log, stop, own_stop)
       step = int(state.step)
       ended = bool(evaluations) and (step == plan.last_step or plan.stops_early(accuracies))
     saved.close()
     if not ended:
-      console.say(f'stopped at step {step} of {plan.last_step}, saved')
+      console.say(f'stopped at step {step} of {plan.last_step}{", saved" if step else ""}')
       return
 
   # What a run leaves behind ------------------------------------------------------------------------------------------
@@ -92,6 +100,8 @@ def train(
     console.say(f'ended early: {epochs} epochs without a better validation accuracy')
   trained = classifier.with_networks(networks(state)[:1])
   summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step, trained)
+  if files.is_writer():
+    (workdir / DIVERGED).unlink(missing_ok=True)  # an earlier try left it
   files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
   console.say(summary.last_lines(found, workdir, plan.mesh))
 
@@ -104,8 +114,11 @@ def train_steps(
   saved: checkpoints.Checkpoints,
   log: MetricsLog,
   stop: StopRequest,
+  own_stop: StopRequest,
 ) -> tuple[TrainState, dict[str, Evaluation]]:
   """Runs the loop: steps, log points, checkpoints and evaluations, until the last step or a signal.
+
+  `own_stop` is `stop` where there is one process. Of several processes each has its own, which never has a signal.
 
   Returns:
     The state, and the evaluations after its step; none if a signal came first.
@@ -119,39 +132,58 @@ def train_steps(
       state, metrics = train_step(state, *arguments)
       tally.add(metrics)
       progress.advance(step)
-      stop_now = stop.signal  # read once: a signal that comes later is answered after the next step
-      if not (plan.ends_epoch(step) or plan.saves(step) or stop_now or step % config.log_every_steps == 0):
+      due = plan.ends_epoch(step) or plan.saves(step) or step % config.log_every_steps == 0
+      stop_now = asked_to_stop(stop, due)  # read once: a signal that comes later is answered after the next step
+      if not (due or stop_now):
         continue
 
       # Log the mean over the steps since the last log point
       record = tally.log_point(step)
       if record is not None:
-        log.write(record)
+        with feed.between_steps():
+          log.write(record)
 
       # Save, before anything that takes long or may fail; and again where saving failed in the background
-      if plan.saves(step) or stop_now or saved.failed():
+      if plan.saves(step) or stop_now or (own_stop is stop and saved.failed()):
+        tally.check_weights(step, [params for params, _ in networks(state)])
         state, fresh = evaluator.fit_statistics(state)
         saved.save(step, items(state), tally.meta, fresh)
 
       # Evaluate and show; a signal ends that, and the same command does it
       if record is not None:
         progress.show(record)
-      evaluations = evaluator.evaluate(state) if plan.evaluates(step) and not stop.signal else {}
+      evaluations = evaluator.evaluate(state) if plan.evaluates(step) and not (stop_now or own_stop.signal) else {}
       if plan.ends_epoch(step):
         speed = feed.bottleneck(record or {})
         console.say(epoch_line(step / plan.steps_per_epoch, tally.epoch, evaluations, speed))
       if evaluations:
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
-      if stop_now or (stop.signal and plan.evaluates(step)) or (evaluations and evaluator.stops_early()):
+      if (
+        stop_now
+        or (own_stop.signal and plan.evaluates(step))
+        or (evaluations and plan.stops_early(evaluator.accuracies))
+      ):
         break
       tally.watch.start()
-    if saved.failed(wait=True):
+    if own_stop is stop and saved.failed(wait=True):
       saved.save(step, items(state), tally.meta, fresh)
     saved.wait()
   return state, evaluations
 
 
 # Functions that the loop calls, in the order of the calls ------------------------------------------------------------
+
+
+def asked_to_stop(stop: StopRequest, due: bool) -> int:
+  """Returns the number of the signal that came, or 0. Several processes agree, where all of them have something due."""
+  if jax.process_count() > 1:
+    if not due:
+      return 0
+    numbers = multihost_utils.process_allgather(np.int32(stop.signal or 0))
+    if numbers.any():
+      stop.signal = signal.Signals(numbers.max())
+    return int(numbers.max())
+  return stop.signal or 0
 
 
 def note_beginning(plan: Plan, state: TrainState, continues: bool, saved: checkpoints.Checkpoints) -> None:
@@ -175,12 +207,13 @@ def evaluate_again(
 ) -> tuple[TrainState, dict[str, Evaluation]]:
   """Evaluates the restored state: a run was killed before that, or it has ended and makes its pictures again."""
   step = int(state.step)
-  if not saved.is_fresh(step):
-    state, fresh = evaluator.fit_statistics(state)
-    if fresh:  # a signal had left no time for it
-      saved.replace(step, items(state), tally.meta)
-  new = not log.has(step, plan.evaluated())
-  evaluations = evaluator.evaluate(state)
+  with saving_what_was_trained(lambda: state, tally, saved, log):
+    if not saved.is_fresh(step):
+      state, fresh = evaluator.fit_statistics(state)
+      if fresh:  # a signal had left no time for it
+        saved.replace(step, items(state), tally.meta)
+    new = not log.has(step, plan.evaluated())
+    evaluations = evaluator.evaluate(state)
   if evaluations:
     if new:
       console.say(epoch_line(step / plan.steps_per_epoch, tally.epoch, evaluations))
@@ -213,18 +246,20 @@ def compile_train_step(plan: Plan, state: TrainState, meta: dict[str, Any]) -> I
 def saving_what_was_trained(
   newest_state: Callable[[], TrainState], tally: Tally, saved: checkpoints.Checkpoints, log: MetricsLog
 ) -> Iterator[None]:
-  """Saves the steps taken if the next batch cannot be had, then raises the error that says why."""
+  """Saves the steps taken if something fails between two steps, then raises the error that says what."""
   try:
     yield
-  except feed.NoBatchError as failure:
+  except feed.BetweenStepsError as failure:
     state, error = newest_state(), failure.__cause__
     step = int(state.step)
     if tally.is_ahead_of_log():
       record = tally.log_point(step)
       if record is not None:
-        log.write(record)
-      saved.save(step, items(state), tally.meta, fresh=not state.batch_stats)
-    if isinstance(error, UserError | OSError):
-      text = f'{error.filename}: {error.strerror}' if getattr(error, 'filename', None) else str(error)
-      raise UserError(f'{text}. {saved.newest()}; the same command continues there') from error
-    raise error from None
+        with contextlib.suppress(OSError):  # the run ends with the error that came first
+          log.write(record)
+    if step:
+      saved.save(step, items(state), tally.meta, fresh=not state.batch_stats)  # nothing if the step is saved already
+    text = reason(error) if isinstance(error, UserError | OSError) else trouble(error, MEMORY)
+    if text is None:
+      raise error from None
+    raise UserError(f'{text}. {saved.newest()}; the same command continues there') from error

@@ -73,11 +73,15 @@ def update(
 
 
 def unless_nonfinite(old: TrainState, new: TrainState, grads: Any, metrics: Metrics) -> tuple[TrainState, Metrics]:
-  """Returns the state and metrics of an update; if its loss or gradient is not finite, only the step counts."""
+  """Returns the state and metrics of an update; if its loss or gradient is not finite, only the step counts.
+
+  The optimizer counts the step too: its learning rate is that of the step.
+  """
   good = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((metrics.losses, grads))]))
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
   metrics = keep(metrics, jax.tree.map(jnp.zeros_like, metrics))
-  return keep(new, old.replace(step=new.step)), metrics.replace(skipped=1 - good.astype(jnp.int32))
+  kept = old.replace(step=new.step, opt_state=optax.tree_utils.tree_set(old.opt_state, count=new.step))
+  return keep(new, kept), metrics.replace(skipped=1 - good.astype(jnp.int32))
 
 
 def _make_step(

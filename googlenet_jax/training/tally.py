@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from googlenet_jax.data import pipeline
@@ -19,7 +20,7 @@ NAMED = 5  # images of a bad batch in the message; the file has all
 
 
 def new_meta(config: ConfigDict) -> dict[str, Any]:
-  """Returns the counts of a run that has not begun. They are saved with every checkpoint."""
+  """Returns the counts of a run that has not begun. Every checkpoint holds them."""
   counts = {'train_seconds': 0.0, 'train_examples': 0, 'compile_seconds': 0.0, 'skipped_updates': 0}
   return {**counts, 'epoch_sums': Metrics.zero().to_json(), 'epochs': config.epochs}
 
@@ -33,13 +34,13 @@ class Tally:
     Args:
       plan: what does not change.
       meta: see `new_meta`; the log points change it.
-      seed: of the order of images.
+      seed: decides the order of images.
       newest: returns a sentence that names the newest checkpoint.
     """
     self.plan, self.meta, self.watch = plan, meta, console.Stopwatch()
     self._seed, self._newest, self._ahead = seed, newest, sharding.steps_ahead()
     self.epoch = Metrics(**meta['epoch_sums'])  # sums since the epoch began
-    self._recent: list[Metrics] = []  # of each call since the last log point, on the devices
+    self._recent: list[Metrics] = []  # one for each call since the last log point, on the devices
 
   def add(self, metrics: Metrics) -> None:
     """Takes what a call of the step returns, without waiting for it. The host runs only a few calls ahead."""
@@ -68,7 +69,7 @@ class Tally:
     self._recent.clear()
     for number, metrics in enumerate(steps, start=step - len(steps)):
       if not metrics.is_finite():
-        raise UserError(f'{self._diverged(number)}. {self._newest()}')
+        raise UserError(self._diverged(number, 'the loss is'))
       self.epoch = (Metrics.zero() if number % self.plan.steps_per_epoch == 0 else self.epoch).add(metrics)
       interval = interval.add(metrics)
     if self.plan.ends_epoch(step) and not self.epoch.count:
@@ -85,11 +86,22 @@ class Tally:
     record = make_record(self.plan, step, 'train', interval.mean(), interval.count / seconds)
     return record | feed.decoding_speed(self.plan.dataset.train, self.plan.config.batch_size)
 
-  def _diverged(self, number: int) -> str:
-    """Says which batch had a loss that is not finite, and writes all its images to DIVERGED.
+  def check_weights(self, step: int, params: Any) -> None:
+    """Raises UserError if weights are not finite. The last update did it: after an earlier one, the loss shows it.
+
+    Args:
+      step: steps taken.
+      params: trees of weights.
+    """
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+      raise UserError(self._diverged(step - 1, 'its update makes weights that are'))
+
+  def _diverged(self, number: int, what: str) -> str:
+    """Says which batch led to something that is not finite, and writes all its images to DIVERGED.
 
     Args:
       number: steps before that of the batch.
+      what: subject and verb.
     """
     split, rate = self.plan.dataset.train, float(self.plan.learning_rate_fn(number))
     indices = pipeline.train_indices(number, len(split), self.plan.config.batch_size, self._seed).tolist()
@@ -101,10 +113,10 @@ class Tally:
       files.write_json(path, content)
     named = ', '.join(map(str, content.get('files', indices)[:NAMED])) + ', ...' * (len(indices) > NAMED)
     return (
-      f'step {number + 1}: the loss is not finite, at a learning rate of {rate:g}. '
+      f'step {number + 1}: {what} not finite, at a learning rate of {rate:g}. '
       f'Its batch has the training images {named} (all of them: {path}). '
       'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir; or leave such updates out with '
-      '--config.skip_nonfinite'
+      f'--config.skip_nonfinite. {self._newest()}'
     )
 
 
