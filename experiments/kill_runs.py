@@ -103,8 +103,8 @@ def kill_chain(runs: Runs, number: int, chain: Sequence[Kill], full_cache: pathl
   report.starts += 1
   report.chains += 1
   problems = [f'status {ended.status}: {ended.err[-500:]}'] if ended.status else differences(workdir, runs.reference)
-  report.note(f'chain {number}, killed in {places}', problems, ended)
-  print(f'chain {number}: killed in {"; ".join(places)}: {"; ".join(problems) or "equal"}', flush=True)
+  report.note(f'chain {number}, {places}', problems, ended)
+  print(f'chain {number}: {"; ".join(places)}: {"; ".join(problems) or "equal"}', flush=True)
   shutil.rmtree(cache)
   if not problems:
     shutil.rmtree(workdir)
