@@ -84,6 +84,10 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   assert write(tmp_path, 0, record(1)) == [record(1)]  # its pictures would need them as well
   assert list(tmp_path.iterdir()) == []
+  monkeypatch.setattr(jax, 'process_index', lambda: 0)
+  write(tmp_path, 0, record(1), record(2))
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  assert MetricsLog(tmp_path, 1).records == [record(1)]  # all processes know what there is
 
 
 def events(folder):
@@ -152,6 +156,21 @@ def test_events_that_cannot_be_written_end_nothing(tmp_path, monkeypatch, capsys
   (tmp_path / 'new' / 'tensorboard').write_text('in the way')
   assert write(tmp_path / 'new', 0, *records) == lines(tmp_path / 'new') == records
   assert 'File exists' in capsys.readouterr().err
+
+
+def test_a_rerun_that_adds_nothing_makes_no_file_of_events(tmp_path):
+  write(tmp_path, 0, record(1))
+  write(tmp_path, 1, record(1))
+  assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+  kept = MetricsLog(tmp_path, 0)
+  kept._file.close()
+  kept._file = open('/dev/full', 'a', buffering=1)  # noqa: SIM115
+  with pytest.raises(OSError, match=f'No space left on device: .{tmp_path}/metrics.jsonl.$'):
+    kept.write(record(1))
+  kept.close()
 
 
 def test_what_a_step_lacks_is_known(tmp_path):

@@ -15,8 +15,8 @@ from googlenet_jax.host import sharding
 from googlenet_jax.model import googlenet, layers
 from googlenet_jax.training import optimizers
 from googlenet_jax.training.metrics import Metrics
-from googlenet_jax.training.state import create_state, networks
-from googlenet_jax.training.step import make_train_step, make_train_steps
+from googlenet_jax.training.state import TrainState, create_state, networks
+from googlenet_jax.training.step import make_train_step, make_train_steps, unless_nonfinite, update
 
 FULL = {'model.norm': 'batch', 'model.dropout': 0.3, 'augment.shift': 2, 'augment.flip': True}
 AUXILIARY = {'model.auxiliary': 'adaptive_pool'}
@@ -242,9 +242,23 @@ def test_an_update_that_is_not_finite_changes_only_the_step(bad):
   assert (int(metrics.skipped), int(metrics.count), int(metrics.correct)) == (1, 0, 0)
   assert metrics.is_finite()
   assert int(state.step) == 1
-  jax.tree.map(np.testing.assert_array_equal, state, first.replace(step=state.step))
+  opt_state = optax.tree_utils.tree_set(first.opt_state, count=1)  # the learning rate is that of the step
+  jax.tree.map(np.testing.assert_array_equal, state, first.replace(step=state.step, opt_state=opt_state))
   _, (metrics,) = ours.run(1)
   assert (int(metrics.skipped), int(metrics.count)) == (0, 16)
+
+
+def test_skipped_updates_leave_the_learning_rate_to_the_step():
+  config = small_config(schedule='linear', epochs=10, learning_rate=0.5, momentum=0.9, clip_norm=1.0)
+  schedule = optimizers.learning_rate_schedule(config, 1)
+  tx, params = optimizers.make_optimizer(config, schedule), {'w': jnp.ones(1)}
+  state = TrainState(jnp.int32(0), params, {}, tx.init(params), {}, jnp.int32(0))
+  for step, gradient in enumerate([np.nan, np.nan, np.nan, 1.0]):
+    old, grads = state, {'w': jnp.full(1, gradient)}
+    new = update(old, {}, grads, tx, config)
+    state, _ = unless_nonfinite(old, new, grads, Metrics({'loss': jnp.float32(1)}, jnp.int32(0), jnp.int32(1)))
+    expected = 0 if np.isnan(gradient) else float(schedule(step))
+    assert float(old.params['w'][0] - state.params['w'][0]) == pytest.approx(expected)
 
 
 def test_the_loss_falls_on_real_digits():

@@ -67,6 +67,14 @@ def test_the_first_step_whose_loss_is_not_finite_is_named_with_its_rate_and_imag
     log_point(make(), of_step(9), of_step(10, -np.inf), of_step(11, np.nan), step=11)
 
 
+def test_weights_that_the_last_update_made_infinite_are_told_like_a_loss(make, tmp_path):
+  counts = make()
+  counts.check_weights(11, [{'kernel': np.ones(3)}])
+  with pytest.raises(UserError, match='^step 11: its update makes weights that are not finite, .* checkpoint: there$'):
+    counts.check_weights(11, [{'kernel': np.ones(3)}, {'kernel': np.array([1, np.inf])}])
+  assert json.loads((tmp_path / 'diverged.json').read_text())['step'] == 11
+
+
 @pytest.mark.parametrize('name', ['loss', 'total', 'aux_4a'])
 def test_every_part_of_the_loss_must_be_finite_and_files_are_named(name, make, tmp_path):
   counts = make(np.array([f'f{number}.png' for number in range(BATCH * STEPS)]))
