@@ -10,7 +10,7 @@ after each kill, until the run ends. Then its parameters must have the bits of a
 written. Kills fall at random moments, as many in each phase of a run, and inside the writing of each file. Some chains
 begin with SIGTERM in the first batch statistics, and kill the run while it writes that checkpoint anew.
 
-`experiments/kill_cases.py` has other signals and troubles.
+`experiments/kill_cases.py` has other signals and troubles. All takes about a quarter of an hour on two idle cores.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def write(report: Report, seconds: float, options: argparse.Namespace) -> None:
   options.output.mkdir(parents=True, exist_ok=True)
   found = {
     'commit': commit(),
-    'command': f'python -m experiments.kill_runs --kills={options.kills} --seed={options.seed}',
+    'command': f'python -m experiments.kill_runs --kills={options.kills} --jobs={options.jobs} --seed={options.seed}',
     'minutes': round(seconds / 60, 1),
     **vars(report),
   }
