@@ -24,7 +24,7 @@ from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config,
 import googlenet_jax
 from googlenet_jax import runs
 from googlenet_jax.data import augment, datasets, pipeline, random_keys, splits
-from googlenet_jax.evaluation import galleries, table
+from googlenet_jax.evaluation import galleries, statistics, table
 from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
@@ -271,6 +271,30 @@ def test_what_was_trained_is_saved_before_a_batch_that_cannot_be_had_ends_the_ru
   jax.tree.map(np.testing.assert_array_equal, state, expected)
   without_speed = lambda records: [{**record, 'examples_per_second': 0} for record in records]
   assert without_speed(read_log(tmp_path)) == without_speed(read_log(stopped[0]))
+
+
+@pytest.mark.usefixtures('no_pictures')
+@pytest.mark.parametrize(
+  ('owner', 'name', 'error', 'said', 'step'),
+  [
+    (statistics, 'recompute', UserError('11 pictures cannot be read'), '11 pictures cannot be read', 11),
+    (
+      MetricsLog,
+      'write',
+      OSError(5, 'Input/output error', 'x/metrics.jsonl'),
+      'x/metrics.jsonl: Input/output error',
+      8,
+    ),
+  ],
+)
+def test_what_fails_before_a_save_fails_after_it(owner, name, error, said, step, stopped, tmp_path, monkeypatch):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(owner, name, fail)
+  with pytest.raises(UserError, match=f'^{said}. Last good checkpoint: .*/{step}; the same command continues there$'):
+    loop.train(small_config(**CONFIG), copy(stopped[0], tmp_path), StopRequest())
+  assert last_state(tmp_path)[0] == step
 
 
 @pytest.mark.usefixtures('no_pictures')

@@ -158,11 +158,8 @@ def train_steps(
         console.say(epoch_line(step / plan.steps_per_epoch, tally.epoch, evaluations, speed))
       if evaluations:
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
-      if (
-        stop_now
-        or (own_stop.signal and plan.evaluates(step))
-        or (evaluations and plan.stops_early(evaluator.accuracies))
-      ):
+      early = evaluations and plan.stops_early(evaluator.accuracies)
+      if stop_now or early or (own_stop.signal and plan.evaluates(step)):
         break
       tally.watch.start()
     if own_stop is stop and saved.failed(wait=True):
