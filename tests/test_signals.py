@@ -8,10 +8,13 @@ import sys
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from googlenet_jax.host import signals
 from googlenet_jax.host.signals import StoppedError, StopRequest
+from googlenet_jax.training import evaluator
 
 ROOT = pathlib.Path(__file__).parent.parent
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
@@ -106,6 +109,13 @@ def test_work_is_abandoned_when_a_signal_comes(monkeypatch):
       stop.unless_stopped(done.wait)
   assert not signals._abandoned[0].done()
   done.set()
+
+
+def test_work_in_a_thread_of_its_own_has_the_settings_of_jax_of_the_thread_that_waits():
+  with jax.default_matmul_precision('float32'), jax.enable_x64(True):
+    work = evaluator._as_in_this_thread(lambda: (jax.config.jax_default_matmul_precision, jnp.ones(1).dtype))
+    assert StopRequest().unless_stopped(work) == ('float32', jnp.float64)
+  assert jax.config.jax_default_matmul_precision is None
 
 
 # `busy` is a call that lets no other line of Python run in the main thread, like XLA while it compiles.
