@@ -72,7 +72,7 @@ def train(
   if not ended:  # a run that has ended keeps the recipe that trained it
     note_beginning(plan, state, begun is not None, saved)
 
-  # Of several processes none may decide alone: one that saves or evaluates waits for the others.
+  # No process may save, evaluate or stop by its own signal while others go on: it would wait for them forever.
   own_stop = stop if jax.process_count() == 1 else StopRequest()
 
   # Train -------------------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def train_steps(
 ) -> tuple[TrainState, dict[str, Evaluation]]:
   """Runs the loop: steps, log points, checkpoints and evaluations, until the last step or a signal.
 
-  `own_stop` is `stop` where there is one process. Of several processes each has its own, which never has a signal.
+  `own_stop` is `stop` if this is the only process; otherwise it never has a signal.
 
   Returns:
     The state, and the evaluations after its step; none if a signal came first.
