@@ -21,16 +21,17 @@ from experiments.narrow_runs import Ended, Run, Runs
 CASES = ('STOP CONT', 'INT', 'INT INT', 'TERM', 'HUP', 'USR1', 'clock', 'terminal', 'two in one workdir')
 
 
-def until_trained(run: Run, span: tuple[float, float], rng: random.Random) -> None:
-  """Waits until a random moment of the training."""
-  run.wait_for(lambda run: any(event.name == 'training steps' for event in run.events))
-  run.sleep(rng.uniform(0, 0.7 * (span[1] - span[0])))
+def until_trained(run: Run, rng: random.Random) -> None:
+  """Waits until a random step of the training."""
+  steps = rng.randint(1, 16)
+  run.wait_for(lambda run: sum(event.mark == '.' for event in run.events) >= steps)
+  run.sleep(rng.uniform(0, 0.3))
 
 
 def try_signal(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, case: str, rng: random.Random) -> Ended:
   """Sends the signals of a case while a run trains."""
   run = runs.start(workdir, cache)
-  until_trained(run, runs.phases['training steps'][0], rng)
+  until_trained(run, rng)
   for number, word in enumerate(case.split()):
     if number:
       run.sleep(1.0 if word == 'CONT' else rng.uniform(0, 0.05))
@@ -102,7 +103,7 @@ def try_case(runs: Runs, cache: pathlib.Path, case: str, number: int, seed: int)
 def two_runs(runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, report: Report, rng: random.Random) -> Report:
   """Starts a second run in the workdir of the first: it must end in one line."""
   run = runs.start(workdir, cache)
-  until_trained(run, (0.0, 0.0), rng)
+  until_trained(run, rng)
   second, first = runs.start(workdir, cache).end(), run.end()
   problems = [] if second.status == 2 and second.err.count('\n') == 1 else [f'the second one: {second}']
   problems += [f'the first one: {first}'] if first.status else differences(workdir, runs.reference)

@@ -16,6 +16,7 @@ begin with SIGTERM in the first batch statistics, and kill the run while it writ
 import argparse
 import collections
 import concurrent.futures
+import functools
 import json
 import multiprocessing
 import pathlib
@@ -114,6 +115,7 @@ def kill_chain(runs: Runs, number: int, chain: Sequence[Kill], full_cache: pathl
 def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
   """Does everything in `folder`, and writes the report after each chain: a long measurement may be cut off."""
   begin, rng, report = time.perf_counter(), random.Random(options.seed), Report()
+  commit()
   narrow.import_program()
   runs = Runs(folder, small_run(folder / 'pictures'))
   cache = folder / 'cache'
@@ -145,6 +147,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
   return report
 
 
+@functools.cache  # at the start: others may commit meanwhile
 def commit() -> str:
   """Returns the commit of the program; a copy without Git has it in the file COMMIT."""
   kept = ROOT / 'COMMIT'
