@@ -29,6 +29,21 @@ if not flags.FLAGS.is_parsed():
   flags.FLAGS(sys.argv[:1])
 
 
+# Modules that look at the forms of layers for other platforms. Elsewhere to trace these forms is half of all tracing.
+ALL_FORMS = ('test_experiments', 'test_gpu_layers', 'test_layers')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forms_for_a_cpu(request):
+  """Lets the layers trace only the forms of a CPU, which are the ones that the tests run."""
+  from googlenet_jax.model import layers
+
+  with pytest.MonkeyPatch.context() as patch:
+    if request.module.__name__ not in ALL_FORMS:
+      patch.setattr(layers, 'by_platform', lambda own, *arrays, cpu=None, gpu=None: (cpu or own)(*arrays))
+    yield
+
+
 @pytest.fixture
 def mesh_of():
   """`mesh_of(n)`: a mesh over the first n devices."""
