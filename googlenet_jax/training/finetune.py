@@ -98,9 +98,7 @@ def _network_of_run(config: ConfigDict) -> dict[str, Any]:
 def _source_folder(config: ConfigDict) -> pathlib.Path:
   """Returns the folder of the source run; that of the first member if it is an ensemble."""
   path = expanded(config.init_from)
-  if '://' in config.init_from:
-    text = 'nothing is downloaded by itself: download the file, and give its path (docs/pytorch.md says where from)'
-  elif not path.is_dir():
+  if not path.is_dir():
     text = f'there is no such folder: give the workdir of a run, or a file that ends with {", ".join(loading.WEIGHTS)}'
   else:
     folder = runs.first_member(path)
