@@ -131,6 +131,24 @@ def test_damaged_prepared_files_are_reported(originals, tmp_path):
   assert len(datasets.load('fashion_mnist', str(folder), str(tmp_path / 'tfds')).train) == 60
 
 
+@pytest.mark.parametrize('name', ['/etc', '../x', '..', 'mnist/', 'mnist:9.x'])
+def test_a_name_that_is_none_says_nothing_of_folders(name, tmp_path):
+  with pytest.raises(UserError) as caught:
+    datasets.load(name, '', str(tmp_path))
+  assert str(caught.value) == (
+    f'config.data.name={name} is no name of a data set: write NAME, NAME/CONFIG or NAME:VERSION'
+  )
+
+
+def test_a_folder_elsewhere_is_never_to_be_deleted(tmp_path):
+  (tmp_path / 'precious/3.0.1').mkdir(parents=True)
+  (tmp_path / 'precious/3.0.1/dataset_info.json').write_text('{')
+  (tmp_path / 'tfds').mkdir()
+  (tmp_path / 'tfds/fashion_mnist').symlink_to(tmp_path / 'precious')
+  with pytest.raises(UserError, match=r'cannot be read .*: if it is damaged, give another data.data_dir$'):
+    datasets.load('fashion_mnist', '', str(tmp_path / 'tfds'))
+
+
 def test_damage_that_is_met_while_training_is_reported(tmp_path):
   class Source:
     def __getitems__(self, indices):

@@ -60,7 +60,8 @@ def prepare(name: str, source_dir: str, data_dir: str):
       failure = error
     builder = _builder(name, data_dir)  # it looks again
     if not builder.is_prepared():
-      raise failure or UserError(f'{builder.data_path} has no dataset_info.json: delete that folder and run again')
+      way_out = _way_out(builder.data_path, _data_dir(data_dir))
+      raise failure or UserError(f'{builder.data_path} has no dataset_info.json: {way_out}')
     if failure:
       console.say(f'{builder.data_path} has been prepared by another program in the meantime: it is read from there')
   if builder.info.file_format.value != 'array_record':
@@ -79,17 +80,29 @@ def _builder(name: str, data_dir: str):
   folder = _data_dir(data_dir)
   try:
     found, options = naming.parse_builder_name_kwargs(name)
+  except Exception as error:  # TFDS raises many types
+    raise UserError(
+      f'config.data.name={one_line(name)} is no name of a data set: write NAME, NAME/CONFIG or NAME:VERSION'
+    ) from error
+  try:
     if is_idx_set(name):
       return _idx_builder(str(found))(data_dir=str(folder), **options)
     return tfds.builder(name, data_dir=str(folder))
-  except Exception as error:  # TFDS and its JSON reader raise many types
+  except Exception as error:  # so does its JSON reader
     why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    place = folder / re.split('[:/]', name)[0]
+    place = folder / found.name
     if place.is_dir() and not isinstance(error, ImportError | tfds.core.DatasetNotFoundError):
-      raise UserError(f'{place} cannot be read ({why}): if it is damaged, delete that folder and run again') from error
+      raise UserError(f'{place} cannot be read ({why}): if it is damaged, {_way_out(place, folder)}') from error
     raise UserError(
       f'data.name={one_line(name)} is not a data set that TFDS can open ({why}): check the name'
     ) from error
+
+
+def _way_out(place: str | os.PathLike, folder: pathlib.Path) -> str:
+  """Says what to do about a damaged set. Only a folder that really lies in that of the prepared sets may be deleted."""
+  if folder.resolve() in pathlib.Path(place).resolve().parents:
+    return 'delete that folder and run again'
+  return 'give another data.data_dir'
 
 
 def _data_dir(data_dir: str) -> pathlib.Path:
