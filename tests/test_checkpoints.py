@@ -51,9 +51,10 @@ def test_what_was_saved_comes_back(tmp_path):
 
 def test_runs_that_save_at_the_same_time_lose_nothing(tmp_path):
   def one(run):
-    saved = checkpoints.Checkpoints(tmp_path / str(run), one_at_a_time=True)
+    saved = checkpoints.Checkpoints(tmp_path / str(run))
     for step in range(1, 7):
       saved.save(step, items(float(step + run)), {'run': run})
+    saved.wait()
     found, meta = saved.restore({'network': abstract()}, 6)
     saved.close()
     return meta['run'], found['network']['weights']

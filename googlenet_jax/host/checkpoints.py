@@ -7,6 +7,8 @@ import contextlib
 import pathlib
 import shutil
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,11 +20,11 @@ from googlenet_jax.host import console, damage, files, retention, trial
 from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
-EXTRA_BYTES = (
-  2**20
-)  # what a checkpoint needs beside its arrays; for all of them, that is enough for logs and pictures too
+# What a checkpoint needs beside its arrays. For all of them together that is enough for logs and pictures, too.
+EXTRA_BYTES = 2**20
 # Orbax has one counter for all saves of a process. Two saves at once mix up their answers, lose files or wait forever.
 _one_save = threading.Lock()
+_writing: weakref.WeakSet['Checkpoints'] = weakref.WeakSet()  # all runs that are trained in this process
 
 
 @contextlib.contextmanager
@@ -39,13 +41,7 @@ def _quiet() -> Iterator[None]:
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints`."""
 
-  def __init__(
-    self,
-    workdir: pathlib.Path,
-    accuracies: dict[int, float] | None = None,
-    read_only: bool = False,
-    one_at_a_time: bool = False,
-  ):
+  def __init__(self, workdir: pathlib.Path, accuracies: dict[int, float] | None = None, read_only: bool = False):
     """Opens the folder, and makes it if it is missing.
 
     Args:
@@ -53,7 +49,6 @@ class Checkpoints:
       accuracies: accuracy on the validation images after a step, see `runs.validation_accuracies`. The best checkpoint
         is kept. A step is saved before it is validated, so the training adds to this dict.
       read_only: change nothing in the folder. What looks like a killed save may be a save in progress.
-      one_at_a_time: for threads that save several runs. Each save waits for its turn, and until it is on disk.
     """
     self.directory = workdir.resolve() / 'checkpoints'
     try:
@@ -62,14 +57,12 @@ class Checkpoints:
       raise UserError(f'{one_line(self.directory)}: no UTF-8, which Orbax needs: give another --workdir') from error
     self.read_only = read_only
     self._accuracies = {} if accuracies is None else accuracies
-    self._one_at_a_time = one_at_a_time
-    self._turn = _one_save if one_at_a_time else contextlib.nullcontext()
     if not read_only:
       self._bring_back()
-    self._manager = self._open()
+    self._open()
     self._error: Exception | None = None  # why the newest save failed
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(self) -> None:
     with _quiet():
       options = ocp.CheckpointManagerOptions(
         preservation_policy=retention.TwoNewestAndBest(self._accuracies),
@@ -81,9 +74,25 @@ class Checkpoints:
       try:
         if not self.read_only:
           self.directory.mkdir(parents=True, exist_ok=True)  # Orbax would take a file for an empty folder
-        return ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
       except Exception as error:  # such as no permission, or too many open files
         raise UserError(f'{self.directory} cannot be opened: {damage.reason(error)}') from error
+    if not self.read_only:
+      with _one_save:
+        _writing.add(self)
+
+  @contextlib.contextmanager
+  def _turn(self) -> Iterator[bool]:
+    """Waits until no other run saves. Inside the block no other run begins to save.
+
+    Yields:
+      Whether a save must end inside the block, because other runs are trained in this process.
+    """
+    with _one_save:
+      others = [other for other in _writing if other is not self]
+      while any(other._manager.is_saving_in_progress() for other in others):  # begun while that run was alone
+        time.sleep(0.01)
+      yield bool(others)
 
   def steps(self) -> list[int]:
     """Steps with a complete checkpoint, newest first."""
@@ -115,7 +124,7 @@ class Checkpoints:
       return True
 
   def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], fresh: bool = True) -> None:
-    """Writes a checkpoint, in the background unless `one_at_a_time`. Does nothing if the step is saved already.
+    """Writes a checkpoint, in the background if no other run is trained here. Does nothing if the step is saved.
 
     If the save before this one failed, a warning says so, and this one is waited for.
 
@@ -139,11 +148,11 @@ class Checkpoints:
     arguments = ocp.args.Composite(**arguments, meta=meta)
     failure = self._failure()
     if failure is not None:
-      self._manager = self._open()  # removes what the failed save left
-    with self._turn:
+      self._open()  # removes what the failed save left
+    with self._turn() as waits:
       try:
         taken = self._manager.save(step, args=arguments)
-        if self._one_at_a_time or failure is not None:
+        if waits or failure is not None:
           self._manager.wait_until_finished()
       except Exception as error:
         raise UserError(
@@ -170,7 +179,7 @@ class Checkpoints:
     if files.is_writer():
       self._replaced.mkdir(exist_ok=True)
       (self.directory / str(step)).rename(self._replaced / str(step))
-    self._manager = self._open()
+    self._open()
     try:
       self.save(step, items, meta)
       self.wait()
@@ -208,7 +217,7 @@ class Checkpoints:
     """
     if files.is_writer():
       size = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + EXTRA_BYTES
-      with self._turn, _quiet():
+      with self._turn(), _quiet():
         trial.take(self.directory, size, max(at_once - len(self.steps()), 1))
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -295,7 +304,7 @@ class Checkpoints:
     if damaged and found and not self.read_only:
       self._manager.close()
       damaged = damage.move_aside(self.directory, damaged)
-      self._manager = self._open()  # other processes wait here for the first one
+      self._open()  # other processes wait here for the first one
     for text in damaged.values():
       console.say(f'warning: {text}' + (f'; step {step} is used' if found else ''))
     if damaged and not found:
@@ -343,3 +352,5 @@ class Checkpoints:
     """Waits, and stops the background threads."""
     self.wait()
     self._manager.close()
+    with _one_save:
+      _writing.discard(self)

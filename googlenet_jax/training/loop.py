@@ -57,7 +57,7 @@ def train(
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
   _, state = create_state(config, len(classifier.classes), classifier.channels, plan.tx, plan.mesh)
   accuracies = runs.validation_accuracies(workdir)
-  saved = checkpoints.Checkpoints(workdir, accuracies, one_at_a_time=devices is not None)
+  saved = checkpoints.Checkpoints(workdir, accuracies)
   console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   begun = restore(saved, state)
   if begun is None and config.init_from:
