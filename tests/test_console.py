@@ -1,8 +1,10 @@
 import contextlib
+import errno
 import fcntl
 import io
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -287,9 +289,64 @@ def test_work_goes_on_though_nobody_reads(kind, tmp_path, monkeypatch, capsys):
   progress.advance(1)
   progress.show(record(1))
   progress.close()
-  assert capsys.readouterr().err == f'warning: nobody reads the output any more ({why}); the work goes on\n'
+  gone = 'the output cannot be written' if kind in ('full disk', 'unplugged') else 'nobody reads the output any more'
+  assert capsys.readouterr().err == f'warning: {gone} ({why}); the work goes on\n'
   if stream is not None:
     stream.close()  # as at exit: what is left is written, quietly
+
+
+@pytest.fixture
+def standard_output(monkeypatch):
+  """`standard_output(descriptor)` is a standard output of its own."""
+
+  def make(descriptor):
+    stream = open(descriptor, 'w')  # noqa: SIM115
+    monkeypatch.setattr(sys, 'stdout', stream)
+    monkeypatch.setattr(sys, '__stdout__', stream)
+    return stream
+
+  return make
+
+
+def test_a_disk_that_was_full_for_a_while_loses_only_those_lines(standard_output, tmp_path, capsys):
+  path = tmp_path / 'log'
+  stream = standard_output(os.open(path, os.O_WRONLY | os.O_CREAT))
+  disk, full = os.dup(stream.fileno()), os.open('/dev/full', os.O_WRONLY)
+  for place, lines in ((disk, 'one\ntwo'), (full, 'three\nfour'), (full, 'five'), (disk, 'six')):
+    os.dup2(place, stream.fileno())
+    console.say(lines)
+  stream.close()
+  os.close(disk)
+  os.close(full)
+  assert path.read_text() == 'one\ntwo\nsix\n'
+  why = os.strerror(errno.ENOSPC)
+  assert capsys.readouterr().err == f'warning: the output cannot be written ({why}); the work goes on\n'
+
+
+@pytest.mark.parametrize('reads_soon', [True, False])
+def test_a_reader_that_is_behind_is_waited_for(reads_soon, standard_output, monkeypatch, capsys):
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  stream = standard_output(writing)
+  size = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+  os.write(writing, bytes(size))
+  waited = []
+
+  def wait(_, streams, __, seconds):
+    waited.append(seconds)
+    if reads_soon:
+      os.read(reading, size)
+
+  monkeypatch.setattr(select, 'select', wait)
+  console.say('one')
+  assert waited == [console.LATE_SECONDS]
+  if not reads_soon:
+    os.read(reading, size)
+  console.say('two')
+  stream.close()
+  with open(reading) as read:
+    assert read.read() == ('one\ntwo\n' if reads_soon else 'two\n')
+  assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize('kind', LOST)

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import contextvars
+import errno
 import os
+import select
 import sys
 import threading
 import time
@@ -49,6 +51,7 @@ prefix: contextvars.ContextVar[str] = contextvars.ContextVar('prefix', default='
 
 BAR = 10  # least width of the bar, in characters
 LIVE_SECONDS = 1.0  # between updates of a line that is rewritten in place
+LATE_SECONDS = 1.0  # a line waits so long for a reader that is behind
 QUIET_SECONDS = 30.0  # between lines where the output is not a terminal
 _waited = 0.0  # seconds spent in `waiting` by the whole process: the time left does not include them
 
@@ -59,7 +62,7 @@ _warned: set[str] = set()  # texts of `warn_once`
 def say(text: str) -> None:
   """Prints a line from the first process only. The line appears above the progress bar if there is one.
 
-  It never raises because nobody reads: a closed pipe or terminal must not end a run.
+  It never raises because of the output: a closed pipe or terminal, or a full disk, must not end a run.
   """
   if _is_first_process():
     _put('stdout', text)
@@ -101,28 +104,56 @@ def side_output(what: str) -> Iterator[None]:
 
 
 def _put(name: str, text: str) -> None:
-  """Prints lines on `sys.stdout` or `sys.stderr`. Letters that it cannot show become escapes such as `\\u65e5`."""
+  """Prints lines on `sys.stdout` or `sys.stderr`. Letters that it cannot show become escapes such as `\\u65e5`.
+
+  After a passing trouble, such as a full disk, only the line is lost. Nothing more is tried if nobody can read.
+  """
   stream = getattr(sys, name)  # None if the program was started with it closed
   encoding = getattr(stream, 'encoding', None) or 'utf-8'
-  lines = ''.join(f'{prefix.get()}{line}\n' for line in text.split('\n'))
+  with tqdm.tqdm.get_lock():  # other threads come before or after these lines
+    for line in text.split('\n'):
+      line = f'{prefix.get()}{line}\n'.encode(encoding, 'backslashreplace').decode(encoding)
+      try:
+        if stream is None:
+          raise ValueError('it was closed at the start')
+        _write(stream, line)
+      except (OSError, ValueError) as error:  # ValueError: closed
+        code = getattr(error, 'errno', None) or errno.EPIPE
+        if stream is not None and stream in (sys.__stdout__, sys.__stderr__):
+          _to_nowhere(stream, for_ever=code in (errno.EPIPE, errno.EBADF, errno.EIO))
+        if name == 'stdout' and code != errno.EAGAIN:
+          gone = code in (errno.EPIPE, errno.EBADF)
+          trouble = 'nobody reads the output any more' if gone else 'the output cannot be written'
+          warn_once(f'{trouble} ({reason(error)}); the work goes on')
+
+
+def _write(stream: Any, line: str) -> None:
+  """Writes a line. Waits a while for a reader that is behind, where the system does not wait itself."""
   try:
-    if stream is None:
-      raise ValueError('it was closed at the start')
-    tqdm.tqdm.write(lines.encode(encoding, 'backslashreplace').decode(encoding), file=stream, end='')
+    tqdm.tqdm.write(line, file=stream, end='')
     stream.flush()
-  except (OSError, ValueError) as error:  # ValueError: closed
-    if stream is not None and stream in (sys.__stdout__, sys.__stderr__):
-      _to_nowhere(stream)
-    if name == 'stdout':
-      warn_once(f'nobody reads the output any more ({reason(error)}); the work goes on')
+  except BlockingIOError:
+    with contextlib.suppress(OSError, ValueError):  # not all streams can be waited for
+      select.select([], [stream], [], LATE_SECONDS)
+    stream.flush()  # the stream has kept the line
 
 
-def _to_nowhere(stream: Any) -> None:
-  """Lets all further output of a stream vanish. Otherwise Python would write the rest at exit, and fail again."""
-  with contextlib.suppress(OSError, ValueError):  # closed by this program: then nothing is written at exit either
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def _to_nowhere(stream: Any, for_ever: bool) -> None:
+  """Lets vanish what a stream has kept, and all its further output if `for_ever`.
+
+  Otherwise Python would write what is kept again with the next line and at exit, and fail again.
+  """
+  with contextlib.suppress(OSError, ValueError):  # closed by this program: then nothing is kept either
+    place = stream.fileno()
+    with contextlib.ExitStack() as stack:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      stack.callback(os.close, nowhere)
+      if not for_ever:
+        before = os.dup(place)
+        stack.callback(os.close, before)
+        stack.callback(os.dup2, before, place)
+      os.dup2(nowhere, place)
+      stream.flush()
 
 
 def device_name(mesh: 'Mesh') -> str:
