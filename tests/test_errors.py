@@ -122,6 +122,14 @@ TROUBLES = [
   (jax.errors.JaxRuntimeError('INTERNAL: Failed to allocate 100 bytes for new constant'), ': use less'),
   (jax.errors.JaxRuntimeError('INTERNAL: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED'), ': use less'),
   (RuntimeError('std::bad_alloc'), 'the memory is not enough (std::bad_alloc): use less'),
+  (
+    ImportError('libx.so: failed to map segment from shared object'),
+    'the memory is not enough (libx.so: failed to map segment from shared object): end other programs',
+  ),
+  (
+    ImportError('libx.so: cannot create shared object descriptor: Cannot allocate memory'),
+    ': end other programs that need memory',
+  ),
   (RuntimeError("can't start new thread"), "can't start new thread: end other programs, or raise"),
   (ValueError('RESOURCE_EXHAUSTED: write: No space left on device'), ': make room there'),
   (OSError(28, 'No space left on device'), '/run: No space left on device: make room there'),

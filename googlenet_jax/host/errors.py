@@ -44,7 +44,11 @@ _TROUBLES = {
   'command again',
 }
 _PRECISION = 'JAX_DEFAULT_MATMUL_PRECISION'  # JAX reads it from the environment
-_MEMORY = 'RESOURCE_EXHAUSTED|(?i:out.of.memory|bad_alloc|alloc_failed|(cannot|unable to|failed to) allocate)'
+_MEMORY = (
+  'RESOURCE_EXHAUSTED|(?i:out.of.memory|bad_alloc|alloc_failed|(cannot|unable to|failed to) allocate|'
+  'failed to map segment)'
+)
+MEMORY_OF_OTHERS = 'end other programs that need memory'
 
 
 def trouble(error: Exception, memory: str, place: str | os.PathLike = '') -> str | None:
@@ -66,7 +70,8 @@ def trouble(error: Exception, memory: str, place: str | os.PathLike = '') -> str
   if 'Algorithm not supported' in text and (value := os.environ.get(_PRECISION)):
     return f'{text}: {_PRECISION}={value} in the environment asks for it: leave it out'
   if isinstance(error, MemoryError) or re.search(_MEMORY, text):
-    return f'the memory is not enough ({text[:200]}): {memory}'
+    helps = MEMORY_OF_OTHERS if isinstance(error, ImportError) else memory  # a smaller batch does not help to import
+    return f'the memory is not enough ({text[:200]}): {helps}'
   return text if isinstance(error, OSError) else None
 
 
@@ -82,21 +87,26 @@ def plain_troubles(memory: str, place: str | os.PathLike = '') -> Iterator[None]
     raise UserError(text) from error
 
 
-def expanded(path: str | os.PathLike) -> pathlib.Path:
+def expanded(path: str | os.PathLike, name: str = '') -> pathlib.Path:
   """Returns what a user wrote as a path of this machine; see `expanded_text`."""
-  return pathlib.Path(expanded_text(path))
+  return pathlib.Path(expanded_text(path, name))
 
 
-def expanded_text(path: str | os.PathLike) -> str:
+def expanded_text(path: str | os.PathLike, name: str = '') -> str:
   """Returns what a user wrote as a path of this machine, as text that is otherwise unchanged.
 
   `~` or `~NAME` at the start is the home folder, and `file:///folder` is `/folder`. Every path of a user goes through
   this function before anything is made: flags, keys of recipes, environment variables, arguments in Python.
 
+  Args:
+    path: what the user wrote.
+    name: flag, key or variable that has this value; an error begins with it.
+
   Raises:
     UserError: there is no such home folder, or the path is the URL of something else.
   """
   text = os.fsdecode(path)
+  given = f'{name}={one_line(path)}' if name else one_line(path)
   scheme, _, rest = text.partition(':')
   # `gs:/bucket` is what pathlib makes of `gs://bucket`, unless there is a folder of that name. Windows has `c:/folder`.
   is_url = rest.startswith('//') or (rest.startswith('/') and not os.path.exists(f'{scheme}:'))
@@ -104,12 +114,12 @@ def expanded_text(path: str | os.PathLike) -> str:
     host, _, rest = rest[2:].partition('/') if rest.startswith('//') else ('', '', rest[1:])
     if scheme.lower() != 'file' or host not in ('', 'localhost'):
       raise UserError(
-        f'{one_line(path)} is a URL, and files must be on this machine: mount the bucket, or copy or download the files'
+        f'{given} is a URL, and files must be on this machine: mount the bucket, or copy or download the files'
       )
     from urllib.request import url2pathname  # slow to import
 
     text = url2pathname(f'/{rest}')
   whole = os.path.expanduser(text)
   if whole.startswith('~') and not os.path.lexists(whole):  # a file may have such a name
-    raise UserError(f'{one_line(path)}: the home folder that ~ stands for is unknown: write the whole path')
+    raise UserError(f'{given}: the home folder that ~ stands for is unknown: write the whole path')
   return whole
