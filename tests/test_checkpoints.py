@@ -197,7 +197,9 @@ def test_after_a_save_that_failed_the_next_one_is_waited_for(tmp_path, monkeypat
   assert not saved.failed()
   assert os.listdir(saved.directory) == ['3', '1'] or os.listdir(saved.directory) == ['1', '3']
   saved.save(4, items(4.0), {})
-  with pytest.raises(UserError, match=r'step 5 could not be saved in .*: No space left on device\. Last good .*/3$'):
+  with pytest.raises(
+    UserError, match=r'step 5 could .* in .*: No space left on device\. Last good .*/3; make room there, '
+  ):
     saved.save(5, items(5.0), {})
 
 

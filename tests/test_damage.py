@@ -173,9 +173,9 @@ def test_troubles_of_the_machine_are_no_damage(run, monkeypatch):
   saved = checkpoints.Checkpoints(run)
   open_files = ValueError("NOT_FOUND: Error opening: Failed to open: Too many open files [os_error_code='24']")
   for error, reason in (
-    (open_files, 'Too many open files'),
+    (open_files, 'Too many open files; raise the limit, such as by ulimit -n 4096'),
     (PermissionError(errno.EACCES, 'Permission denied', 'x'), 'Permission denied'),
-    (OSError(errno.EIO, 'Input/output error'), 'Input/output error'),
+    (OSError(errno.EIO, 'Input/output error'), 'Input/output error; look at the disk .*'),
     (MemoryError(), 'MemoryError'),
   ):
 
@@ -196,6 +196,28 @@ def test_a_folder_that_orbax_cannot_name_or_open_is_one_line(tmp_path):
   (tmp_path / 'checkpoints').touch()
   with pytest.raises(UserError, match=f'{tmp_path}/checkpoints cannot be opened: File exists$'):
     checkpoints.Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('number', 'helps'),
+  [
+    (errno.EMFILE, 'raise the limit, such as by ulimit -n 4096'),
+    (errno.EFBIG, 'raise the limit, such as by ulimit -f unl'),
+  ],
+)
+def test_a_limit_of_the_machine_is_named_at_the_end(number, helps, tmp_path, monkeypatch):
+  def fails(*_, **__):
+    raise OSError(number, os.strerror(number))
+
+  saved = checkpoints.Checkpoints(tmp_path)
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp, 'CheckpointManager', fails)
+    with pytest.raises(UserError, match=f'/checkpoints cannot be opened: {os.strerror(number)}; {helps}'):
+      checkpoints.Checkpoints(tmp_path)
+    patch.setattr(saved._manager, 'save', fails)
+    with pytest.raises(UserError, match=rf'{os.strerror(number)}\. There is no checkpoint yet; {helps}'):
+      saved.save(1, items(), META)
+  saved.close()
 
 
 # What is tried before the first step ---------------------------------------------------------------------------------
@@ -224,8 +246,10 @@ def test_a_disk_that_takes_no_checkpoint_is_found_before_the_first_step(number, 
   monkeypatch.setattr(files, 'take_space', fails)
   with pytest.raises(
     UserError, match=f'{tmp_path} does not take the checkpoints of this run: {os.strerror(number)}. Up'
-  ):
+  ) as caught:
     trial.take(tmp_path, 48_000_000, 3)
+  helps = 'raise the limit, such as by ulimit -f unlimited' if number == errno.EFBIG else 'make room'
+  assert str(caught.value).endswith(f': {helps}, or give another --workdir')
   assert list(tmp_path.iterdir()) == []
 
 

@@ -1,13 +1,14 @@
 import os
 import pathlib
 import sys
+import types
 
 import jax
 import pytest
 from helpers import call_main
 
 from googlenet_jax import load, loading, recipe, train
-from googlenet_jax.data import pictures
+from googlenet_jax.data import datasets, pictures
 from googlenet_jax.evaluation import sources
 from googlenet_jax.host.errors import UserError, expanded, expanded_text, plain_troubles, trouble
 from googlenet_jax.training import ensemble
@@ -55,6 +56,17 @@ def test_a_path_of_a_user_is_one_of_this_machine(given, path, tmp_path, monkeypa
       assert expanded(pathlib.Path(given)) == pathlib.Path(path)
 
 
+def test_a_home_folder_that_does_not_exist_is_not_made(tmp_path, monkeypatch):
+  monkeypatch.setattr('pwd.getpwnam', lambda name: types.SimpleNamespace(pw_dir=f'{tmp_path}/{name}'))
+  with pytest.raises(UserError) as caught:
+    expanded('~nobody/x', '--workdir')
+  assert str(caught.value) == (
+    f'--workdir=~nobody/x: the home folder {tmp_path}/nobody does not exist: write the whole path'
+  )
+  (tmp_path / 'nobody').mkdir()
+  assert expanded('~nobody/x') == tmp_path / 'nobody/x'
+
+
 URL = 'gs://bucket/x'
 
 
@@ -65,26 +77,36 @@ def call(*arguments):
 
 
 @pytest.mark.parametrize(
-  'use',
+  ('use', 'name'),
   [
-    lambda: call('--config=configs/digits.py', f'--workdir={URL}'),
-    lambda: call('--mode=evaluate', f'--workdir={URL}'),
-    lambda: call('--mode=predict', f'--workdir={URL}', 'x.png'),
-    lambda: call('--mode=inspect', '--config=configs/digits.py', f'--output={URL}'),
-    lambda: call(f'--config={URL}/digits.py'),
-    lambda: call('--config=configs/digits.py', f'--config.init_from={URL}'),
-    lambda: train('configs/digits.py', URL),
-    lambda: load(URL),
-    lambda: recipe.read(f'{URL}.py'),
-    lambda: sources.find([URL], []),
-    lambda: pictures.read(URL, 3),
+    (lambda: call('--config=configs/digits.py', f'--workdir={URL}'), 'error: --workdir='),
+    (lambda: call('--mode=evaluate', f'--workdir={URL}'), 'error: --workdir='),
+    (lambda: call('--mode=predict', f'--workdir={URL}', 'x.png'), 'error: --workdir='),
+    (lambda: call('--mode=inspect', '--config=configs/digits.py', f'--output={URL}'), 'error: --output='),
+    (lambda: call(f'--config={URL}/digits.py'), 'error: --config='),
+    (lambda: call('--config=configs/digits.py', f'--config.init_from={URL}'), 'error: config.init_from='),
+    (
+      lambda: call('--config=configs/folder.py', '--workdir=x', f'--config.data.source_dir={URL}'),
+      'error: config.data.source_dir=',
+    ),
+    (lambda: datasets.load('folder', URL), 'config.data.source_dir='),
+    (lambda: datasets.load('mnist', '', URL), 'config.data.data_dir='),
+    (lambda: datasets.load('fashion_mnist', '', 'x'), 'FASHION_MNIST_DIR='),
+    (lambda: train('configs/digits.py', URL), ''),
+    (lambda: load(URL), ''),
+    (lambda: recipe.read(f'{URL}.py'), '--config='),
+    (lambda: sources.find([URL], []), ''),
+    (lambda: pictures.read(URL, 3), ''),
   ],
 )
-def test_a_url_is_one_line_before_anything_is_made(use, tmp_path, monkeypatch):
+def test_a_url_is_one_line_before_anything_is_made(use, name, tmp_path, monkeypatch):
   (tmp_path / 'configs').symlink_to(os.path.abspath('configs'))
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match=r'gs://bucket/x\S* is a URL, and files must be on this machine'):
+  monkeypatch.setenv('FASHION_MNIST_DIR', URL)
+  with pytest.raises(UserError, match=rf'{name}gs://bucket/x\S* is a URL, and files must be on this machine') as caught:
     use()
+  assert str(caught.value).startswith(name)
+  assert str(caught.value).count('gs://') == 1 or not name
   assert os.listdir() == ['configs']
 
 
@@ -135,6 +157,7 @@ TROUBLES = [
   (OSError(28, 'No space left on device'), '/run: No space left on device: make room there'),
   (OSError(28, 'No space left on device', '/x'), '/x: No space left on device: make room there'),
   (OSError(122, 'Disk quota exceeded', '/x'), '/x: Disk quota exceeded: make room there'),
+  (OSError(27, 'File too large', '/x'), '/x: File too large: raise the limit, such as by ulimit -f'),
   (OSError(24, 'Too many open files', '/x'), '/x: Too many open files: raise the limit'),
   (OSError(5, 'Input/output error', '/x'), '/x: Input/output error: look at the disk'),
   (OSError(13, 'Permission denied', '/x'), '/x: Permission denied'),

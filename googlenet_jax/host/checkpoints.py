@@ -76,7 +76,7 @@ class Checkpoints:
           self.directory.mkdir(parents=True, exist_ok=True)  # Orbax would take a file for an empty folder
         self._manager = ocp.CheckpointManager(self.directory, options=options)
       except Exception as error:  # such as no permission, or too many open files
-        raise UserError(f'{self.directory} cannot be opened: {damage.reason(error)}') from error
+        raise damage.with_reason(f'{self.directory} cannot be opened', error) from error
     if not self.read_only:
       with _one_save:
         _writing.add(self)
@@ -155,9 +155,8 @@ class Checkpoints:
         if waits or failure is not None:
           self._manager.wait_until_finished()
       except Exception as error:
-        raise UserError(
-          f'step {step} could not be saved in {self.directory}: {damage.reason(error)}. {self._last_good()}'
-        ) from error
+        what = f'step {step} could not be saved in {self.directory}'
+        raise damage.with_reason(what, error, self._last_good()) from error
     if failure is not None:
       self._error = None
       console.say(f'warning: a checkpoint could not be written ({damage.reason(failure)}); step {step} is saved')
@@ -344,9 +343,8 @@ class Checkpoints:
     """
     error, self._error = self._failure(), None
     if error is not None:
-      raise UserError(
-        f'a checkpoint could not be written in {self.directory}: {damage.reason(error)}. {self._last_good()}'
-      ) from error
+      what = f'a checkpoint could not be written in {self.directory}'
+      raise damage.with_reason(what, error, self._last_good()) from error
 
   def close(self) -> None:
     """Waits, and stops the background threads."""

@@ -137,11 +137,18 @@ def reason(error: Exception) -> str:
   return next((one for one in _MACHINE if one in text), errors.reason(error)[:200])
 
 
+def with_reason(what: str, error: Exception, more: str = '') -> UserError:
+  """Returns what to raise: `WHAT: REASON. MORE`, and a next step at the end if there is one."""
+  text = reason(error)
+  parts = [f'{what}: {text}' + (f'. {more}' if more else ''), errors.advice(text)]
+  return UserError('; '.join(filter(None, parts)))
+
+
 def trouble(folder: pathlib.Path, error: Exception) -> Exception:
   """Returns what to raise where a checkpoint cannot be read: the machine has a trouble, or the files are damaged."""
   text = reason(error)
   if text in _MACHINE or isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-    return UserError(f'checkpoint {folder} cannot be read: {text}')
+    return with_reason(f'checkpoint {folder} cannot be read', error)
   return DamagedError(folder, _culprit(folder, f'{error.__cause__ or ""} {error}'))
 
 

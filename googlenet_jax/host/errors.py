@@ -37,7 +37,8 @@ def reason(error: BaseException) -> str:
 
 # What systems and libraries say when a machine has a trouble, and what helps.
 _TROUBLES = {
-  'No space left on device|Disk quota exceeded|File too large': 'make room there, then give the same command again',
+  'No space left on device|Disk quota exceeded': 'make room there, then give the same command again',
+  'File too large': 'raise the limit, such as by ulimit -f unlimited',
   'Too many open files': 'raise the limit, such as by ulimit -n 4096',
   "can't start new thread|Resource temporarily unavailable": 'end other programs, or raise the limit (ulimit -u)',
   'Input/output error|Stale file handle|Transport endpoint': 'look at the disk or its network, then give the same '
@@ -49,6 +50,11 @@ _MEMORY = (
   'failed to map segment)'
 )
 MEMORY_OF_OTHERS = 'end other programs that need memory'
+
+
+def advice(text: str) -> str:
+  """Returns what helps against the trouble of a machine that a text is about; empty if nothing is known."""
+  return next((helps for says, helps in _TROUBLES.items() if re.search(says, text)), '')
 
 
 def trouble(error: Exception, memory: str, place: str | os.PathLike = '') -> str | None:
@@ -64,9 +70,8 @@ def trouble(error: Exception, memory: str, place: str | os.PathLike = '') -> str
   text = reason(error)
   if place and isinstance(error, OSError) and error.filename is None:
     text = f'{one_line(place)}: {text}'
-  for says, advice in _TROUBLES.items():
-    if re.search(says, text):
-      return f'{text}: {advice}'
+  if helps := advice(text):
+    return f'{text}: {helps}'
   if 'Algorithm not supported' in text and (value := os.environ.get(_PRECISION)):
     return f'{text}: {_PRECISION}={value} in the environment asks for it: leave it out'
   if isinstance(error, MemoryError) or re.search(_MEMORY, text):
@@ -120,6 +125,9 @@ def expanded_text(path: str | os.PathLike, name: str = '') -> str:
 
     text = url2pathname(f'/{rest}')
   whole = os.path.expanduser(text)
+  home = os.path.expanduser(text.split('/')[0])
+  if re.match('~[^/]', text) and whole != text and not os.path.isdir(home):  # of a user such as nobody
+    raise UserError(f'{given}: the home folder {home} does not exist: write the whole path')
   if whole.startswith('~') and not os.path.lexists(whole):  # a file may have such a name
     raise UserError(f'{given}: the home folder that ~ stands for is unknown: write the whole path')
   return whole

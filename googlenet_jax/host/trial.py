@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from googlenet_jax.host import damage, files
+from googlenet_jax.host import damage, errors, files
 from googlenet_jax.host.errors import UserError
 
 
@@ -33,10 +33,13 @@ def take(directory: pathlib.Path, size: int, count: int) -> None:
   except Exception as error:
     shutil.rmtree(folder, ignore_errors=True)
     free = shutil.disk_usage(directory).free
-    quota = '; there may be a quota, or no room for more names of files' if free > count * size else ''
+    why = damage.reason(error)
+    is_limit = 'ulimit' in errors.advice(why)
+    quota = '; there may be a quota, or no room for more names of files' * (free > count * size and not is_limit)
+    helps = errors.advice(why) if is_limit else 'make room'
     raise UserError(
-      f'{directory} does not take the checkpoints of this run: {damage.reason(error)}. Up to {count} of '
-      f'{size / 1e6:.0f} MB come, and {free / 1e6:.0f} MB are free{quota}: make room, or give another --workdir'
+      f'{directory} does not take the checkpoints of this run: {why}. Up to {count} of '
+      f'{size / 1e6:.0f} MB come, and {free / 1e6:.0f} MB are free{quota}: {helps}, or give another --workdir'
     ) from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)
