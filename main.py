@@ -151,7 +151,7 @@ def workdir_of_run() -> pathlib.Path:
 
 def output_of_flags() -> pathlib.Path | None:
   """Returns --output; None if it is not given."""
-  return None if OUTPUT.value is None else errors.expanded(OUTPUT.value)
+  return None if OUTPUT.value is None else errors.expanded(OUTPUT.value, '--output')
 
 
 def config_of_flags() -> 'ConfigDict':
@@ -200,7 +200,7 @@ def workdir_of_flags() -> pathlib.Path | None:
   if WORKDIR.value is None and CONFIG.value is None:
     return None
   name = pathlib.Path(recipe.split_name(CONFIG.value or '')[0]).stem
-  return errors.expanded(WORKDIR.value or f'runs/{name}')
+  return errors.expanded(WORKDIR.value or f'runs/{name}', '--workdir')
 
 
 def step_of_flags() -> int | str | None:

@@ -186,7 +186,7 @@ def read(name: str) -> ml_collections.ConfigDict:
     UserError: there is no such file, or its code raises an error; the text names the line of the recipe.
   """
   path, *argument = split_name(name)
-  file = expanded(path).absolute()
+  file = expanded(path, '--config').absolute()
   if not file.is_file():
     what = 'it is a folder' if file.is_dir() else 'there is no such file'
     raise UserError(f'--config={name}: {what}. {_recipes(path)}')

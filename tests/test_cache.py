@@ -108,6 +108,23 @@ def test_without_a_home_nothing_is_kept_and_it_is_said_once(tmp_path, monkeypatc
   assert capsys.readouterr().err.startswith('warning: there is no home folder, and nothing is kept for the next run')
 
 
+def test_a_bad_folder_is_no_cache_and_it_is_said_once(monkeypatch, capsys):
+  monkeypatch.setenv('XDG_CACHE_HOME', 'gs://b/not-a-folder')
+  assert cache.folder() is None
+  assert cache.folder() is None
+  told = capsys.readouterr().err
+  assert told.startswith('warning: XDG_CACHE_HOME=gs://b/not-a-folder is a URL, and files must be on this machine: ')
+  assert told.endswith('; until then nothing is kept for the next run\n')
+  assert told.count('\n') == 1
+
+
+def test_a_relative_folder_is_ignored(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/somebody')
+  for given, place in {'x': '~/.cache', '': '~/.cache', '~/x': '~/x', 'file:///x': '/x'}.items():
+    monkeypatch.setenv('XDG_CACHE_HOME', given)
+    assert cache.folder() == pathlib.Path(os.path.expanduser(place)) / 'googlenet_jax'
+
+
 @pytest.fixture
 def compilation_cache_dir(monkeypatch):
   """`set_dir(value)`; afterwards JAX has the folder of the tests again."""
@@ -126,6 +143,18 @@ def test_a_folder_that_cannot_be_made_is_no_cache(tmp_path, monkeypatch, capsys,
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   cache.use_compilation_cache()
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'googlenet_jax')
+
+
+def test_a_url_is_no_folder_for_compiled_programs(tmp_path, monkeypatch, capsys, compilation_cache_dir):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  for given, place in {'gs://b/programs': f'{tmp_path}/googlenet_jax', f'file://{tmp_path}/x': f'{tmp_path}/x'}.items():
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', given)
+    compilation_cache_dir(given)
+    cache.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == place
+  told = capsys.readouterr().err
+  assert told.startswith('warning: JAX_COMPILATION_CACHE_DIR=gs://b/programs is a URL, and files must be on this ')
+  assert told.count('\n') == 1
 
 
 def compile_a_program():

@@ -249,6 +249,8 @@ def test_a_source_that_cannot_be_read_is_one_line(networks, tmp_path):
   for name, message in {
     str(tmp_path / 'none'): 'there is no such folder: give the workdir of a run, or a file that ends with .pth, .pt',
     'https://download.pytorch.org/models/googlenet-1378be20.pth': 'is a URL, and files must be on this machine',
+    'gs://b/x': '^config.init_from=gs://b/x is a URL, and files must be on this machine',
+    f'file://{tmp_path}/none.pth': 'No such file',
     str(source): 'holds no run',
     str(tmp_path / 'begun'): 'the run holds no checkpoint yet',
     str(tmp_path / 'none.pth'): 'No such file',

@@ -319,8 +319,8 @@ def test_the_workdir_alone_continues_an_ensemble(tmp_path, monkeypatch):
     ([DIGITS, '--config.batch_size=13'], ['batch_size=13 does not divide by ']),
     ([DIGITS, '--mode=evaluate'], ['is no folder: train first']),
     ([DIGITS, 'extra'], ['unexpected argument extra']),
-    (['--config=~nobodyhere/a.py'], ['error: ~nobodyhere/a.py: the home folder that ~ stands for is unknown']),
-    ([DIGITS, '--workdir=~nobodyhere/x'], ['~nobodyhere/x: the home folder']),
+    (['--config=~nobodyhere/a.py'], ['error: --config=~nobodyhere/a.py: the home folder that ~ stands for is unknown']),
+    ([DIGITS, '--workdir=~nobodyhere/x'], ['error: --workdir=~nobodyhere/x: the home folder']),
     ([DIGITS, '--config.init_from=~nobodyhere/x'], ['~nobodyhere/x: the home folder']),
     (['--config=configs/paper.py', '--mode=inspect', '--output=~nobodyhere/x'], ['~nobodyhere/x: the home folder']),
     (

@@ -12,7 +12,7 @@ import numpy as np
 from googlenet_jax.data import dividing, folder, preparing
 from googlenet_jax.data.splits import SPLITS, Dataset, RecordImages, Split, damage_as_user_error, on_canvas
 from googlenet_jax.host import cache, console
-from googlenet_jax.host.errors import UserError
+from googlenet_jax.host.errors import UserError, expanded
 
 MAX_BYTES_IN_MEMORY = 8 << 30  # larger splits are read record by record
 MAX_BYTES_KEPT = 1 << 30  # splits up to this size are cached decoded
@@ -92,7 +92,8 @@ def _check_same(dataset: Dataset, class_names: tuple[str, ...], channels: int) -
 def _prepared(name: str, source_dir: str, data_dir: str, canvas: int) -> Dataset:
   """Loads a set of TFDS."""
   if name.partition(':')[0] == 'fashion_mnist':
-    source_dir = source_dir or os.environ.get(preparing.SOURCE_VARIABLE, '')
+    if not source_dir and (given := os.environ.get(preparing.SOURCE_VARIABLE)):
+      source_dir = str(expanded(given, preparing.SOURCE_VARIABLE))
   elif source_dir and not preparing.is_idx_set(name):
     sets = ', '.join(('folder', *preparing.IDX_SETS))
     raise UserError(f'data.source_dir is read for {sets} only, not for data.name={name}: leave it empty')

@@ -53,7 +53,7 @@ def load(
   """
   if not source_dir:
     raise UserError('config.data.name=folder needs a folder of pictures: give --config.data.source_dir=DIR')
-  root = expanded(source_dir).absolute()
+  root = expanded(source_dir, 'config.data.source_dir').absolute()
   found = listing.find(root, known=split_file is not None)
   looked = headers.look(root, found.files)
   reasons = {found.files[i]: reason for i, reason in looked.reasons.items()}

@@ -50,7 +50,7 @@ def prepare(name: str, source_dir: str, data_dir: str):
   """Returns a prepared TFDS builder; see `datasets.load` for arguments and errors."""
   builder = _builder(name, data_dir)
   if source_dir:
-    source_dir = expanded(source_dir)
+    source_dir = expanded(source_dir, 'config.data.source_dir')
     _check_source(builder, source_dir)
   if not builder.is_prepared():
     failure = None
@@ -109,11 +109,11 @@ def _data_dir(data_dir: str) -> pathlib.Path:
   """Returns the folder of prepared sets."""
   from tensorflow_datasets.core import constants
 
+  if data_dir:
+    return expanded(data_dir, 'config.data.data_dir')
   try:
-    return expanded(data_dir or constants.DATA_DIR)
+    return expanded(constants.DATA_DIR)
   except UserError as error:
-    if data_dir:
-      raise
     raise UserError(f'{error}, as --config.data.data_dir=DIR: a folder for prepared data sets') from error
 
 

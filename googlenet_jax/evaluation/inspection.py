@@ -69,7 +69,7 @@ def data_of(config: ConfigDict) -> tuple[int, int, str]:
   if name == 'folder' and not data.source_dir:
     return PAPER[0], data.channels or PAPER[1], 'of ImageNet, because config.data.source_dir names no folder'
   if name == 'folder':
-    classes = len(set(listing.find(expanded(data.source_dir).absolute()).classes))
+    classes = len(set(listing.find(expanded(data.source_dir, 'config.data.source_dir').absolute()).classes))
     assumed = '' if data.channels else ' (3 channels unless all pictures are grey)'
     return classes, data.channels or PAPER[1], f'of the folder {data.source_dir}{assumed}'
   return *PAPER, f'of ImageNet, because those of data.name={name} are not known before it is read'

@@ -21,16 +21,20 @@ MOST_BYTES = 2 << 30  # that all arrays may take: a data set in another folder h
 
 
 def folder() -> pathlib.Path | None:
-  """Returns the folder of the cache, which may not exist yet; None, with a warning, if the user has no home folder."""
-  if given := os.environ.get('XDG_CACHE_HOME'):
-    return expanded(given) / 'googlenet_jax'
+  """Returns the folder of the cache, which may not exist yet; None, with a warning, if none can be named."""
   try:
-    return expanded('~/.cache') / 'googlenet_jax'
+    given = expanded(os.environ.get('XDG_CACHE_HOME', ''), 'XDG_CACHE_HOME')
+  except UserError as error:
+    console.warn_once(f'{error}; until then nothing is kept for the next run')
+    return None
+  try:  # the rules of XDG: a relative path is ignored
+    return (given if given.is_absolute() else expanded('~/.cache')) / 'googlenet_jax'
   except UserError:
     console.warn_once(f'there is no home folder, and {_NOTHING_KEPT}')
     return None
 
 
+_VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 _NOTHING_KEPT = 'nothing is kept for the next run: XDG_CACHE_HOME=FOLDER names a place for it'
 
 
@@ -40,6 +44,14 @@ def use_compilation_cache() -> None:
   That holds for everything that this process compiles. JAX has no cache for a part of a process.
   """
   _repair_compilation_cache()
+  given = os.environ.get(_VARIABLE)
+  if given and given == jax.config.jax_compilation_cache_dir:
+    try:
+      place = str(expanded(given, _VARIABLE))
+    except UserError as error:
+      console.warn_once(f'{error}; until then compiled programs are kept as without {_VARIABLE}')
+      place = None
+    jax.config.update('jax_compilation_cache_dir', place)
   if jax.config.jax_compilation_cache_dir is None and (place := folder()):
     try:
       place.mkdir(parents=True, exist_ok=True)

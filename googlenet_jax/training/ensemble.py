@@ -47,7 +47,7 @@ def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Trains a checked recipe in a folder that no other run may use meanwhile; see `train`."""
   if config.data.source_dir:  # the run can then be evaluated from any folder
     config = config.copy_and_resolve_references()
-    config.data.source_dir = str(expanded(config.data.source_dir).absolute())
+    config.data.source_dir = str(expanded(config.data.source_dir, 'config.data.source_dir').absolute())
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:

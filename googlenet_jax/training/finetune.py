@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
 def is_file(config: ConfigDict) -> bool:
   """Returns whether `init_from` names a file of PyTorch's weights, and not a workdir."""
-  path = expanded(config.init_from)
+  path = expanded(config.init_from, 'config.init_from')
   return path.suffix in loading.WEIGHTS and not path.is_dir()
 
 
@@ -74,8 +74,9 @@ def with_network_of_source(config: ConfigDict, workdir: pathlib.Path) -> ConfigD
   """
   if not config.init_from or runs.has_begun(workdir):
     return runs.with_network_of_run(config, workdir)
+  network = _network_of_file if is_file(config) else _network_of_run
   with _named(config):
-    found = _network_of_file(config) if is_file(config) else _network_of_run(config)
+    found = network(config)
   config = config.copy_and_resolve_references()
   config.model.update(found)
   return config
@@ -122,8 +123,6 @@ def _network_of_file(config: ConfigDict) -> dict[str, Any]:
 
 
 def _read_file(config: ConfigDict) -> tuple[dict[str, np.ndarray], torch_weights.Description]:
-  if '://' in config.init_from:
-    _source_folder(config)  # raises
   tensors = weight_files.read(config.init_from)
   return tensors, torch_weights.describe(tensors)
 
@@ -145,8 +144,9 @@ def initialise(state: TrainState, config: ConfigDict, classifier: Classifier) ->
   Raises:
     UserError: a tensor is missing, does not fit, or has no place; or the source cannot be read.
   """
+  from_file = is_file(config)
   with _named(config):
-    source = _file(config) if is_file(config) else _run(config, classifier)
+    source = _file(config) if from_file else _run(config, classifier)
   target = traverse_util.flatten_dict({'params': state.params, 'batch_stats': state.batch_stats})
   new = _new_layers(target, source, classifier.classes)
   for path in source.arrays:
