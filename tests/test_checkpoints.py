@@ -155,8 +155,10 @@ def test_a_step_that_orbax_passes_over_is_not_called_saved(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
   saved = filled(tmp_path, [None])
-  with pytest.raises(UserError, match='network/weights is not finite.*Last good checkpoint: .*/1'):
-    saved.save(2, items(np.nan), {})
+  for meta, left_out in (({}, ''), ({'skipped_updates': 3}, r' Updates left out so far: 3\.')):
+    helps = r'Lower --config\.learning_rate, in a new --workdir\. Last good checkpoint: .*/1$'
+    with pytest.raises(UserError, match=rf'network/weights is not finite; not saved\.{left_out} {helps}'):
+      saved.save(2, items(np.nan), meta)
   assert saved.steps() == [1]
   saved.close()
 

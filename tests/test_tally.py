@@ -15,7 +15,10 @@ from googlenet_jax.training.metrics import Metrics
 from googlenet_jax.training.plan import Plan
 
 BATCH, STEPS = 16, 10  # steps in an epoch
-LOW = 'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir; or leave such updates out with'
+LOW = (
+  'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir; if only single batches are bad, '
+  'leave them out with'
+)
 
 
 @pytest.fixture
@@ -73,6 +76,18 @@ def test_weights_that_the_last_update_made_infinite_are_told_like_a_loss(make, t
   with pytest.raises(UserError, match='^step 11: its update makes weights that are not finite, .* checkpoint: there$'):
     counts.check_weights(11, [{'kernel': np.ones(3)}, {'kernel': np.array([1, np.inf])}])
   assert json.loads((tmp_path / 'diverged.json').read_text())['step'] == 11
+
+
+def test_weights_that_became_infinite_though_bad_updates_are_left_out_are_no_fault_of_one_batch(make, tmp_path):
+  counts = make(skip_nonfinite=True)
+  log_point(counts, of_step(1), skipped(), skipped(), step=3)
+  with pytest.raises(UserError) as error:
+    counts.check_weights(3, [{'kernel': np.array([1, np.nan])}])
+  assert str(error.value) == (
+    'step 3: the weights are not finite, at a learning rate of 0.5; not saved. Updates left out so far: 2. '
+    'Lower --config.learning_rate, in a new --workdir. Last good checkpoint: there'
+  )
+  assert not (tmp_path / 'diverged.json').exists()
 
 
 @pytest.mark.parametrize('name', ['loss', 'total', 'aux_4a'])

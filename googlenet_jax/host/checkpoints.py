@@ -141,7 +141,12 @@ class Checkpoints:
       return
     arrays, bad = damage.described(items)
     if bad:
-      raise UserError(f'step {step}: {bad[0]} is not finite; not saved. Lower the learning rate. {self.newest()}')
+      count = meta.get('skipped_updates')
+      left_out = f' Updates left out so far: {count}.' if count else ''
+      raise UserError(
+        f'step {step}: {bad[0]} is not finite; not saved.{left_out} Lower --config.learning_rate, in a new --workdir. '
+        f'{self.newest()}'
+      )
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     content = {**meta, 'fresh': fresh, 'arrays': arrays}
     meta = ocp.args.JsonSave({'content': content, 'crc32': damage.crc32_of_json(content)})

@@ -89,12 +89,21 @@ class Tally:
   def check_weights(self, step: int, params: Any) -> None:
     """Raises UserError if weights are not finite. The last update did it: after an earlier one, the loss shows it.
 
+    With `skip_nonfinite` an earlier update, which was finite itself, may have done it: those after it are left out.
+
     Args:
       step: steps taken.
       params: trees of weights.
     """
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+    if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+      return
+    if not self.plan.config.skip_nonfinite:
       raise UserError(self._diverged(step - 1, 'its update makes weights that are'))
+    rate = float(self.plan.learning_rate_fn(step - 1))
+    raise UserError(
+      f'step {step}: the weights are not finite, at a learning rate of {rate:g}; not saved. Updates left out so far: '
+      f'{self.meta["skipped_updates"]}. Lower --config.learning_rate, in a new --workdir. {self._newest()}'
+    )
 
   def _diverged(self, number: int, what: str) -> str:
     """Says which batch led to something that is not finite, and writes all its images to DIVERGED.
@@ -115,8 +124,8 @@ class Tally:
     return (
       f'step {number + 1}: {what} not finite, at a learning rate of {rate:g}. '
       f'Its batch has the training images {named} (all of them: {path}). '
-      'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir; or leave such updates out with '
-      f'--config.skip_nonfinite. {self._newest()}'
+      'Lower --config.learning_rate, or set --config.clip_norm=1, in a new --workdir; if only single batches are bad, '
+      f'leave them out with --config.skip_nonfinite. {self._newest()}'
     )
 
 
