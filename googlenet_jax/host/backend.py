@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -95,7 +96,11 @@ def start() -> None:
   except Exception as error:  # an AssertionError without text is among them
     names = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME', 'JAX_DEFAULT_DEVICE', 'JAX_NUM_CPU_DEVICES')
     told = ' '.join(f'{name}={os.environ[name]}' for name in names if os.environ.get(name))
-    text = reason(error) if str(error) else 'there is no such platform'
+    text = reason(error)
+    if told:  # JAX looks for `gpu` as `rocm` in the end, and its advice is the one below
+      text = re.sub(r" \(set JAX_PLATFORMS='' .*?\)", '', text)
+    if not str(error) or (told and 'not in the list of known backends' in text):
+      text = 'there is no such platform'
     if 'latforms present' not in text:  # then nothing has started
       text = f'{text}. Platforms present are: {_platforms()}'
     advice = f'; {told} in the environment asks for something else: leave it out' if told else ''
