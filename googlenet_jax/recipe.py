@@ -132,6 +132,12 @@ LENGTH = ('epochs', 'max_steps')  # how long a run is
 KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text'}
 
 
+def is_of_kind(name: str, value: Any) -> bool:
+  """Returns whether a value has the type of a key. A whole number is a number, too."""
+  kind = type(KEYS[name].default)
+  return type(value) is kind or (kind, type(value)) == (float, int)
+
+
 def default() -> ml_collections.ConfigDict:
   """Returns a recipe with every key at its default: d2l's network on Fashion-MNIST, SGD with momentum."""
   return from_flat({name: key.default for name, key in KEYS.items()})

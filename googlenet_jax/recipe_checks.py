@@ -32,6 +32,8 @@ def validate(config: ConfigDict, trains: bool = True) -> None:
   for name, key in recipe.KEYS.items():
     if name not in values:
       raise UserError(f'the recipe lacks key config.{name}: start from default.get_config() of configs/default.py')
+    if not recipe.is_of_kind(name, values[name]):
+      raise UserError(f'config.{name}={values[name]!r} must be {recipe.KINDS[type(key.default)]}')
     for problem in _problems(key, values[name]):
       raise UserError(f'config.{name}={values[name]!r} {problem}')
   try:
@@ -44,8 +46,6 @@ def validate(config: ConfigDict, trains: bool = True) -> None:
 
 def _problems(key: recipe.Key, value: Any) -> Iterator[str]:
   kind = type(key.default)
-  if type(value) is not kind and (kind, type(value)) != (float, int):
-    yield f'must be {recipe.KINDS[kind]}'
   if isinstance(value, float) and not math.isfinite(value):
     yield 'must be finite'
   if key.choices and value not in key.choices:

@@ -98,13 +98,23 @@ def read(workdir: pathlib.Path) -> Run:
   path, config = workdir / FILE, recipe.default()
   try:
     content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+      raise ValueError('it holds no object')
+    for key, kind in {'recipe': dict, 'classes': list, 'image_shape': list}.items():
+      if key not in content:
+        raise ValueError(f'the key {key} is missing')
+      if not isinstance(content[key], kind):
+        raise ValueError(f'{key} is no {"list" if kind is list else "object"}')
     flat = recipe.flatten(content['recipe'])
     if unknown := sorted(set(flat) - set(recipe.KEYS)):
       made_by = content.get('versions', {}).get('googlenet_jax', 'unknown')
       raise UserError(f'has the key {unknown[0]}, which version {__version__} lacks: version {made_by} wrote it')
+    for name, value in flat.items():
+      if not recipe.is_of_kind(name, value):
+        raise ValueError(f'recipe.{name} must be {recipe.KINDS[type(recipe.KEYS[name].default)]}')
     config.update_from_flattened_dict(flat)
     classes, shape = tuple(content['classes']), tuple(content['image_shape'])
-    if not isinstance(content['classes'], list) or not all(isinstance(name, str) for name in classes):
+    if not all(isinstance(name, str) for name in classes):
       raise ValueError('classes are no list of names')
     if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
       raise ValueError(f'image_shape is {list(shape)}')

@@ -165,6 +165,28 @@ def test_a_damaged_file_is_one_line(content, tmp_path):
   assert '\n' not in told
 
 
+@pytest.mark.parametrize(
+  ('values', 'why'),
+  [
+    ({'recipe': {'learning_rate': '0.1'}}, 'recipe.learning_rate must be a number'),
+    ({'recipe': {'learning_rate': True}}, 'recipe.learning_rate must be a number'),
+    ({'recipe': {'epochs': None}}, 'recipe.epochs must be a whole number'),
+    ({'recipe': {'model': {'norm': 1}}}, 'recipe.model.norm must be text'),
+    ({'recipe': 5}, 'recipe is no object'),
+    ({'classes': None}, 'classes is no list'),
+    ({}, 'the key recipe is missing'),
+  ],
+)
+def test_a_mistake_of_a_hand_is_named(values, why, tmp_path):
+  change(written(tmp_path), **values)
+  if not values:
+    (tmp_path / runs.FILE).write_text('{"classes": [], "image_shape": []}')
+  with pytest.raises(UserError) as error:
+    runs.read(tmp_path)
+  again = 'bring it back from a copy, or give another --workdir'
+  assert str(error.value) == f'{tmp_path}/run.json is damaged ({why}): {again}'
+
+
 def test_a_file_that_cannot_be_opened_is_one_line(tmp_path):
   (tmp_path / runs.FILE).mkdir()
   with pytest.raises(UserError, match=r'run.json cannot be read: Is a directory$'):
