@@ -183,7 +183,7 @@ def config_of_flags() -> 'ConfigDict':
     config = finetune.with_network_of_source(config, workdir)
   found = recipe.flatten(config)
   for name, _ in _overrides:
-    if found[name] != given[name]:
+    if repr(found[name]) != repr(given[name]):  # NaN is unequal to itself
       raise errors.UserError(
         f'--config.{name}={given[name]}: the network of config.init_from={config.init_from} has {found[name]!r}, and '
         'its weights fit no other: leave this key out'
@@ -242,7 +242,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     else:
       rest.append('--help' if argument == '-h' else argument)
   try:
-    return flags.FLAGS(rest)
+    paths = flags.FLAGS(rest)
+    for flag in (WORKDIR, CONFIG, OUTPUT, STEP):
+      if flag.value is not None and (not flag.value or flag.value.startswith('--')):
+        raise errors.UserError(f'--{flag.name} needs a value: --{flag.name}=VALUE')
+    return paths
   except flags.UnrecognizedFlagError as error:
     raise errors.UserError(unknown_flag(error.flagname)) from error
   except flags.IllegalFlagValueError as error:

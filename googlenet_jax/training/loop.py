@@ -64,7 +64,7 @@ def train(
     state = finetune.initialise(state, config, classifier)
   state, meta = begun or (state, new_meta(config))
   step = int(state.step)
-  for later in [number for number in accuracies if number > step]:  # of a checkpoint that is damaged
+  for later in [number for number in accuracies if number > step]:  # their checkpoints are damaged
     del accuracies[later]
   ended = step >= plan.last_step or plan.stops_early(accuracies)
   for line in summary.where_it_stands(config, classifier, step, plan.last_step, meta['epochs'], ended):
@@ -89,7 +89,7 @@ def train(
       step = int(state.step)
       ended = bool(evaluations) and (step == plan.last_step or plan.stops_early(accuracies))
     saved.close()
-    if not ended:
+    if not ended or own_stop.signal:  # the same command makes the pictures of a run that has ended
       console.say(f'stopped at step {step} of {plan.last_step}{", saved" if step else ""}')
       return
 

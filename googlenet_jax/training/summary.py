@@ -113,10 +113,14 @@ def where_it_stands(
     lines.append(f'continuing after step {step} of {last_step}')
     if config.schedule in ('cosine', 'linear', 'one_cycle') and config.epochs != epochs_before:
       lines.append(
-        f'note: the {config.schedule} schedule is now spread over {config.epochs} epochs instead of {epochs_before}: '
+        f'note: the {config.schedule} schedule is now spread over {_epochs(config.epochs)} instead of {epochs_before}: '
         'the learning rate jumps, and the run is that of neither recipe'
       )
   return lines
+
+
+def _epochs(number: float) -> str:
+  return f'{number:.4g} epoch{"s" * (number != 1)}'
 
 
 def _faster(config: ConfigDict, has_begun: bool) -> str:
@@ -184,7 +188,7 @@ def draw_curves(config: ConfigDict, records: list[dict[str, Any]], workdir: path
   final = ''
   for record in records:
     if record['split'] == 'test':
-      final = f': test accuracy {record["accuracy"]:.4f} after {record["epoch"]:.4g} epochs'
+      final = f': test accuracy {record["accuracy"]:.4f} after {_epochs(record["epoch"])}'
   path = workdir / 'curves.png'
   with console.side_output(str(path)):
     from googlenet_jax.evaluation import plots
