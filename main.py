@@ -70,10 +70,9 @@ OUTPUT = flags.DEFINE_string(
   **AGAIN,
 )
 _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
-MEMORY_OF_OTHERS = 'end other programs that need memory'
 MEMORY = {  # what helps if the memory is not enough; a training says it itself
   'evaluate': 'try a smaller --config.batch_size, or --crops=1',
-  'predict': f'try --crops=1, or {MEMORY_OF_OTHERS}',
+  'predict': f'try --crops=1, or {errors.MEMORY_OF_OTHERS}',
 }
 
 
@@ -84,10 +83,11 @@ def main(argv: list[str]) -> int | None:
   try:
     import jax  # noqa: F401
   except Exception as error:  # any, such as for JAX_ENABLE_X64=maybe
-    raise errors.UserError(f'JAX cannot be imported: {errors.reason(error)}') from error
+    text = errors.trouble(error, errors.MEMORY_OF_OTHERS) or errors.reason(error)
+    raise errors.UserError(f'JAX cannot be imported: {text}') from error
   from googlenet_jax.host import backend
 
-  with backend.our_settings_everywhere(), errors.plain_troubles(MEMORY.get(MODE.value, MEMORY_OF_OTHERS)):
+  with backend.our_settings_everywhere(), errors.plain_troubles(MEMORY.get(MODE.value, errors.MEMORY_OF_OTHERS)):
     return run_mode(argv[1:])
 
 
@@ -309,7 +309,7 @@ def run() -> None:
     with of_program:
       app.run(main, flags_parser=parse_flags)
   except Exception as error:
-    text = errors.trouble(error, MEMORY_OF_OTHERS)
+    text = errors.trouble(error, errors.MEMORY_OF_OTHERS)
     if text is None:
       raise
     console.complain(f'error: {text}')
