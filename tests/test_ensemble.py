@@ -97,15 +97,16 @@ def cheap():
 
 
 class StopWhen(StopRequest):
-  """A request to stop that comes when a file is there."""
+  """A request to stop that comes when a file is there, and perhaps only while steps are taken."""
 
-  def __init__(self, path):
-    self.path = path
+  def __init__(self, path, in_steps):
+    self.path, self.in_steps, self.came = path, in_steps, False
     super().__init__()
 
   @property
   def signal(self):
-    return signal.SIGTERM if self.path.exists() else None
+    self.came = self.came or (self.path.exists() and (self.is_held() or not self.in_steps))
+    return signal.SIGTERM if self.came else None
 
   @signal.setter
   def signal(self, value):
@@ -118,12 +119,12 @@ def trained(cheap, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
     draw_nothing(patch)
     workdir, config = tmp_path_factory.mktemp('ensemble'), small_config(**CONFIG)
-    for awaited, there, missing in (
-      ('member_0/summary.json', 'member_0/checkpoints/5', 'member_1'),
-      ('member_1/metrics.jsonl', 'member_1/checkpoints/1', 'member_2'),
+    for awaited, in_steps, there, missing in (
+      ('member_0/summary.json', False, 'member_0/checkpoints/5', 'member_1'),
+      ('member_1/metrics.jsonl', True, 'member_1/checkpoints/1', 'member_2'),
     ):
       with pytest.raises(SystemExit) as stopped:
-        ensemble.train_members(config, workdir, StopWhen(workdir / awaited))
+        ensemble.train_members(config, workdir, StopWhen(workdir / awaited, in_steps))
       assert stopped.value.code == 128 + signal.SIGTERM
       assert (workdir / there).exists()
       assert not (workdir / missing).exists()
