@@ -243,7 +243,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       rest.append('--help' if argument == '-h' else argument)
   try:
     paths = flags.FLAGS(rest)
-    for flag in (WORKDIR, CONFIG, OUTPUT, STEP):
+    for flag in (WORKDIR, CONFIG, OUTPUT):
       if flag.value is not None and (not flag.value or flag.value.startswith('--')):
         raise errors.UserError(f'--{flag.name} needs a value: --{flag.name}=VALUE')
     return paths
