@@ -11,8 +11,6 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +28,7 @@ from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import ensemble, evaluator, loop, optimizers, plan
 from googlenet_jax.training.log import MetricsLog
-from googlenet_jax.training.state import ITEMS, abstract
+from googlenet_jax.training.state import ITEMS
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything that could make two runs differ is on.
@@ -318,54 +316,6 @@ def test_a_run_that_stops_early_has_ended_and_says_so(tmp_path, monkeypatch, cap
   ]  # fmt: skip
   with pytest.raises(UserError, match='config.early_stopping=1 needs validation images, and digits has none'):
     loop.train(config, tmp_path / 'other', StopRequest(), dataset=digits)
-
-
-# TensorStore's threads complain when they meet half a file.
-@pytest.mark.usefixtures('no_pictures')
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_a_killed_run_continues_bit_for_bit_and_replaces_a_damaged_checkpoint(whole, tmp_path, monkeypatch, capsys):
-  code = """
-import os, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
-from helpers import draw_nothing, make_whole_runs_cheap, small_config
-from test_end_to_end import CONFIG
-import pathlib, pytest
-from googlenet_jax.host import console
-from googlenet_jax.host.signals import StopRequest
-from googlenet_jax.training import loop
-make_whole_runs_cheap(pytest.MonkeyPatch())
-draw_nothing(pytest.MonkeyPatch())
-def advance_and_kill(self, step):
-  if step == 17:
-    os.kill(os.getpid(), 9)
-console.Progress.advance = advance_and_kill
-loop.train(small_config(**CONFIG, checkpoint_every_steps=7), pathlib.Path(sys.argv[2]), StopRequest())
-"""
-  done = subprocess.run([sys.executable, '-c', code, str(ROOT), str(tmp_path)], timeout=300, check=False)
-  assert done.returncode == -signal.SIGKILL
-  saved = checkpoints.Checkpoints(tmp_path)
-  newest, before = saved.steps()[:2]
-  saved.close()
-  assert (newest, before) in [(14, 11), (11, 7)]  # the last one may not have been complete yet
-  for path in (tmp_path / 'checkpoints' / str(newest)).glob('**/d/*'):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  log = tmp_path / 'metrics.jsonl'  # as if the kill had come in the evaluation of step 11
-  log.write_text(''.join(line for line in log.open() if '"split": "test' not in line))
-  save, read_back = checkpoints.Checkpoints.save, []
-
-  def save_and_read(self, step, saved_items, *rest):
-    save(self, step, saved_items, *rest)
-    self.wait()
-    self.restore({item: abstract(tree) for item, tree in saved_items.items()}, step)
-    read_back.append(step)
-
-  monkeypatch.setattr(checkpoints.Checkpoints, 'save', save_and_read)
-  loop.train(small_config(**CONFIG, checkpoint_every_steps=7), tmp_path, StopRequest())
-  assert read_back == [step for step in (7, 11, 14, 21, 22) if step > before]  # the damaged one written again, whole
-  out = capsys.readouterr().out
-  assert re.search(f'warning: checkpoint .*/{newest} is damaged: .*; moved to .*/{newest}; step {before} is used', out)
-  assert f'continuing after step {before} of 22' in out
-  assert_same_run(tmp_path, whole.workdir)
 
 
 @pytest.mark.usefixtures('no_pictures')
