@@ -29,7 +29,7 @@ from googlenet_jax.host import checkpoints, console, sharding
 from googlenet_jax.training import state as state_lib
 from googlenet_jax.training.plan import make_plan
 
-PLACES = (0.0, 0.03, 0.15, 0.3, 0.45, 0.6, 0.81, 0.97, 1.0)  # of a flipped byte, as a share of the file
+PLACES = (0.0, 0.03, 0.15, 0.3, 0.45, 0.6, 0.81, 0.97, 1.0)  # where bytes are flipped, as a share of the file
 FOUND, HARMLESS = 'found', 'harmless'
 
 

@@ -16,7 +16,7 @@ import termios
 import time
 
 from experiments.kill_checks import Report, differences
-from experiments.narrow_runs import Ended, Run, Runs
+from experiments.narrow_runs import ROOT, Ended, Run, Runs
 
 CASES = ('STOP CONT', 'INT', 'INT INT', 'TERM', 'HUP', 'USR1', 'clock', 'terminal', 'two in one workdir')
 
@@ -89,14 +89,15 @@ def try_case(runs: Runs, cache: pathlib.Path, case: str, number: int, seed: int)
   expected = (0,) if ends else (0, 128 + signal.Signals[f'SIG{case.split()[0]}'])
   problems = [] if ended.status in expected else [f'status {ended.status}: {ended.err[-300:]}']
   report.note(case, problems, ended)
-  said = [f'status {ended.status}', *ended.out.strip().splitlines()[-2:]]
+  said = ' / '.join([f'status {ended.status}', *ended.out.strip().splitlines()[-2:]])
+  said = said.replace(f'{ROOT}/', '').replace(str(runs.folder), 'FOLDER')[:160]  # the same on every machine
   if ended.status:
     ended = runs.start(workdir, cache).end()
     report.note(f'{case}, then the same command', [], ended)
   wrong = [f'status {ended.status}: {ended.err[-300:]}'] if ended.status else []
   wrong = wrong or differences(workdir, runs.reference, exactly=ends)
   report.note(f'{case}, then the same command', wrong)
-  report.cases.append({'case': case, 'said': ' / '.join(said)[:160], 'then': '; '.join(problems + wrong) or 'equal'})
+  report.cases.append({'case': case, 'said': said, 'then': '; '.join(problems + wrong) or 'equal'})
   return report
 
 

@@ -77,7 +77,7 @@ def share_programs(patch):
     def shared_make(*arguments):
       config, mesh = (next(a for a in arguments if isinstance(a, kind)) for kind in (ConfigDict, Mesh))
       values = {k: v for k, v in recipe.flatten(config).items() if k not in ARGUMENTS and 'ensemble.' not in k}
-      numbers = [a for a in arguments if isinstance(a, int)]  # of crops
+      numbers = [a for a in arguments if isinstance(a, int)]  # they count crops
       key = str((name, values, [device.id for device in mesh.devices.flat], numbers))
       if key not in _programs:
         _programs[key] = make(*arguments)

@@ -124,7 +124,7 @@ def test_damaged_checkpoints_are_moved_aside_once_an_older_one_is_read(tmp_path,
   saved.close()
   for step in damaged:
     change_a_byte(tmp_path / 'checkpoints' / str(step))
-  (tmp_path / 'damaged' / '3').mkdir(parents=True)  # of an earlier time
+  (tmp_path / 'damaged' / '3').mkdir(parents=True)  # moved there earlier
   saved = checkpoints.Checkpoints(tmp_path, read_only=read_only)
   if 1 in damaged:
     with pytest.raises(UserError, match='every checkpoint tried in .* is damaged: bring that folder back'):

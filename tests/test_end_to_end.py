@@ -194,7 +194,7 @@ def test_a_stop_in_the_first_epoch_saves_at_once_and_says_so_where_it_is_loaded(
   classifier = googlenet_jax.load(workdir)
   assert classifier.steps == [6]
   assert f'note: step 6 in {workdir} was saved before the batch statistics' in capsys.readouterr().out
-  # Of two checkpoints the one that predicts well is taken, although it is older.
+  # The checkpoint that predicts well is taken, although it is older.
   copied, stop = copy(workdir, tmp_path), StopRequest()
   loop.train(small_config(**CONFIG, max_steps=7), copied, stop)
 

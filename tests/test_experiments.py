@@ -59,7 +59,7 @@ def test_rows_are_medians_and_ratios_compare_one_turn():
   assert eager['ratio'] == 4  # the median of 2, 4, 4; the ratio of the medians would be 2
   assert compiled['contender'] == 'compiled'
   assert ours['gflops'] == pytest.approx(400)
-  assert ours['share_of_product'] == pytest.approx(0.5)  # of the faster framework's median
+  assert ours['share_of_product'] == pytest.approx(0.5)  # a share of the faster framework's median
   assert ours['runs_on'] == '2 threads'
   assert (ours['memory_mib'], ours['gpu_memory_mib']) == (1024, None)
 

@@ -126,7 +126,7 @@ def expanded_text(path: str | os.PathLike, name: str = '') -> str:
     text = url2pathname(f'/{rest}')
   whole = os.path.expanduser(text)
   home = os.path.expanduser(text.split('/')[0])
-  if re.match('~[^/]', text) and whole != text and not os.path.isdir(home):  # of a user such as nobody
+  if re.match('~[^/]', text) and whole != text and not os.path.isdir(home):  # some users, such as nobody, have none
     raise UserError(f'{given}: the home folder {home} does not exist: write the whole path')
   if whole.startswith('~') and not os.path.lexists(whole):  # a file may have such a name
     raise UserError(f'{given}: the home folder that ~ stands for is unknown: write the whole path')
