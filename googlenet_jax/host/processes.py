@@ -1,0 +1,100 @@
+"""The processes that work together on one run, and what they tell each other through JAX.
+
+A program is one process, or one on each host of a cluster. `distributed.start` connects them.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from googlenet_jax.host.errors import UserError
+
+_alone = False  # whether each process trains a run of its own, see `alone`
+
+
+def all_count() -> int:
+  """Returns the number of processes of this program. It does not start JAX."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def all_index() -> int:
+  """Returns the number of this process among all, from 0. It does not start JAX."""
+  return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def count() -> int:
+  """Returns the number of processes that work on this run."""
+  return 1 if _alone else all_count()
+
+
+def index() -> int:
+  """Returns the number of this process among those that work on this run, from 0."""
+  return 0 if _alone else all_index()
+
+
+def is_first() -> bool:
+  """Returns whether this process prints, and writes the files of the run."""
+  return index() == 0
+
+
+def devices() -> list[jax.Device]:
+  """Returns the devices that work on this run."""
+  return jax.local_devices() if _alone else jax.devices()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+  """Inside the block each process works on a run of its own, with its own devices. All processes enter it."""
+  global _alone
+  before, _alone = _alone, True
+  try:
+    yield
+  finally:
+    _alone = before
+
+
+def gather(value: Any) -> list[Any]:
+  """Returns the values of all processes, in their order. All of them must call it, and wait for the last one.
+
+  Args:
+    value: numbers, texts, lists and dicts, as in JSON; their sizes may differ.
+  """
+  if count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size)).reshape(-1)
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: text.size] = text
+  texts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+  return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
+def of_first(value: Any) -> Any:
+  """Returns the value of the first process in all of them; see `gather`."""
+  return gather(value)[0]
+
+
+def agree(what: str, value: dict[str, Any]) -> None:
+  """Refuses to go on where processes have different values. All of them must call it.
+
+  Args:
+    what: what the values are about, such as 'recipe'.
+    value: as for `gather`.
+
+  Raises:
+    UserError: in every process; names the first difference.
+  """
+  found = gather(value)
+  for number, other in enumerate(found):
+    for name in {**found[0], **other}:
+      here, there = (one.get(name, 'nothing') for one in (found[0], other))
+      if here != there:
+        raise UserError(
+          f'the processes have different values of {what}: {name} is {here} in process 0, and {there} in process '
+          f'{number}: start all with the same command and the same files'
+        )
