@@ -1,9 +1,9 @@
-import jax
 import numpy as np
 import pytest
 
 from googlenet_jax.data import decoding, pipeline
 from googlenet_jax.data.splits import Pace, Split
+from googlenet_jax.host import processes
 from googlenet_jax.host.errors import UserError
 
 
@@ -42,10 +42,10 @@ def test_every_example_is_first_equally_often():
 
 def test_the_shares_of_processes_form_the_global_batch(monkeypatch):
   whole = pipeline.train_indices(4, 40, 8, seed=3)
-  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  monkeypatch.setattr(processes, 'count', lambda: 4)
   shares = []
   for process in range(4):
-    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    monkeypatch.setattr(processes, 'index', lambda process=process: process)
     shares.append(pipeline.my_share(whole))
   assert {len(share) for share in shares} == {2}
   np.testing.assert_array_equal(np.concatenate(shares), whole)

@@ -4,13 +4,12 @@ import functools
 from collections.abc import Iterator
 
 import grain
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from googlenet_jax.data import decoding
 from googlenet_jax.data.splits import Split
-from googlenet_jax.host import sharding
+from googlenet_jax.host import processes, sharding
 from googlenet_jax.host.errors import UserError
 
 PREFETCH = 4  # batches prepared ahead; more only costs memory
@@ -65,7 +64,7 @@ def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
 
 def my_share(indices: np.ndarray) -> np.ndarray:
   """Returns this process's part of a batch, `[.., batch_size / processes]` of `[.., batch_size]`."""
-  return np.split(indices, jax.process_count(), axis=-1)[jax.process_index()]
+  return np.split(indices, processes.count(), axis=-1)[processes.index()]
 
 
 def train_batches(split: Split, batch_size: int, seed: int, first_step: int, mesh: Mesh) -> Iterator[dict]:
@@ -105,8 +104,8 @@ def eval_batches(split: Split, batch_size: int, mesh: Mesh) -> Iterator[dict]:
   Yields:
     `image` uint8 `[B, H, W, C]`, `label` int32 `[B]`; see `Split.batch`.
   """
-  share = batch_size // jax.process_count()
-  mine = jax.process_index() * share + np.arange(share)
+  share = batch_size // processes.count()
+  mine = processes.index() * share + np.arange(share)
 
   def gather(start):
     return split.batch(np.where(start + mine < len(split), start + mine, 0))
@@ -124,7 +123,7 @@ def ahead(split: Split, batch_size: int) -> tuple[int, int]:
   """
   # One thread is enough for images in memory. Images on disk must be decoded.
   threads = 1 if split.in_memory else decoding.threads()
-  fitting = PREFETCH_BYTES // (split.bytes_each * (batch_size // jax.process_count()))
+  fitting = PREFETCH_BYTES // (split.bytes_each * (batch_size // processes.count()))
   count = max(1, min(fitting, max(PREFETCH, threads)))
   return min(threads, count), count
 

@@ -5,14 +5,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from googlenet_jax.host import processes
 from googlenet_jax.host.errors import UserError
 
 AXIS = 'data'
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """Makes a mesh with the one axis `data` over `devices`; by default over all devices."""
-  devices = jax.devices() if devices is None else devices
+  """Makes a mesh with the one axis `data` over `devices`; by default over all that work on this run."""
+  devices = processes.devices() if devices is None else devices
   return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
