@@ -76,6 +76,22 @@ def test_one_process_works_alone(environment):
   assert clusters.find(environment) is None
 
 
+@pytest.mark.parametrize(
+  ('environment', 'hint'),
+  [
+    ({}, False),
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '1'}, False),
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '8'}, True),
+    ({'SLURM_JOB_ID': '7', 'SLURM_JOB_NUM_NODES': '8'}, True),
+    (SLURM, False),
+    (SLURM | {'SLURM_STEP_NUM_TASKS': '1'}, False),  # a step of one task, on purpose
+    ({'SLURM_NTASKS': '8'} | OPEN_MPI_5, False),
+  ],
+)
+def test_a_forgotten_srun_is_noticed(environment, hint):
+  assert bool(clusters.forgotten(environment)) == hint
+
+
 @pytest.mark.parametrize('environment', [OPEN_MPI_4, OPEN_MPI_5, MPICH, SLURM, TPU, KUBERNETES])
 def test_the_user_may_say_where_process_0_is(environment):
   place = clusters.find(environment, 'other:1234')

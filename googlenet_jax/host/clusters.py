@@ -68,6 +68,14 @@ def find(environment: Mapping[str, str], coordinator: str | None = None) -> Plac
   return None
 
 
+def forgotten(environment: Mapping[str, str]) -> str:
+  """Returns a hint for a process that works alone because nobody wrote srun, or an empty text."""
+  tasks = environment.get('SLURM_NTASKS') or environment.get('SLURM_JOB_NUM_NODES', '1')  # nodes, if tasks are not given
+  if tasks == '1' or 'SLURM_STEP_NUM_TASKS' in environment or find(environment):
+    return ''
+  return f'this job of Slurm has room for {tasks} processes, and this is the only one: `srun python main.py` starts all'
+
+
 def _of_variables(environment: Mapping[str, str], coordinator: str | None) -> Place | None:
   """Reads the variables that Kubeflow Trainer and deploy/jobset.yaml set."""
   count = _number(environment, 'JAX_NUM_PROCESSES', 1)
