@@ -70,7 +70,7 @@ def find(environment: Mapping[str, str], coordinator: str | None = None) -> Plac
 
 def forgotten(environment: Mapping[str, str]) -> str:
   """Returns a hint for a process that works alone because nobody wrote srun, or an empty text."""
-  tasks = environment.get('SLURM_NTASKS') or environment.get('SLURM_JOB_NUM_NODES', '1')  # nodes, if tasks are not given
+  tasks = environment.get('SLURM_NTASKS') or environment.get('SLURM_JOB_NUM_NODES', '1')
   if tasks == '1' or 'SLURM_STEP_NUM_TASKS' in environment or find(environment):
     return ''
   return f'this job of Slurm has room for {tasks} processes, and this is the only one: `srun python main.py` starts all'
