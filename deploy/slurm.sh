@@ -25,10 +25,10 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun "$PYTHON" main.py "$@"
 status=$?
 
-# 180 seconds before the time limit, Slurm sends SIGUSR1 to all processes. They save the same step and end with status
-# 138, which is 128 + SIGUSR1. Then the job waits in the queue again, and continues. Slurm itself requeues it after a
-# node has failed.
-if [ $status -eq 138 ]; then
+# 180 seconds before the time limit Slurm sends SIGUSR1 to all processes, and SIGTERM if it preempts the job. They save
+# the same step and end with 128 + the number of the signal. Then the job waits in the queue again, and continues. After
+# a node has failed Slurm itself requeues it. scancel ends this script, too, so it goes no further than srun.
+if [ $status -eq 138 ] || [ $status -eq 143 ]; then
   echo "Requeueing job $SLURM_JOB_ID, which has started $((${SLURM_RESTART_COUNT:-0} + 1)) times."
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -76,8 +76,8 @@ def run_with(folder, programs, script, *arguments, **variables):
   return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(('status', 'requeued'), [(0, False), (2, False), (138, True), (143, False)])
-def test_a_slurm_job_is_requeued_after_the_warning_of_the_time_limit(tmp_path, status, requeued):
+@pytest.mark.parametrize(('status', 'requeued'), [(0, False), (2, False), (137, False), (138, True), (143, True)])
+def test_a_slurm_job_is_requeued_after_it_has_saved(tmp_path, status, requeued):
   programs = {'srun': f'printf "<%s>" "$@"; echo " $SRUN_CPUS_PER_TASK"; exit {status}', 'scontrol': 'echo "$@"'}
   variables = {'SLURM_JOB_ID': '7', 'SLURM_CPUS_PER_TASK': '32', 'PYTHON': 'my python'}
   done = run_with(tmp_path, programs, 'slurm.sh', '--workdir=/a b', **variables)
