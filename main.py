@@ -12,6 +12,9 @@ configs/fashion.py (the network of Dive into Deep Learning), configs/fashion_spe
 (accurate), and configs/paper.py (ImageNet, seven networks). --config.KEY=VALUE changes a key of a recipe.
 docs/recipes.md lists all keys; googlenet_jax/recipe.py defines them.
 
+Several hosts: under Slurm (srun), Open MPI (mpirun), Kubernetes and on Cloud TPUs the same command finds the other
+processes; elsewhere give --coordinator, --num_processes and --process_id. docs/scaling.md shows how.
+
 Exit status: 0; 1 if predict or explain could not read some of the pictures; 2 after a mistake, which is one line.
 """
 
@@ -22,6 +25,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 from absl import app, flags
@@ -69,6 +73,21 @@ OUTPUT = flags.DEFINE_string(
   'predict, explain, inspect: folder to write to, such as --output=answers. Default: in the workdir.',
   **AGAIN,
 )
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'Host and port of process 0 of several, such as --coordinator=node1:1234. srun, mpirun and '
+  'others say it themselves.', **AGAIN
+)  # fmt: skip
+NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Number of processes, such as --num_processes=2, where no launcher says it.', lower_bound=1,
+  **AGAIN
+)  # fmt: skip
+PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Number of this process, from 0, such as --process_id=0.', lower_bound=0, **AGAIN
+)
+START_TIMEOUT = flags.DEFINE_float(
+  'start_timeout', 300.0, 'Seconds in which all processes must have come, such as --start_timeout=600.',
+  lower_bound=1.0, **AGAIN
+)  # fmt: skip
 _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 MEMORY = {  # what helps if the memory is not enough; a training says it itself
   'evaluate': 'try a smaller --config.batch_size, or --crops=1',
@@ -85,9 +104,14 @@ def main(argv: list[str]) -> int | None:
   except Exception as error:  # any, such as for JAX_ENABLE_X64=maybe
     text = errors.trouble(error, errors.MEMORY_OF_OTHERS) or errors.reason(error)
     raise errors.UserError(f'JAX cannot be imported: {text}') from error
-  from googlenet_jax.host import backend
+  from googlenet_jax.host import backend, distributed
 
-  with backend.our_settings_everywhere(), errors.plain_troubles(MEMORY.get(MODE.value, errors.MEMORY_OF_OTHERS)):
+  place = distributed.place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  with (
+    backend.our_settings_everywhere(),
+    errors.plain_troubles(MEMORY.get(MODE.value, errors.MEMORY_OF_OTHERS)),
+    distributed.together(place, START_TIMEOUT.value),
+  ):
     return run_mode(argv[1:])
 
 
@@ -294,11 +318,35 @@ def what_stays() -> str:
 def end(number: int = signal.SIGINT) -> None:
   """Ends the program after a signal, from any thread."""
   try:
+    if distributed := sys.modules.get('googlenet_jax.host.distributed'):
+      distributed.tell(f'{signal.Signals(number).name} interrupted it')
     print(f'interrupted; {what_stays()}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
   finally:
     os._exit(128 + number)  # sys.exit would wait for a thread in which XLA compiles, and then crash
+
+
+def end_after(error: Exception) -> None:
+  """Ends the program after a mistake of the user or a trouble of the machine, with a line; after a bug, with all of it.
+
+  Where several processes are connected, it tells the others.
+  """
+  text = errors.trouble(error, errors.MEMORY_OF_OTHERS)
+  distributed = sys.modules.get('googlenet_jax.host.distributed')  # missing if JAX cannot be imported
+  connected = distributed is not None and distributed.are_connected()
+  if not connected or distributed.fail(text or errors.reason(error)):
+    if text is not None:
+      console.complain(f'error: {text}')
+    elif connected:
+      traceback.print_exception(error)
+    else:
+      raise error
+  if connected:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if text is None else 2)  # sys.exit would wait for the other processes, in JAX
+  sys.exit(2)
 
 
 def run() -> None:
@@ -309,11 +357,7 @@ def run() -> None:
     with of_program:
       app.run(main, flags_parser=parse_flags)
   except Exception as error:
-    text = errors.trouble(error, errors.MEMORY_OF_OTHERS)
-    if text is None:
-      raise
-    console.complain(f'error: {text}')
-    sys.exit(2)
+    end_after(error)
   except KeyboardInterrupt as error:
     if not process.is_program():
       raise

@@ -6,16 +6,15 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import pytest
 
-from googlenet_jax.host import checkpoints, files
+from googlenet_jax.host import checkpoints, files, processes
 from googlenet_jax.host.errors import UserError
 
 
 @pytest.fixture
 def second_process(monkeypatch):
-  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(processes, 'all_index', lambda: 1)
 
 
 def test_json_is_replaced_whole(tmp_path):

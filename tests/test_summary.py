@@ -14,7 +14,7 @@ from googlenet_jax.data import augment, datasets, mixing, pipeline, random_keys
 from googlenet_jax.data.splits import Dataset, Split
 from googlenet_jax.evaluation import galleries, plots
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import sharding
+from googlenet_jax.host import processes, sharding
 from googlenet_jax.training import summary
 from googlenet_jax.training.metrics import Metrics
 
@@ -279,7 +279,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(drawn, tmp_path, monkeypatch
 
 
 def test_only_the_first_process_draws(drawn, tmp_path, monkeypatch):
-  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  monkeypatch.setattr(processes, 'all_index', lambda: 1)
   config, dataset = small_config(), dataset_of()
   summary.draw_samples(config, tmp_path, dataset, 0)
   summary.draw_curves(config, [*records()], tmp_path, dataset)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend import backend
 
-from googlenet_jax.host import console
+from googlenet_jax.host import console, distributed
 from googlenet_jax.host.errors import UserError, reason
 
 # Settings on which the numbers of a run depend, or without which its programs cannot be traced or compiled.
@@ -105,6 +105,7 @@ def start() -> None:
       text = f'{text}. Platforms present are: {_platforms()}'
     advice = f'; {told} in the environment asks for something else: leave it out' if told else ''
     raise UserError(f'JAX cannot start: {text}{advice}') from error
+  distributed.introduce()
 
 
 def _platforms() -> str:

@@ -57,6 +57,7 @@ _waited = 0.0  # seconds spent in `waiting` by the whole process: the time left 
 
 
 _warned: set[str] = set()  # texts of `warn_once`
+of_process = ''  # before what processes other than the first one complain of, such as `process 1: `
 
 
 def say(text: str) -> None:
@@ -69,14 +70,14 @@ def say(text: str) -> None:
 
 
 def _is_first_process() -> bool:
-  import jax  # only where it is needed: a program that cannot import JAX must be able to say so
+  from googlenet_jax.host import processes  # here, because a program that cannot import JAX must be able to say so
 
-  return jax.process_index() == 0
+  return processes.is_first()
 
 
 def complain(text: str) -> None:
   """Prints a line on standard error, from any process. It never raises, and does not start JAX."""
-  _put('stderr', text)
+  _put('stderr', f'{of_process}{text}')
 
 
 def warn_once(text: str) -> None:

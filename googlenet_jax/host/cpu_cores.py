@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from googlenet_jax.host import processes
+
 
 def cpu_devices(cores: int, batch_size: int, image_size: int, model: Any) -> int:
   """Returns how many devices to make of a CPU: one or two.
@@ -36,4 +38,5 @@ def use_cpu_cores(config: Any) -> None:
   if not chosen:
     share = config.batch_size // config.micro_batches
     with contextlib.suppress(RuntimeError):  # a notebook's second run: JAX has started, and keeps its devices
-      jax.config.update('jax_num_cpu_devices', cpu_devices(cores(), share, config.image_size, config.model))
+      own = max(cores() // processes.on_this_host(), 1)
+      jax.config.update('jax_num_cpu_devices', cpu_devices(own, share, config.image_size, config.model))

@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
-import jax
-
-from googlenet_jax.host import console
+from googlenet_jax.host import console, processes
 from googlenet_jax.host.errors import UserError, one_line
 
 try:
@@ -29,7 +27,7 @@ LEFT_SECONDS = 3600.0  # after which such a file was left by a kill
 
 def is_writer() -> bool:
   """Returns whether this process writes the files of a run. Only the first process does."""
-  return jax.process_index() == 0
+  return processes.is_first()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from googlenet_jax.host.errors import UserError
 
 _alone = False  # whether each process trains a run of its own, see `alone`
+_expected = 0  # number of this process, before JAX knows it
+_on_host = 1  # processes on this host
 
 
 def all_count() -> int:
@@ -24,7 +26,24 @@ def all_count() -> int:
 
 def all_index() -> int:
   """Returns the number of this process among all, from 0. It does not start JAX."""
-  return jax.process_index() if jax.distributed.is_initialized() else 0
+  return jax.process_index() if jax.distributed.is_initialized() else _expected
+
+
+def expect(index: int) -> None:
+  """Sets the number of this process, before JAX knows it."""
+  global _expected
+  _expected = index
+
+
+def share_host(count: int) -> None:
+  """Sets the number of processes on this host."""
+  global _on_host
+  _on_host = count
+
+
+def on_this_host() -> int:
+  """Returns the number of processes on this host."""
+  return _on_host
 
 
 def count() -> int:

@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from googlenet_jax import runs
+from googlenet_jax import recipe, runs
 from googlenet_jax.data import dividing
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import checkpoints, console, files, sharding
+from googlenet_jax.host import checkpoints, console, distributed, files, processes, sharding
 from googlenet_jax.host.errors import UserError, reason, trouble
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import feed, finetune, summary
@@ -50,13 +48,15 @@ def train(
   Raises:
     UserError: something that the user can correct.
   """
+  own = ('data.data_dir', 'data.source_dir')  # a host may have its data elsewhere
+  processes.agree('the recipe', {key: value for key, value in recipe.flatten(config).items() if key not in own})
   runs.check_resumable(config, workdir)
   plan = make_plan(config, workdir, sharding.make_mesh(devices), dataset)
   classifier = plan.classifier
 
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
   _, state = create_state(config, len(classifier.classes), classifier.channels, plan.tx, plan.mesh)
-  accuracies = runs.validation_accuracies(workdir)
+  accuracies = dict(map(tuple, processes.of_first([*runs.validation_accuracies(workdir).items()])))
   saved = checkpoints.Checkpoints(workdir, accuracies)
   console.say(summary.introduction(config, workdir, plan.dataset, classifier, plan.mesh))
   begun = restore(saved, state)
@@ -73,14 +73,15 @@ def train(
     note_beginning(plan, state, begun is not None, saved)
 
   # No process may save, evaluate or stop by its own signal while others go on: it would wait for them forever.
-  own_stop = stop if jax.process_count() == 1 else StopRequest()
+  own_stop = stop if processes.count() == 1 else StopRequest()
 
   # Train -------------------------------------------------------------------------------------------------------------
   with contextlib.closing(MetricsLog(workdir, step)) as log:
     tally = Tally(plan, meta, int(state.seed), saved.newest)
     counted = dict(meta) if ended else meta  # the summary of a run stays as it is when its pictures are made again
     evaluator, evaluations = Evaluator(plan, counted, accuracies, log, own_stop), {}
-    due = ended or (begun is not None and plan.evaluates(step) and not log.has(step, plan.evaluated()))
+    known = processes.of_first(log.has(step, plan.evaluated()))
+    due = ended or (begun is not None and plan.evaluates(step) and not known)
     if due:
       state, evaluations = evaluate_again(plan, state, tally, evaluator, saved, log)
       ended = bool(evaluations) and (ended or plan.stops_early(accuracies))
@@ -133,7 +134,7 @@ def train_steps(
       tally.add(metrics)
       progress.advance(step)
       due = plan.ends_epoch(step) or plan.saves(step) or step % config.log_every_steps == 0
-      stop_now = asked_to_stop(stop, due)  # read once: a signal that comes later is answered after the next step
+      stop_now = asked_to_stop(stop)  # read once: a signal that comes later is answered after the next step
       if not (due or stop_now):
         continue
 
@@ -171,16 +172,14 @@ def train_steps(
 # Functions that the loop calls, in the order of the calls ------------------------------------------------------------
 
 
-def asked_to_stop(stop: StopRequest, due: bool) -> int:
-  """Returns the number of the signal that came, or 0. Several processes agree, where all of them have something due."""
-  if jax.process_count() > 1:
-    if not due:
-      return 0
-    numbers = multihost_utils.process_allgather(np.int32(stop.signal or 0))
-    if numbers.any():
-      stop.signal = signal.Signals(numbers.max())
-    return int(numbers.max())
-  return stop.signal or 0
+def asked_to_stop(stop: StopRequest) -> int:
+  """Returns the number of the signal that came, or 0. Several processes agree to stop after the same step."""
+  number = stop.signal or 0
+  if processes.count() > 1:
+    number = distributed.asked_to_stop(number, sharding.steps_ahead())
+    if number:
+      stop.signal = signal.Signals(number)
+  return number
 
 
 def note_beginning(plan: Plan, state: TrainState, continues: bool, saved: checkpoints.Checkpoints) -> None:
@@ -254,7 +253,7 @@ def saving_what_was_trained(
       if record is not None:
         with contextlib.suppress(OSError):  # the run ends with the error that came first
           log.write(record)
-    if step:
+    if step and processes.count() == 1:  # the others do not save now, and a save needs all of them
       saved.save(step, items(state), tally.meta, fresh=not state.batch_stats)  # nothing if the step is saved already
     text = reason(error) if isinstance(error, UserError | OSError) else trouble(error, MEMORY)
     if text is None:

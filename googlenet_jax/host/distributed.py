@@ -1,0 +1,196 @@
+"""Connects the processes of a program that runs on several hosts, or several times on one."""
+
+import contextlib
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from googlenet_jax import __version__
+from googlenet_jax.host import clusters, console, peers, processes, sharding
+from googlenet_jax.host.clusters import Place
+from googlenet_jax.host.errors import UserError, one_line
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # of the same version everywhere
+TIMEOUT = 300.0  # seconds in which all processes must have come
+HOSTS_SHOWN = 8
+_peers: peers.Peers | None = None
+_names: list[str] = []  # of the hosts of all processes; until they are printed
+
+
+def place(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Place | None:
+  """Returns the place of this process, from flags or from the launcher; None if it works alone.
+
+  Args:
+    coordinator: `HOST:PORT`, where process 0 listens. Without the other two it is for a launcher that does not say it.
+    count: number of processes.
+    index: number of this process, from 0.
+
+  Raises:
+    UserError: a flag is malformed or missing; or as `clusters.find`.
+  """
+  port = re.fullmatch(r'(?:[^\s:/]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5})', coordinator or ':')
+  if coordinator is not None and not (port and 0 < int(port[1]) < 2**16):
+    raise UserError(f'--coordinator={one_line(coordinator)}: give host and port of process 0, such as node1:1234')
+  if count is None and index is None:
+    return clusters.find(os.environ, coordinator)
+  if count is None or index is None:
+    missing = '--num_processes=N' if count is None else '--process_id=I'
+    raise UserError(f'{missing} is missing: --coordinator=HOST:PORT, --num_processes=N and --process_id=I go together')
+  if not 0 <= index < count:
+    raise UserError(f'--process_id={index}: processes have the numbers 0 to {count - 1} (--num_processes={count})')
+  if count > 1 and coordinator is None:
+    raise UserError('--coordinator=HOST:PORT is missing: give the host of process 0, and a free port there')
+  return Place(coordinator, count, index, 'the flags') if count > 1 else None
+
+
+@contextlib.contextmanager
+def together(found: Place | None, seconds: float = TIMEOUT) -> Iterator[None]:
+  """Inside the block the processes are connected. At its end they wait for each other. With one process: nothing.
+
+  Args:
+    found: the place of this process.
+    seconds: how long to wait for the others at the beginning.
+
+  Raises:
+    UserError: the processes do not come together, see `peers.meet`.
+  """
+  if found is None or _peers is not None:
+    yield
+    return
+  _start(found, seconds)
+  try:
+    yield
+  except SystemExit:  # after a signal, in all processes
+    _leave()
+    raise
+  else:
+    _leave()
+
+
+def _start(found: Place, seconds: float) -> None:
+  global _peers
+  processes.expect(found.index)
+  console.of_process = f'process {found.index}: ' if found.index else ''
+  if found.index == 0:
+    console.say(f'{found.found}: process 0 of {found.count} waits at {found.coordinator} for the others')
+  versions = {'googlenet_jax': __version__, 'python': '.'.join(platform.python_version_tuple()[:2])}
+  versions |= {name: metadata.version(name) for name in PACKAGES}
+  hello = {'host': socket.gethostname(), 'versions': versions, 'visible': os.environ.get('CUDA_VISIBLE_DEVICES')}
+  host = found.coordinator.rpartition(':')[0]
+  if found.index == 0:
+    hello['port'] = _free_port()
+  channels, everyone = peers.meet(found, hello, seconds)
+  names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
+  _names[:] = [theirs['host'] for theirs in everyone]
+  here = [number for number, theirs in enumerate(everyone) if theirs['host'] == hello['host']]
+  processes.share_host(len(here))
+  _peers = peers.Peers(found.index, names, channels, _end)
+  # Each process on a host takes one GPU, unless the launcher has given each its own.
+  alike = {everyone[number]['visible'] for number in here}
+  own = [here.index(found.index)] if len(here) > 1 and len(alike) == 1 else None
+  # gRPC reads this variable. A proxy for the internet does not know the hosts of a cluster.
+  around = [os.environ.get('no_grpc_proxy'), host.strip('[]')]  # noqa: SIM112
+  os.environ['no_grpc_proxy'] = ','.join(filter(None, around))  # noqa: SIM112
+  jax.config.update('jax_enable_preemption_service', False)  # it would catch SIGTERM instead of signals.py
+  jax.distributed.initialize(
+    f'{host}:{everyone[0]["port"]}', found.count, found.index, own, cluster_detection_method='deactivate'
+  )
+
+
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('', 0))
+    return free.getsockname()[1]
+
+
+def introduce() -> None:
+  """Says which processes there are, once, after JAX has found the devices.
+
+  Raises:
+    UserError: processes have different numbers or kinds of devices.
+  """
+  if not _names or processes.count() == 1:
+    return
+  names, own = list(_names), jax.local_devices()
+  _names.clear()
+  with _without_greetings():
+    processes.agree('the devices', {'their number': len(own), 'their kind': own[0].device_kind})
+    mesh = sharding.make_mesh()
+    one_each = jax.make_array_from_process_local_data(sharding.cut(mesh), np.ones(len(own), np.float32))
+    jax.jit(jnp.sum, out_shardings=sharding.whole(mesh))(one_each).block_until_ready()
+  hosts = list(dict.fromkeys(names))
+  shown = [f'{host} has {_ranges([n for n, other in enumerate(names) if other == host])}' for host in hosts]
+  more = f'; and {len(hosts) - HOSTS_SHOWN} hosts more' if len(hosts) > HOSTS_SHOWN else ''
+  devices = f'{len(own)} {own[0].platform} device{"s" if len(own) > 1 else ""} each'
+  console.say(f'{len(names)} processes with {devices}: {"; ".join(map(one_line, shown[:HOSTS_SHOWN]))}{more}')
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+  """Keeps from the screen what gloo, which connects CPUs, prints for each device at its first use."""
+  if jax.default_backend() != 'cpu':
+    yield
+    return
+  sys.stdout.flush()
+  before = os.dup(1)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  try:
+    os.dup2(nowhere, 1)
+    yield
+  finally:
+    os.dup2(before, 1)
+    os.close(before)
+    os.close(nowhere)
+
+
+def _ranges(numbers: list[int]) -> str:
+  if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+    return f'{numbers[0]} to {numbers[-1]}'
+  return ' and '.join(map(str, numbers)) if len(numbers) == 2 else ', '.join(map(str, numbers))
+
+
+def _leave() -> None:
+  global _peers
+  _peers.leave()
+  jax.distributed.shutdown()
+  _peers = None
+  processes.expect(0)
+  processes.share_host(1)
+
+
+def asked_to_stop(signal: int, ahead: int) -> int:
+  """Returns the number of the signal for which all processes stop now, or 0; see `peers.Peers.asked_to_stop`."""
+  return _peers.asked_to_stop(signal, ahead)
+
+
+def fail(text: str) -> bool:
+  """Tells the other processes that this one ends, and returns whether this one must say it; see `peers.Peers.fail`."""
+  return _peers is None or _peers.fail(text)
+
+
+def tell(text: str) -> None:
+  """Tells the other processes, if there are any, why this one ends now."""
+  if _peers is not None:
+    _peers.tell(text)
+
+
+def are_connected() -> bool:
+  """Returns whether there are other processes, for which JAX would wait at the end."""
+  return _peers is not None
+
+
+def _end(text: str) -> None:
+  """Ends this process because another one has ended; called in a thread."""
+  console.complain(f'error: {text}; the same command continues')
+  for stream in filter(None, (sys.stdout, sys.stderr)):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(2)
