@@ -183,7 +183,7 @@ def test_troubles_of_the_machine_are_no_damage(run, monkeypatch):
       raise error
 
     with monkeypatch.context() as patch:
-      patch.setattr(saved._manager, 'restore', fails)
+      patch.setattr(saved._reader, 'restore', fails)
       with pytest.raises(UserError, match=f'checkpoint {run}/checkpoints/2 cannot be read: {reason}$'):
         saved.restore_whole(abstract(items()))
   assert saved.steps() == [2, 1]
@@ -247,7 +247,7 @@ def test_a_disk_that_takes_no_checkpoint_is_found_before_the_first_step(number, 
   with pytest.raises(
     UserError, match=f'{tmp_path} does not take the checkpoints of this run: {os.strerror(number)}. Up'
   ) as caught:
-    trial.take(tmp_path, 48_000_000, 3)
+    trial.take(tmp_path, 48_000_000, 3, jnp.zeros(1))
   helps = 'raise the limit, such as by ulimit -f unlimited' if number == errno.EFBIG else 'make room'
   assert str(caught.value).endswith(f': {helps}, or give another --workdir')
   assert list(tmp_path.iterdir()) == []
@@ -262,7 +262,7 @@ def test_a_file_system_that_cannot_rename_is_found_before_the_first_step(tmp_pat
   with pytest.raises(
     UserError, match='does not take the checkpoints of this run: Function not implemented. Up to 3 of'
   ):
-    trial.take(tmp_path, 1_000_000, 3)
+    trial.take(tmp_path, 1_000_000, 3, jnp.zeros(1))
   assert list(tmp_path.iterdir()) == []
 
 

@@ -3,43 +3,27 @@
 The two newest are kept, so damage to one loses no run. The one with the best validation accuracy is kept too.
 """
 
-import contextlib
 import pathlib
 import shutil
-import threading
-import time
-import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
-from googlenet_jax.host import console, damage, files, retention, trial
+from googlenet_jax.host import console, damage, files, managers, processes, retention, shared, trial, turns
 from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
 # What a checkpoint needs beside its arrays. For all of them together that is enough for logs and pictures, too.
 EXTRA_BYTES = 2**20
-# Orbax has one counter for all saves of a process. Two saves at once mix up their answers, lose files or wait forever.
-_one_save = threading.Lock()
-_writing: weakref.WeakSet['Checkpoints'] = weakref.WeakSet()  # all runs that are trained in this process
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Silences Orbax's warnings about our options, such as that a read-only manager saves nothing."""
-  level = logging.get_verbosity()
-  logging.set_verbosity(min(level, logging.ERROR))
-  try:
-    yield
-  finally:
-    logging.set_verbosity(level)
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `workdir/checkpoints`."""
+  """The checkpoints of one run, in `workdir/checkpoints`.
+
+  Several processes that work on the run save together: all of them must call what changes the folder. A folder that is
+  opened `read_only` is read by each process for itself.
+  """
 
   def __init__(self, workdir: pathlib.Path, accuracies: dict[int, float] | None = None, read_only: bool = False):
     """Opens the folder, and makes it if it is missing.
@@ -57,42 +41,28 @@ class Checkpoints:
       raise UserError(f'{one_line(self.directory)}: no UTF-8, which Orbax needs: give another --workdir') from error
     self.read_only = read_only
     self._accuracies = {} if accuracies is None else accuracies
+    self._gather = (lambda value: [value]) if read_only else processes.gather
     if not read_only:
       self._bring_back()
     self._open()
     self._error: Exception | None = None  # why the newest save failed
 
   def _open(self) -> None:
-    with _quiet():
-      options = ocp.CheckpointManagerOptions(
-        preservation_policy=retention.TwoNewestAndBest(self._accuracies),
-        cleanup_tmp_directories=not self.read_only,
-        create=not self.read_only,
-        read_only=self.read_only,
-        lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
-      )
-      try:
-        if not self.read_only:
-          self.directory.mkdir(parents=True, exist_ok=True)  # Orbax would take a file for an empty folder
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-      except Exception as error:  # such as no permission, or too many open files
-        raise damage.with_reason(f'{self.directory} cannot be opened', error) from error
+    try:
+      if not self.read_only:
+        if files.is_writer():
+          self.directory.mkdir(parents=True, exist_ok=True)
+        shared.check(self.directory)
+        shared.wait_until_alike(self.directory, lambda: sorted(damage.numbers(self.directory)))
+      self._reader = self._manager = managers.reader(self.directory)
+      if not self.read_only:
+        self._manager = managers.writer(self.directory, self._accuracies)
+    except UserError:
+      raise
+    except Exception as error:  # such as no permission, or too many open files
+      raise damage.with_reason(f'{self.directory} cannot be opened', error) from error
     if not self.read_only:
-      with _one_save:
-        _writing.add(self)
-
-  @contextlib.contextmanager
-  def _turn(self) -> Iterator[bool]:
-    """Waits until no other run saves. Inside the block no other run begins to save.
-
-    Yields:
-      Whether a save must end inside the block, because other runs are trained in this process.
-    """
-    with _one_save:
-      others = [other for other in _writing if other is not self]
-      while any(other._manager.is_saving_in_progress() for other in others):  # begun while that run was alone
-        time.sleep(0.01)
-      yield bool(others)
+      turns.begin(self)
 
   def steps(self) -> list[int]:
     """Steps with a complete checkpoint, newest first."""
@@ -153,8 +123,10 @@ class Checkpoints:
     arguments = ocp.args.Composite(**arguments, meta=meta)
     failure = self._failure()
     if failure is not None:
+      if processes.count() > 1:
+        self.wait()  # raises: the others cannot try again with this process
       self._open()  # removes what the failed save left
-    with self._turn() as waits:
+    with turns.turn(self) as waits:
       try:
         taken = self._manager.save(step, args=arguments)
         if waits or failure is not None:
@@ -183,6 +155,7 @@ class Checkpoints:
     if files.is_writer():
       self._replaced.mkdir(exist_ok=True)
       (self.directory / str(step)).rename(self._replaced / str(step))
+    self._gather(None)  # waits for that
     self._open()
     try:
       self.save(step, items, meta)
@@ -196,15 +169,13 @@ class Checkpoints:
 
   def _bring_back(self) -> None:
     """Removes checkpoints that were replaced, or brings them back if a kill or a full disk came first."""
-    if not files.is_writer():
-      return
-    for old in self._replaced.glob('*'):
+    for old in self._replaced.glob('*') if files.is_writer() else ():
       if (self.directory / old.name).exists():
         shutil.rmtree(old)
       else:
         self.directory.mkdir(exist_ok=True)
         old.rename(self.directory / old.name)
-    if self._replaced.exists():
+    if files.is_writer() and self._replaced.exists():
       self._replaced.rmdir()
 
   def try_to_write(self, items: dict[str, Any], at_once: int) -> None:
@@ -219,10 +190,10 @@ class Checkpoints:
     Raises:
       UserError: says what is needed and what is free.
     """
-    if files.is_writer():
-      size = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + EXTRA_BYTES
-      with self._turn(), _quiet():
-        trial.take(self.directory, size, max(at_once - len(self.steps()), 1))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + EXTRA_BYTES
+    small = min(jax.tree.leaves(items), key=lambda leaf: leaf.nbytes)
+    with turns.turn(self):
+      trial.take(self.directory, size, max(at_once - len(self.steps()), 1), small)
 
   def restore(self, items: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads one checkpoint and checks it against its checksums.
@@ -243,7 +214,7 @@ class Checkpoints:
     damage.check_alike(folder, written, {name: damage.form_of(leaf) for name, leaf in damage.leaves(items)})
     arguments = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     try:
-      restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+      restored = self._reader.restore(step, args=ocp.args.Composite(**arguments))
     except Exception as error:  # Orbax raises bare Exception for damaged files
       raise damage.trouble(folder, error) from error
     found = {name: restored[name] for name in items}
@@ -257,9 +228,9 @@ class Checkpoints:
     """Returns the `meta` of a checkpoint, and `fresh` and `arrays`, see `save`; raises as `restore`."""
     folder = self.directory / str(step)
     try:
-      meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+      meta = self._reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
       if 'content' not in meta:
-        return damage.old_meta(folder, meta, self._manager.metrics(step))
+        return damage.old_meta(folder, meta, self._reader.metrics(step))
       if damage.crc32_of_json(meta['content']) != meta['crc32']:
         raise ValueError('not what was saved')
     except Exception as error:
@@ -287,7 +258,7 @@ class Checkpoints:
     """
     steps = self.steps()
     unlisted = [number for number in damage.numbers(self.directory) if number not in steps]
-    steps = sorted({*steps, *unlisted}, reverse=True)
+    steps, unlisted = self._gather([sorted({*steps, *unlisted}, reverse=True), unlisted])[0]
     if step == BEST and steps:
       steps = [self.best()]
     elif step is not None and step != BEST:
@@ -298,17 +269,22 @@ class Checkpoints:
       steps.sort(key=self._is_fresh_or_damaged, reverse=True)  # stable: among equals the newest stays first
     damaged, found = {}, None
     for step in steps:
+      text = ''
       try:
         if step in unlisted:
           raise damage.DamagedError(self.directory / str(step), 'Orbax finds no checkpoint in it')
         found = self.restore(items, step)
-        break
       except damage.DamagedError as error:
-        damaged[step] = str(error)
+        text = str(error)
+      text = next(filter(None, self._gather(text)), '')  # what one process cannot read, no process takes
+      if not text:
+        break
+      damaged[step], found = text, None
     if damaged and found and not self.read_only:
-      self._manager.close()
+      self._close_managers()
       damaged = damage.move_aside(self.directory, damaged)
-      self._open()  # other processes wait here for the first one
+      self._gather(None)  # the first process moves
+      self._open()
     for text in damaged.values():
       console.say(f'warning: {text}' + (f'; step {step} is used' if found else ''))
     if damaged and not found:
@@ -328,9 +304,13 @@ class Checkpoints:
     steps = self.steps()
     return f'Last good checkpoint: {self.directory / str(steps[0])}' if steps else 'There is no checkpoint yet'
 
+  def is_saving(self) -> bool:
+    """Returns whether a save is under way in the background."""
+    return self._manager.is_saving_in_progress()
+
   def failed(self, wait: bool = False) -> bool:
     """Returns whether the newest save has failed in the background; by default without waiting for it."""
-    return (wait or not self._manager.is_saving_in_progress()) and self._failure() is not None
+    return (wait or not self.is_saving()) and self._failure() is not None
 
   def _failure(self) -> Exception | None:
     """Waits for the save under way, and returns the error of the newest one."""
@@ -354,6 +334,9 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, and stops the background threads."""
     self.wait()
-    self._manager.close()
-    with _one_save:
-      _writing.discard(self)
+    self._close_managers()
+    turns.end(self)
+
+  def _close_managers(self) -> None:
+    for manager in {self._reader, self._manager}:
+      manager.close()

@@ -1,37 +1,42 @@
 """Tries whether a folder takes what will be written into it."""
 
+import contextlib
 import pathlib
 import shutil
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from googlenet_jax.host import damage, errors, files
+from googlenet_jax.host import damage, errors, files, managers, processes
 from googlenet_jax.host.errors import UserError
 
 
-def take(directory: pathlib.Path, size: int, count: int) -> None:
+def take(directory: pathlib.Path, size: int, count: int, small: jax.Array) -> None:
   """Takes the space of the checkpoints of a run, saves a small one, and removes all of it again.
+
+  All processes that work on the run must call it: they save together.
 
   Args:
     directory: folder of the checkpoints.
     size: bytes of a checkpoint.
     count: how many there will be at the same time.
+    small: an array of a checkpoint, which is saved.
 
   Raises:
     UserError: says what is needed and what is free.
   """
   folder = directory / '.trial'
-  shutil.rmtree(folder, ignore_errors=True)  # left by a kill
+  _remove(folder)  # left by a kill
   try:
-    folder.mkdir()
-    for number in range(count):  # not one file: there are limits to the size of a file, too
-      files.take_space(folder / str(number), size)
-    if jax.process_count() == 1:  # Orbax waits for all processes
-      _save_a_small_one(folder)
+    if files.is_writer():
+      folder.mkdir()
+      for number in range(count):  # not one file: there are limits to the size of a file, too
+        files.take_space(folder / str(number), size)
+    processes.of_first(None)  # the folder is there now
+    _save(folder, small)
+    processes.of_first(None)  # and nobody needs it any more
   except Exception as error:
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     free = shutil.disk_usage(directory).free
     why = damage.reason(error)
     is_limit = 'ulimit' in errors.advice(why)
@@ -42,9 +47,14 @@ def take(directory: pathlib.Path, size: int, count: int) -> None:
       f'{size / 1e6:.0f} MB come, and {free / 1e6:.0f} MB are free{quota}: {helps}, or give another --workdir'
     ) from error
   finally:
+    _remove(folder)
+
+
+def _remove(folder: pathlib.Path) -> None:
+  if files.is_writer():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save_a_small_one(folder: pathlib.Path) -> None:
-  with ocp.CheckpointManager(folder) as manager:
-    manager.save(1, args=ocp.args.Composite(network=ocp.args.StandardSave({'x': np.zeros(1, np.float32)})))
+def _save(folder: pathlib.Path, array: jax.Array) -> None:
+  with contextlib.closing(managers.writer(folder)) as manager:
+    manager.save(1, args=ocp.args.Composite(network=ocp.args.StandardSave({'x': array})))
