@@ -13,7 +13,7 @@ from googlenet_jax.host import retention
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
   """Silences Orbax's warnings about our options, such as that a read-only manager saves nothing."""
   level = logging.get_verbosity()
   logging.set_verbosity(min(level, logging.ERROR))
@@ -43,12 +43,12 @@ def reader(directory: pathlib.Path) -> ocp.CheckpointManager:
 
 
 def _open(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(
-    create=False,  # Orbax would take a file for an empty folder
-    lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
-    **options,
-  )
-  with quiet():
+  with _quiet():
+    options = ocp.CheckpointManagerOptions(
+      create=False,  # Orbax would take a file for an empty folder
+      lightweight_initialize=True,  # reads no file of a checkpoint, which may be damaged
+      **options,
+    )
     return ocp.CheckpointManager(directory, options=options)
 
 
