@@ -189,7 +189,7 @@ def are_connected() -> bool:
 
 def _end(text: str) -> None:
   """Ends this process because another one has ended; called in a thread."""
-  console.complain(f'error: {text}; the same command continues')
+  console.complain(f'error: {text}')
   for stream in filter(None, (sys.stdout, sys.stderr)):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()

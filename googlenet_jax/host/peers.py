@@ -290,7 +290,7 @@ class Peers:
       if self._ending:
         return
       self._ending = True
-    why = text or 'it was killed, or its host or its connection was lost'
+    why = text or 'it was killed, or its host or its connection was lost; the same command continues'
     self._end(f'{self._names[number]} has ended: {why}')
 
   def fail(self, text: str) -> bool:
