@@ -45,6 +45,8 @@ def cut_steps(mesh: Mesh) -> NamedSharding:
 
 def replicate(tree, mesh: Mesh):
   """Puts a tree of arrays, the same in every process, whole on every device."""
+  if processes.count() > 1:  # from arrays of one device JAX 0.10.2 makes wrong ones, where each process has one device
+    tree = jax.tree.map(np.asarray, tree)
   return jax.device_put(tree, whole(mesh))
 
 
