@@ -1,17 +1,18 @@
 """Trains a recipe: one network, or an ensemble (section 7 of the paper). Members differ in their random choices."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
+import signal
 
-import jax
 from ml_collections import ConfigDict
 
 from googlenet_jax import recipe, recipe_checks, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
-from googlenet_jax.host import backend, cache, console, files
+from googlenet_jax.host import backend, cache, console, files, processes
 from googlenet_jax.host.errors import UserError, expanded, plain_troubles
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.loading import load
@@ -72,12 +73,12 @@ def members(config: ConfigDict, workdir: pathlib.Path) -> list[tuple[ConfigDict,
 def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> None:
   """Trains every member, and continues with the members and steps where training stopped.
 
-  Members train in turn over all devices, or with `ensemble.side_by_side` at the same time, each on its own equal share
-  of the devices. A recipe of one member is trained in `workdir` itself.
+  Members train in turn over all devices of all processes. With `ensemble.side_by_side` they train at the same time:
+  each process takes some of them, and gives each its own equal share of its devices. A recipe of one member is trained
+  in `workdir` itself.
 
   Raises:
-    UserError: as `loop.train`; `side_by_side` is set and there are several processes; a member has ended after another
-      number of epochs or steps.
+    UserError: as `loop.train`; a member has ended after another number of epochs or steps.
     SystemExit: interrupted by a signal, after saving.
   """
   all_members = members(config, workdir)
@@ -96,7 +97,7 @@ def train_members(config: ConfigDict, workdir: pathlib.Path, stop: StopRequest) 
   else:
     dataset = datasets.load(**config.data, **runs.data_of([folder for _, folder in all_members]))
     (_train_side_by_side if config.ensemble.side_by_side else _train_in_turn)(left, dataset, stop)
-  if stop.signal and not all(runs.ended(own, folder) for own, folder in left):
+  if _stops(stop) and not all(runs.ended(own, folder) for own, folder in left):
     stop.exit()
 
 
@@ -121,7 +122,8 @@ def not_ended(all_members: list[tuple[ConfigDict, pathlib.Path]]) -> list[tuple[
         'or another --workdir'
       )
     console.say(f'{_name(config)}: has ended, in {folder}')
-  return left
+  numbers = processes.of_first([config.ensemble.member for config, _ in left])  # others may see the folders later
+  return [all_members[number] for number in numbers]
 
 
 def _name(config: ConfigDict) -> str:
@@ -134,24 +136,63 @@ def _train_one(config, folder, stop, dataset, devices=None) -> None:
     loop.train(config, folder, stop, devices, dataset)
 
 
+def _stops(stop: StopRequest) -> bool:
+  """Returns whether a signal came to any process. All processes call this."""
+  number = max(processes.gather(int(stop.signal or 0)))
+  if number and not stop.signal:
+    stop.signal = signal.Signals(number)
+  return number > 0
+
+
 def _train_in_turn(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Dataset, stop: StopRequest) -> None:
   if len(left) > 1:
     console.say(f'training {len(left)} members in turn; times are per member')
   for config, folder in left:
     console.say(f'{_name(config)}: in {folder}')
     _train_one(config, folder, stop, dataset)
-    if stop.signal:
+    if _stops(stop):
       break
 
 
 def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Dataset, stop: StopRequest) -> None:
-  """Gives each share of the devices a thread, which trains some of the members in turn."""
-  if jax.process_count() > 1:
+  """Trains every member in one process; see `train_members`."""
+  place, many = processes.index(), processes.count()
+  if many > 1:
     raise UserError('config.ensemble.side_by_side is for one process: leave it out, members then use all processes')
-  devices = jax.devices()
-  # All members count, not only those that are left: a resumed run must have as many devices as before.
-  count = min(left[0][0].ensemble.members, len(devices))
-  share = len(devices) // count
+  if many > 1:
+    console.say(f'training {len(left)} members on {many} processes; lines begin with the member')
+  with processes.alone() if many > 1 else contextlib.nullcontext():  # each process prints what its members say
+    failed = _train_on_shares(left[place::many], -(-left[0][0].ensemble.members // many), dataset, stop, many == 1)
+  everywhere = sorted(sum(processes.gather([*failed]), []))  # waits for the members of the others
+  for error in failed.values():
+    if not isinstance(error, UserError | OSError):  # not a mistake of the user: show the traceback
+      raise error
+  if everywhere:
+    raise UserError(
+      f'training failed for members {", ".join(map(str, everywhere))}, see above; the same command continues with what '
+      'is left'
+    )
+
+
+def _train_on_shares(
+  left: list[tuple[ConfigDict, pathlib.Path]], most: int, dataset: Dataset, stop: StopRequest, says: bool
+) -> dict[int, Exception]:
+  """Gives each share of the devices of this process a thread, which trains some of the members in turn.
+
+  Args:
+    left: members of this process that are left to train; there may be none.
+    most: members that a process has at most. They all count, not only those that are left: a resumed run must have as
+      many devices as before.
+    dataset: the data set.
+    stop: when its signal comes, all members are saved.
+    says: whether to say what the shares are.
+
+  Returns:
+    What went wrong, by member.
+  """
+  devices = processes.devices()
+  count = min(most, len(devices))
+  share, shares = len(devices) // count, min(count, len(left))
   failed = {}
 
   def work(place: int) -> None:
@@ -165,19 +206,11 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
         console.say(f'error: {error}')
         failed[config.ensemble.member] = error
 
-  shares = min(count, len(left))
-  if count == 1:
+  if says and count == 1:
     console.say('config.ensemble.side_by_side: there is one device, so members train in turn')
-  else:
+  elif says:
     console.say(f'training {len(left)} members on {shares} shares of {share} devices; lines begin with the member')
-  with concurrent.futures.ThreadPoolExecutor(shares) as pool:  # waits: after a signal the members end by themselves
+  with concurrent.futures.ThreadPoolExecutor(max(shares, 1)) as pool:  # waits: after a signal the members end
     for future in [pool.submit(work, place) for place in range(shares)]:
       future.result()
-  for error in failed.values():
-    if not isinstance(error, UserError | OSError):  # not a mistake of the user: show the traceback
-      raise error
-  if failed:
-    raise UserError(
-      f'training failed for members {", ".join(map(str, sorted(failed)))}, see above; the same command continues with '
-      'what is left'
-    )
+  return failed
