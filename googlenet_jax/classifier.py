@@ -277,6 +277,15 @@ class Classifier:
     other.networks = list(networks)
     return other
 
+  def of_this_process(self) -> 'Classifier':
+    """Returns a classifier that predicts on the devices of this process, and waits for no other process."""
+    own = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
+    if len(own) == self.mesh.size:
+      return self
+    mesh = sharding.make_mesh(own)
+    networks = sharding.replicate(jax.tree.map(np.asarray, self.networks), mesh)
+    return Classifier(self.recipe, self.classes, self.channels, networks, mesh, self.steps)
+
   # Preparing images and running the network are two programs: only the small one depends on the sizes of the images.
 
   def _prepared(self, _: tuple[()], batch: dict[str, jax.Array]) -> jax.Array:

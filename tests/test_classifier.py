@@ -447,3 +447,18 @@ print([name for name in sys.modules if name.startswith(unwanted)])
   answer, modules = done.stdout.splitlines()
   assert answer.startswith(f'Prediction(name={classifier.predict(paths[0]).name!r}, probability=0.')
   assert modules == '[]'
+
+
+def test_the_devices_of_this_process_predict_the_same(classifier, digits, monkeypatch):
+  assert classifier.of_this_process() is classifier
+  monkeypatch.setattr(jax, 'process_index', lambda: 0)
+  mesh = sharding.make_mesh(jax.local_devices()[:2])
+  other = googlenet_jax.Classifier(classifier.recipe, classifier.classes, 1, classifier.networks, mesh)
+
+  class Device:  # of another process
+    process_index = 1
+
+  other.mesh = type('Mesh', (), {'devices': np.array([*mesh.devices, Device()]), 'size': 3})
+  own = other.of_this_process()
+  assert list(own.mesh.devices) == list(mesh.devices)
+  np.testing.assert_allclose(own.probabilities(digits[:3]), classifier.probabilities(digits[:3]), rtol=1e-5)

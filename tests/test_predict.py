@@ -14,7 +14,8 @@ from googlenet_jax.data import listing, splits
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import evaluate, predict, sources
 from googlenet_jax.evaluation.output import Output
-from googlenet_jax.evaluation.sources import Found
+from googlenet_jax.evaluation.sources import Found, Picture
+from googlenet_jax.host import processes
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
 
@@ -379,3 +380,43 @@ def test_a_file_whose_name_looks_like_a_flag(workdir, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   write(tmp_path / '--config.png')
   assert predicted(workdir, '--', '--config.png').out.startswith('--config.png  ')
+
+
+@pytest.mark.parametrize('total', [1, 64, 65, 200, 400])
+def test_processes_share_the_pictures_and_get_all_answers_in_order(total, monkeypatch):
+  found = [Found(str(number)) for number in range(total)]
+  monkeypatch.setattr(processes, 'count', lambda: 3)
+  groups = []  # of each process
+  for number in range(3):
+    monkeypatch.setattr(processes, 'index', lambda number=number: number)
+    own = predict.share(found)
+    groups.append([own[start : start + 64] for start in range(0, len(own), 64)])
+  assert sorted(one for own in groups for group in own for one in group) == sorted(found)
+  assert len(groups[0]) - len(groups[2]) <= 1
+  for number in range(3):
+    monkeypatch.setattr(processes, 'index', lambda number=number: number)
+    rounds = iter(range(1000))
+
+    def gather(own, rounds=rounds, number=number):
+      place = next(rounds)
+      everyone = [[[int(one.name), ''] for one in group] for own in groups for group in own[place : place + 1] or [()]]
+      assert everyone[number] == own
+      return everyone
+
+    monkeypatch.setattr(processes, 'gather', gather)
+    own = ([(Picture(one, np.zeros(1)), int(one.name)) for one in group] for group in groups[number])
+    parts = [*predict.gathered(own, found)]
+    assert all(len(part) == 64 for part in parts[:-1])
+    assert [(picture.found, result) for part in parts for picture, result in part] == [
+      (one, place) for place, one in enumerate(found)
+    ]
+    assert sum(picture.pixels is not None for part in parts for picture, _ in part) == sum(map(len, groups[number]))
+
+
+def test_pictures_of_other_processes_are_read_again_for_the_gallery(tmp_path):
+  path = write(tmp_path / 'a.png')
+  gallery = predict._Gallery(2, lambda one: sources.read(one, 1, 64))
+  for place, name in enumerate((tmp_path / 'removed.png', path), 1):
+    gallery.add(predict.Answer(Picture(Found(str(name))), [0], [1.0]), place)
+  (answer,) = gallery._answers
+  np.testing.assert_array_equal(answer.picture.pixels, np.asarray(Image.open(path))[..., None])

@@ -14,7 +14,7 @@ from googlenet_jax.evaluation import drawing, heat_maps, predict, sources
 from googlenet_jax.evaluation.drawing import NORMAL, SMALL, WIDTH, fit, percent, user_text
 from googlenet_jax.evaluation.own_matplotlib import Axes, Figure, Rectangle
 from googlenet_jax.evaluation.sources import Found
-from googlenet_jax.host import console
+from googlenet_jax.host import backend, console, processes
 from googlenet_jax.host.errors import UserError, expanded_text, one_line
 
 LONGEST_NAME = 200  # bytes of the name of a file; file systems take 255
@@ -32,6 +32,8 @@ def explain_paths(
 ) -> int:
   """Draws class activation maps over pictures, `NAME_explained.png` for each, and prints a line for each.
 
+  Of several processes only the first one works.
+
   Args:
     workdir: folder of a run or an ensemble, or a file of weights.
     paths: files, folders, patterns, `-`; see `sources.find`.
@@ -46,6 +48,13 @@ def explain_paths(
     UserError: there is no such run, its network has no class activation maps, no picture could be read, or `output`
       cannot be written.
   """
+  backend.start()  # in all processes: they meet there
+  return processes.of_first(_explain_paths(workdir, paths, step, top, output) if processes.is_first() else None)
+
+
+def _explain_paths(
+  workdir: pathlib.Path, paths: Sequence[str], step: int | str | None, top: int, output: pathlib.Path | None
+) -> int:
   classifier = loading.load(workdir, step)
   classifier.check_explains()
   found = sources.find(paths, classifier.classes)

@@ -18,7 +18,7 @@ from googlenet_jax.data import inputs, splits
 from googlenet_jax.evaluation import sources
 from googlenet_jax.evaluation.output import Output
 from googlenet_jax.evaluation.sources import Found, Picture, columns
-from googlenet_jax.host import console, files
+from googlenet_jax.host import console, files, processes
 from googlenet_jax.host.errors import UserError, one_line
 
 SHOWN = 24  # pictures in predictions.png
@@ -31,8 +31,8 @@ class Answer(NamedTuple):
   """What the network says about a picture."""
 
   picture: Picture
-  labels: np.ndarray  # int64 [top], likeliest first
-  probabilities: np.ndarray  # float32 [top]
+  labels: list[int]  # likeliest first
+  probabilities: list[float]
 
 
 def predict_paths(
@@ -44,6 +44,8 @@ def predict_paths(
   output: pathlib.Path | None = None,
 ) -> int:
   """Prints the likeliest classes of pictures, a line each; writes predictions.csv and predictions.png.
+
+  Several processes share the pictures out. The first one prints and writes, in the order of the pictures.
 
   Args:
     workdir: folder of a run or an ensemble, or a file of weights.
@@ -60,26 +62,29 @@ def predict_paths(
     UserError: there is no such run, no picture could be read, or `output` cannot be written.
   """
   classifier = loading.load(workdir, step)
+  processes.agree('the checkpoint', {'step': classifier.steps})
   classes, top = classifier.classes, min(top, len(classifier.classes))
-  found = sources.find(paths, classes)
+  found = processes.of_first(sources.find(paths, classes) if processes.is_first() else None)
+  found = [Found(*one) for one in found]
   place = output_of(workdir, output, 'predict')
-  line, gallery, count = _line_writer(found, classes), _Gallery(len(found)), _Count()
-  compute = lambda batch: classifier.batch_probabilities(batch, crop_count)
+  read = lambda one: sources.read(one, classifier.channels, classifier.recipe.data.canvas)
+  line, gallery, count = _line_writer(found, classes), _Gallery(len(found), read), _Count()
+  compute = lambda batch: [_likeliest(row, top) for row in classifier.batch_probabilities(batch, crop_count)]
   with _Rows(place, top) as rows, progress(len(found)) as bar:
     # With several crops the cutting belongs to the network's program, which takes long to compile.
-    for part in batches(classifier, found, compute, grow=crop_count > 1):
+    own = batches(classifier, share(found), compute, grow=crop_count > 1)
+    for part in gathered(own, found):
       lines = []
-      for picture, row in part:
-        if row is None:
+      for picture, likeliest in part:
+        if likeliest is None:
           say_unread(picture, len(found))
           count.unread += 1
           rows.write([picture.found.name, *[''] * (2 * top), picture.found.true_class, picture.error])
           continue
-        labels = np.argsort(-row, kind='stable')[:top]
-        answer = Answer(picture, labels, row[labels])
+        answer = Answer(picture, *likeliest)
         lines.append(line(answer))
         rows.write(_row(answer, classes))
-        count.add(picture.found.true_class, classes[labels[0]])
+        count.add(picture.found.true_class, classes[answer.labels[0]])
         gallery.add(answer, count.read + count.unread)
       if lines:
         console.say('\n'.join(lines))
@@ -140,16 +145,46 @@ def batches(
     yield [(picture, None if picture.pixels is None else next(results)) for picture in part]
 
 
+def share(found: Sequence[Found]) -> list[Found]:
+  """Returns the pictures that this process reads: groups, as large as the network sees them, go round."""
+  starts = range(processes.index() * PARTS[-1], len(found), processes.count() * PARTS[-1])
+  return [one for start in starts for one in found[start : start + PARTS[-1]]]
+
+
+def gathered(own: Iterator[list[tuple[Picture, Any]]], found: Sequence[Found]) -> Iterator[list[tuple[Picture, Any]]]:
+  """Yields what all processes found out, in the order of the pictures. All processes must use it up.
+
+  Args:
+    own: from `batches`, for the `share` of this process; the results are JSON values.
+    found: all pictures.
+
+  Yields:
+    As `batches`. Pictures that another process has read come without pixels.
+  """
+  groups = (found[start : start + PARTS[-1]] for start in range(0, len(found), PARTS[-1]))
+  for _ in range(0, len(found), processes.count() * PARTS[-1]):
+    part = next(own, [])
+    everyone = processes.gather([[result, picture.error] for picture, result in part])
+    for number, answers in enumerate(filter(None, everyone)):
+      pictures = [Picture(one, error=error) for one, (_, error) in zip(next(groups), answers, strict=True)]
+      if number == processes.index():
+        pictures = [picture for picture, _ in part]
+      yield [(picture, result) for picture, (result, _) in zip(pictures, answers, strict=True)]
+
+
 def progress(total: int) -> tqdm.tqdm:
   """Returns a progress bar on stderr; it shows nothing where stderr is no terminal or there is little to do."""
   return tqdm.tqdm(
-    total=total, unit=' pictures', disable=total < BAR_FROM or not console.is_terminal(sys.stderr), leave=False
+    total=total,
+    unit=' pictures',
+    disable=total < BAR_FROM or not (processes.is_first() and console.is_terminal(sys.stderr)),
+    leave=False,
   )
 
 
 def say_unread(picture: Picture, total: int) -> None:
   """Says on stderr why a picture cannot be read; `check_read` says it where there is no other."""
-  if total > 1:
+  if total > 1 and processes.is_first():
     console.complain(f'error: {picture.error}')
 
 
@@ -161,7 +196,7 @@ def check_read(read: int, total: int, last: Picture) -> None:
 
 def status(unread_count: int, total: int, where: str = '') -> int:
   """Returns the exit status: 0, or 1 if some pictures could not be read, which it says on stderr."""
-  if unread_count:
+  if unread_count and processes.is_first():
     console.complain(f'{unread_count} of {total} pictures could not be read{where}')
   return int(unread_count > 0)
 
@@ -251,6 +286,12 @@ class _Rows:
       self._end(whole=error is None)
 
 
+def _likeliest(row: np.ndarray, top: int) -> tuple[list[int], list[float]]:
+  """Returns labels and probabilities of the likeliest classes."""
+  labels = np.argsort(-row, kind='stable')[:top]
+  return labels.tolist(), row[labels].tolist()
+
+
 def _row(answer: Answer, classes: Sequence[str]) -> list[str]:
   cells = []
   for label, probability in zip(answer.labels, answer.probabilities, strict=True):
@@ -261,15 +302,19 @@ def _row(answer: Answer, classes: Sequence[str]) -> list[str]:
 class _Gallery:
   """Keeps small copies of some pictures, spread evenly, for predictions.png."""
 
-  def __init__(self, total: int):
+  def __init__(self, total: int, read: Callable[[Found], Picture]):
+    """Keeps some of `total` pictures; `read` reads those that another process has read."""
     self._due = list(np.unique(np.linspace(0, total - 1, SHOWN).astype(int)))
-    self._answers = []
+    self._answers, self._read = [], read
 
   def add(self, answer: Answer, place: int) -> None:
     """Keeps a picture if one is due at this place, counted from 1, or was due at places that cannot be read."""
-    if self._due and place > self._due[0]:
+    if processes.is_first() and self._due and place > self._due[0]:
+      picture = answer.picture if answer.picture.pixels is not None else self._read(answer.picture.found)
+      if picture.pixels is None:  # it was removed meanwhile
+        return
       self._due.pop(0)
-      image, size = splits.on_canvas([answer.picture.pixels], THUMBNAIL)
+      image, size = splits.on_canvas([picture.pixels], THUMBNAIL)
       (pixels,) = splits.pictures({'image': image, 'size': size})
       self._answers.append(answer._replace(picture=answer.picture._replace(pixels=pixels)))
 

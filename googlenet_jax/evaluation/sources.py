@@ -105,6 +105,16 @@ def _in_folder(folder: str, classes: Collection[str]) -> Iterator[Found]:
     yield Found(path, error=f'{one_line(path)} cannot be opened: {reason}')
 
 
+def read(one: Found, channels: int, canvas: int) -> Picture:
+  """Reads a picture; see `read_ahead`."""
+  if one.error:
+    return Picture(one, error=one.error)
+  try:
+    return Picture(one, pictures.read(one.name, channels, canvas))
+  except UserError as error:
+    return Picture(one, error=one_line(str(error)))
+
+
 def read_ahead(found: Sequence[Found], channels: int, canvas: int) -> Iterator[Picture]:
   """Reads pictures by several threads, in order. At most AHEAD of them are in memory before they are asked for.
 
@@ -114,19 +124,11 @@ def read_ahead(found: Sequence[Found], channels: int, canvas: int) -> Iterator[P
     canvas: larger pictures are shrunk to this side in pixels, as in training.
   """
 
-  def read(one: Found) -> Picture:
-    if one.error:
-      return Picture(one, error=one.error)
-    try:
-      return Picture(one, pictures.read(one.name, channels, canvas))
-    except UserError as error:
-      return Picture(one, error=one_line(str(error)))
-
   waiting = collections.deque()
   pool = concurrent.futures.ThreadPoolExecutor(decoding.threads())
   try:
     for one in found:
-      waiting.append(pool.submit(read, one))
+      waiting.append(pool.submit(read, one, channels, canvas))
       if len(waiting) > AHEAD:
         yield waiting.popleft().result()
     while waiting:

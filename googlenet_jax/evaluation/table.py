@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,7 +17,7 @@ from googlenet_jax.evaluation import evaluate, report
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.evaluation.output import Output
 from googlenet_jax.evaluation.sources import columns
-from googlenet_jax.host import console, files, sharding
+from googlenet_jax.host import console, files, processes, sharding
 from googlenet_jax.host.errors import UserError
 
 TOP = 5
@@ -57,6 +56,7 @@ def evaluate_run(
   mesh = sharding.make_mesh()
   sharding.check_divides(config.batch_size, mesh)
   classifier = loading.load(workdir, step, mesh)
+  processes.agree('the checkpoint', {'step': classifier.steps})
   place = Output(output or workdir, output is not None, '' if split_name == 'test' else f'_{split_name}')
   classifier.batch_size = config.batch_size
   folders = runs.members(workdir)
@@ -74,10 +74,11 @@ def evaluate_run(
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
   console.say(title)
 
+  maps = classifier.of_this_process() if files.is_writer() else None  # the others do not draw
+
   def write(rows: Sequence[dict[str, Any]], result: Evaluation) -> None:
     _write(place, classifier.recipe.name or workdir.name, rows, result, dataset, split_name, last, title)
     if len(rows) == len({1, len(classifier.networks)}):  # the first number of crops: later ones change nothing here
-      maps = classifier if jax.process_count() == 1 else None
       report.write(result, split, dataset.class_names, place, title, split_name, maps)
 
   rows = evaluate_crops(classifier, dataset, split, crop_counts, write)

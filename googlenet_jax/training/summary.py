@@ -227,7 +227,7 @@ def draw_answers(
     from googlenet_jax.evaluation import plots
 
     plots.confusion(evaluation, names, path, title)
-  maps = classifier if jax.process_count() == 1 else None  # several processes would have to draw together
+  maps = classifier and classifier.of_this_process()  # the others do not draw
   report.write(evaluation, dataset.test, names, Output(workdir), title, 'test', maps)
 
 
