@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import default
 from googlenet_jax import classifier, recipe, runs
 from googlenet_jax.data import datasets
-from googlenet_jax.evaluation import statistics
+from googlenet_jax.evaluation import drawing, statistics
 from googlenet_jax.host import checkpoints, console, process, sharding
 from googlenet_jax.model import googlenet
 from googlenet_jax.training import loop, summary
@@ -95,13 +95,17 @@ def share_programs(patch):
 
 
 def make_whole_runs_cheap(patch):
-  """A small network, a quarter of the digits, two devices, and statistics of few images."""
+  """A small network, a quarter of the digits, two devices, statistics of few images, and small pictures."""
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
+
   digits = small_digits()
   table = small_table()
   del table['inception_3b']
   patch.setattr(googlenet, 'TABLE', table)
   patch.setattr(datasets, 'load', lambda **_: digits)
   patch.setattr(statistics, 'EXAMPLES', 128)
+  patch.setattr(drawing, 'DPI', 40)
+  patch.setattr(ConstrainedLayoutEngine, 'execute', lambda *_: None)  # it takes long, and no run needs it
   take_two_devices(patch)
   share_programs(patch)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import small_table
 
 from experiments import (
   benchmark,
@@ -31,7 +32,7 @@ from experiments import (
 )
 from experiments.tables import Case
 from googlenet_jax import recipe, recipe_checks
-from googlenet_jax.model import layers
+from googlenet_jax.model import googlenet, layers
 
 CASE = Case('training', 32, 100, 'float32')
 NAMES = ('ours', 'eager', 'compiled')
@@ -263,8 +264,8 @@ def test_every_form_changes_something():
   assert {name for stage in stages for name in stage.arguments['names']} <= set(jax_side.GPU_FORMS)
 
 
-@pytest.mark.usefixtures('small_network')
 def test_the_jax_side_trains_predicts_and_takes_other_forms(monkeypatch):
+  monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
   monkeypatch.setattr(jax.config, 'update', lambda name, value: None)  # this process has its devices already
   make_mesh = jax_side.sharding.make_mesh
   monkeypatch.setattr(jax_side.sharding, 'make_mesh', lambda _: make_mesh(jax.devices()[:1]))
