@@ -461,4 +461,4 @@ def test_the_devices_of_this_process_predict_the_same(classifier, digits, monkey
   other.mesh = type('Mesh', (), {'devices': np.array([*mesh.devices, Device()]), 'size': 3})
   own = other.of_this_process()
   assert list(own.mesh.devices) == list(mesh.devices)
-  np.testing.assert_allclose(own.probabilities(digits[:3]), classifier.probabilities(digits[:3]), rtol=1e-5)
+  np.testing.assert_allclose(own.probabilities(digits[:3]), classifier.probabilities(digits[:3]), rtol=1e-4)
