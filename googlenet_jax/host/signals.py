@@ -180,12 +180,12 @@ class StopRequest:
     if self.signal is not None:
       raise StoppedError
 
-  def unless_stopped(self, work: Callable[[], Any], patience: float = 0.0) -> Any:
+  def unless_stopped(self, work: Callable[[], Any], patience: float | None = 0.0) -> Any:
     """Returns what `work()` returns. Inside XLA no thread can answer a signal, so the work gets a thread of its own.
 
     Args:
       work: what may take a minute, and can be abandoned.
-      patience: seconds to wait for it after a signal.
+      patience: seconds to wait for it after a signal; None for no end.
 
     Raises:
       StoppedError: a signal came first. The work goes on for nothing until the process ends.

@@ -10,7 +10,7 @@ import jax
 from googlenet_jax.data import pipeline
 from googlenet_jax.evaluation import statistics
 from googlenet_jax.evaluation.evaluate import Evaluation, damage, evaluate
-from googlenet_jax.host import backend, console
+from googlenet_jax.host import backend, console, processes
 from googlenet_jax.host.signals import StoppedError, StopRequest
 from googlenet_jax.training.feed import between_steps
 from googlenet_jax.training.log import MetricsLog
@@ -68,7 +68,10 @@ class Evaluator:
 
     try:
       with self._first_use('the batch statistics', self._can_fit):
-        found = self._stop.unless_stopped(_as_in_this_thread(recompute), PATIENCE if self._can_fit else 0)
+        patience = PATIENCE if self._can_fit else 0
+        if processes.count() > 1:
+          patience = None  # a process that gave up would let the others wait
+        found = self._stop.unless_stopped(_as_in_this_thread(recompute), patience)
     except StoppedError:
       return state, False
     self._can_fit = True

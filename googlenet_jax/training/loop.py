@@ -72,25 +72,26 @@ def train(
   if not ended:  # a run that has ended keeps the recipe that trained it
     note_beginning(plan, state, begun is not None, saved)
 
-  # No process may save, evaluate or stop by its own signal while others go on: it would wait for them forever.
-  own_stop = stop if processes.count() == 1 else StopRequest()
+  # No process may save, evaluate or stop by its own signal while others go on: it would wait for them forever. With
+  # several processes this request gets a signal when all of them have agreed to stop.
+  agreed = stop if processes.count() == 1 else StopRequest()
 
   # Train -------------------------------------------------------------------------------------------------------------
   with contextlib.closing(MetricsLog(workdir, step)) as log:
     tally = Tally(plan, meta, int(state.seed), saved.newest)
     counted = dict(meta) if ended else meta  # the summary of a run stays as it is when its pictures are made again
-    evaluator, evaluations = Evaluator(plan, counted, accuracies, log, own_stop), {}
+    evaluator, evaluations = Evaluator(plan, counted, accuracies, log, agreed), {}
     known = processes.of_first(log.has(step, plan.evaluated()))
     due = ended or (begun is not None and plan.evaluates(step) and not known)
     if due:
       state, evaluations = evaluate_again(plan, state, tally, evaluator, saved, log)
       ended = bool(evaluations) and (ended or plan.stops_early(accuracies))
-    if not (ended or own_stop.signal):
-      state, evaluations = train_steps(plan, state, tally, evaluator, saved, log, stop, own_stop)
+    if not (ended or agreed.signal):
+      state, evaluations = train_steps(plan, state, tally, evaluator, saved, log, stop, agreed)
       step = int(state.step)
       ended = bool(evaluations) and (step == plan.last_step or plan.stops_early(accuracies))
     saved.close()
-    if not ended or own_stop.signal:  # the same command makes the pictures of a run that has ended
+    if not ended or agreed.signal:  # the same command makes the pictures of a run that has ended
       console.say(f'stopped at step {step} of {plan.last_step}{", saved" if step else ""}')
       return
 
@@ -115,11 +116,11 @@ def train_steps(
   saved: checkpoints.Checkpoints,
   log: MetricsLog,
   stop: StopRequest,
-  own_stop: StopRequest,
+  agreed: StopRequest,
 ) -> tuple[TrainState, dict[str, Evaluation]]:
   """Runs the loop: steps, log points, checkpoints and evaluations, until the last step or a signal.
 
-  `own_stop` is `stop` if this is the only process; otherwise it never has a signal.
+  `agreed` is `stop` if this is the only process; otherwise it has a signal when all processes stop.
 
   Returns:
     The state, and the evaluations after its step; none if a signal came first.
@@ -134,7 +135,7 @@ def train_steps(
       tally.add(metrics)
       progress.advance(step)
       due = plan.ends_epoch(step) or plan.saves(step) or step % config.log_every_steps == 0
-      stop_now = asked_to_stop(stop)  # read once: a signal that comes later is answered after the next step
+      stop_now = asked_to_stop(stop, agreed)  # read once: a signal that comes later is answered after the next step
       if not (due or stop_now):
         continue
 
@@ -145,7 +146,7 @@ def train_steps(
           log.write(record)
 
       # Save, before anything that takes long or may fail; and again where saving failed in the background
-      if plan.saves(step) or stop_now or (own_stop is stop and saved.failed()):
+      if plan.saves(step) or stop_now or (agreed is stop and saved.failed()):
         tally.check_weights(step, [params for params, _ in networks(state)])
         state, fresh = evaluator.fit_statistics(state)
         saved.save(step, items(state), tally.meta, fresh)
@@ -153,17 +154,17 @@ def train_steps(
       # Evaluate and show; a signal ends that, and the same command does it
       if record is not None:
         progress.show(record)
-      evaluations = evaluator.evaluate(state) if plan.evaluates(step) and not (stop_now or own_stop.signal) else {}
+      evaluations = evaluator.evaluate(state) if plan.evaluates(step) and not (stop_now or agreed.signal) else {}
       if plan.ends_epoch(step):
         speed = feed.bottleneck(record or {})
         console.say(epoch_line(step / plan.steps_per_epoch, tally.epoch, evaluations, speed))
       if evaluations:
         summary.draw_curves(config, log.records, plan.workdir, plan.dataset)
       early = evaluations and plan.stops_early(evaluator.accuracies)
-      if stop_now or early or (own_stop.signal and plan.evaluates(step)):
+      if stop_now or early or (agreed.signal and plan.evaluates(step)):
         break
       tally.watch.start()
-    if own_stop is stop and saved.failed(wait=True):
+    if agreed is stop and saved.failed(wait=True):
       saved.save(step, items(state), tally.meta, fresh)
     saved.wait()
   return state, evaluations
@@ -172,13 +173,13 @@ def train_steps(
 # Functions that the loop calls, in the order of the calls ------------------------------------------------------------
 
 
-def asked_to_stop(stop: StopRequest) -> int:
+def asked_to_stop(stop: StopRequest, agreed: StopRequest) -> int:
   """Returns the number of the signal that came, or 0. Several processes agree to stop after the same step."""
   number = stop.signal or 0
   if processes.count() > 1:
     number = distributed.asked_to_stop(number, sharding.steps_ahead())
     if number:
-      stop.signal = signal.Signals(number)
+      stop.signal = agreed.signal = signal.Signals(number)
   return number
 
 
