@@ -200,7 +200,8 @@ def watch_appended_files(phases: Phases) -> None:
 
     def open_and_watch(self, *arguments, opened=opened, name=name):
       opened(self, *arguments)
-      self._file = Appended(self._file, name, phases)
+      if self._file is not None:  # only the first process writes
+        self._file = Appended(self._file, name, phases)
 
     owner.__init__ = open_and_watch
 
