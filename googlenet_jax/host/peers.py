@@ -67,6 +67,7 @@ class Channel:
     """Closes the connection."""
     with contextlib.suppress(OSError):
       self.socket.shutdown(socket.SHUT_RDWR)  # also ends the thread that receives
+    self._lines.close()
     self.socket.close()
 
 
@@ -112,11 +113,15 @@ def _receive_all(place: Place, hello: dict[str, Any], seconds: float, deadline: 
         if server in ready:
           channel, theirs = _greet(server.accept()[0])
           if channel is not None:
-            _check(theirs, hellos, place.count, channel)
+            if text := _objection(theirs, hellos, place.count):
+              channel.send(refused=text)
+              channel.close()
+              raise UserError(text)
             hellos[theirs['index']], channels[theirs['index']] = theirs, channel
     except UserError as error:
       for channel in channels.values():
         channel.send(refused=str(error))
+        channel.close()
       raise
   everyone = [hellos[number] for number in range(place.count)]
   for channel in channels.values():
@@ -154,23 +159,20 @@ def _greet(connection: socket.socket) -> tuple[Channel | None, dict[str, Any]]:
   return None, {}
 
 
-def _check(theirs: dict[str, Any], hellos: dict[int, dict[str, Any]], count: int, channel: Channel) -> None:
-  """Refuses a process that does not belong to those that have come."""
+def _objection(theirs: dict[str, Any], hellos: dict[int, dict[str, Any]], count: int) -> str:
+  """Says why a process does not belong to those that have come; empty if it does."""
   number, ours = theirs['index'], hellos[0]
   who, text = name(number, theirs), ''
   if theirs['count'] != count:
     text = f'{who} was started as one of {theirs["count"]} processes, and process 0 as one of {count}'
   elif number in hellos:
-    text = (
-      f'there are two processes {number}, on {hellos[number]["host"]} and on {theirs["host"]}: number them 0, 1, ..'
-    )
+    places = f'on {hellos[number]["host"]} and on {theirs["host"]}'
+    text = f'there are two processes {number}, {places}: give each its own --process_id'
   for package, version in ours['versions'].items():
     other = theirs['versions'].get(package)
     if other != version and not text:
       text = f'{package} is {version} in process 0 on {ours["host"]}, and {other} in {who}: install the same everywhere'
-  if text:
-    channel.send(refused=text)
-    raise UserError(text)
+  return text
 
 
 def _come(place: Place, hello: dict[str, Any], seconds: float, deadline: float):
