@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import gzip
 import http.server
@@ -355,3 +356,24 @@ def test_large_grey_images_are_shrunk_to_the_canvas_as_in_pil():
   assert tuple(sizes[0]) == (30, 45)
   expected = Image.fromarray(image[..., 0]).resize((45, 30), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(canvas[0, :30, :, 0], np.asarray(expected))
+
+
+def test_the_fingerprint_tells_data_sets_apart():
+  digits = datasets.load('digits', validation_examples=100)
+  found = digits.fingerprint()
+  assert found == datasets.load('digits', validation_examples=100).fingerprint()
+  assert (found['classes'], found['shape of images'], found['validation images']) == (10, [8, 8, 1], 100)
+  train = digits.train
+  named = dataclasses.replace(train, files=np.array([f'{number}.png' for number in range(len(train))], object))
+  others = {
+    'train checksum of labels': dataclasses.replace(train, labels=train.labels[::-1]),
+    'train checksum of images': dataclasses.replace(train, images=255 - train.images),
+    'train checksum of file names': named,
+    'train images': train.take(np.arange(10)),
+  }
+  for name, other in others.items():
+    assert dataclasses.replace(digits, train=other).fingerprint().get(name) != found.get(name)
+  other = dataclasses.replace(digits, class_names=tuple('abcdefghij'), validation=None).fingerprint()
+  assert {name for name in found if found[name] != other.get(name)} == {
+    'checksum of class names', 'validation images', 'validation checksum of labels', 'validation checksum of images'
+  }  # fmt: skip

@@ -6,6 +6,7 @@ import functools
 import os
 import threading
 import time
+import zlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from googlenet_jax.data.pictures import shrunk
 from googlenet_jax.host.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
+MOST_BYTES = 2**30  # of images that go into a checksum: a second
 SKIPPED = 'skipped'  # in the place of a split: the file could not be read when training began
 
 
@@ -74,6 +76,16 @@ class Split:
     """Returns how many pictures could not be read so far. In a test a black picture takes the place of each."""
     return sum(file in self.damaged for file in self.files) if self.damaged else 0
 
+  def fingerprint(self) -> dict[str, int]:
+    """Returns the number of images, and checksums of the labels and of file names, or of images in memory."""
+    found = {'images': len(self), 'checksum of labels': zlib.crc32(np.ascontiguousarray(self.labels))}
+    if self.files is not None:
+      names = '\0'.join(self.files).encode(errors='surrogateescape')
+      found['checksum of file names'] = zlib.crc32(names)
+    elif self.in_memory:
+      found['checksum of images'] = zlib.crc32(np.ascontiguousarray(self.images).reshape(-1)[:MOST_BYTES])
+    return found
+
   def take(self, indices: np.ndarray) -> 'Split':
     """Returns a split with the examples at `indices`."""
     images = self.images[indices] if self.in_memory else self.images.take(indices)
@@ -101,6 +113,17 @@ class Dataset:
       if split is not None and split.files is not None:
         found += [(file, self.class_names[i], name) for file, i in zip(split.files, split.labels, strict=True)]
     return found + [(file, of, SKIPPED) for file, of in self.skipped]
+
+  def fingerprint(self) -> dict[str, Any]:
+    """Returns what must be the same in all processes that train on this data set, by its name; see `Split`."""
+    classes = '\0'.join(self.class_names).encode(errors='surrogateescape')
+    found = {'shape of images': list(self.image_shape), 'classes': len(self.class_names)}
+    found['checksum of class names'] = zlib.crc32(classes)
+    for name in SPLITS:
+      split = getattr(self, name)
+      parts = {'images': 0} if split is None else split.fingerprint()
+      found |= {f'{name} {what}': value for what, value in parts.items()}
+    return found
 
 
 class Pace:
