@@ -17,7 +17,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   CACHE = tempfile.TemporaryDirectory(prefix='googlenet_jax_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['XDG_CACHE_HOME'] = CACHE.name
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')  # 1 by default
-# Nobody reads from which line of Python an operation of a program comes; noting it takes time.
+# Tracing need not note from which line of Python an operation comes: that takes time. test_experiments.py notes it.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
 import sys

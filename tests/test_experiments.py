@@ -322,7 +322,12 @@ def test_instructions_have_kinds_and_origins():
     small = layers.conv(layers.max_pool(y, 2)[:, :6, :6], patched)  # a product on a map of 6 pixels
     return layers.conv(layers.max_pool(y, 1), kernel3).sum() ** 2 + (z**2).sum() + (small**2).sum()
 
-  text = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(x, kernels, kernel3, patched).compile().as_text()
+  before = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 10)  # conftest.py sets 0
+  try:
+    text = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(x, kernels, kernel3, patched).compile().as_text()
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', before)
   instructions = hlo.parse(text).values()
   kinds = collections.Counter(hlo.kind(instruction, {kernel3.size}) for instruction in instructions)
   for direction in ('forward', 'input gradient', 'kernel gradient'):
