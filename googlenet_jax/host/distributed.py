@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,13 @@ import numpy as np
 from googlenet_jax import __version__
 from googlenet_jax.host import clusters, console, peers, processes, sharding
 from googlenet_jax.host.clusters import Place
-from googlenet_jax.host.errors import UserError, one_line
+from googlenet_jax.host.errors import UserError, one_line, reason
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # of the same version everywhere
 TIMEOUT = 300.0  # seconds in which all processes must have come
 HOSTS_SHOWN = 8
 _peers: peers.Peers | None = None
-_names: list[str] = []  # of the hosts of all processes; until they are printed
+_hosts: list[str] = []  # of all processes, until they are printed
 
 
 def place(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Place | None:
@@ -62,47 +63,65 @@ def together(found: Place | None, seconds: float = TIMEOUT) -> Iterator[None]:
   Raises:
     UserError: the processes do not come together, see `peers.meet`.
   """
-  if found is None or _peers is not None:
+  initialised = jax.distributed.is_initialized() and jax.process_count() > 1  # by a program that uses this one
+  if _peers is not None or (found is None and not initialised):
     yield
     return
-  _start(found, seconds)
+  if initialised:
+    host, port = processes.of_first([socket.gethostname(), _free_port()])
+    _meet(Place(f'{host}:{port}', jax.process_count(), jax.process_index(), 'jax.distributed'), seconds)
+  else:
+    _start(found, seconds)
   try:
     yield
   except SystemExit:  # after a signal, in all processes
-    _leave()
+    _leave(shuts_jax_down=not initialised)
     raise
   else:
-    _leave()
+    _leave(shuts_jax_down=not initialised)
 
 
 def _start(found: Place, seconds: float) -> None:
-  global _peers
+  """Connects the processes, and then JAX in them."""
   processes.expect(found.index)
   console.of_process = f'process {found.index}: ' if found.index else ''
   if found.index == 0:
     console.say(f'{found.found}: process 0 of {found.count} waits at {found.coordinator} for the others')
-  versions = {'googlenet_jax': __version__, 'python': '.'.join(platform.python_version_tuple()[:2])}
-  versions |= {name: metadata.version(name) for name in PACKAGES}
-  hello = {'host': socket.gethostname(), 'versions': versions, 'visible': os.environ.get('CUDA_VISIBLE_DEVICES')}
+  everyone = _meet(found, seconds)
   host = found.coordinator.rpartition(':')[0]
-  if found.index == 0:
-    hello['port'] = _free_port()
-  channels, everyone = peers.meet(found, hello, seconds)
-  names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
-  _names[:] = [theirs['host'] for theirs in everyone]
-  here = [number for number, theirs in enumerate(everyone) if theirs['host'] == hello['host']]
+  here = [theirs for theirs in everyone if theirs['host'] == everyone[found.index]['host']]
   processes.share_host(len(here))
-  _peers = peers.Peers(found.index, names, channels, _end)
   # Each process on a host takes one GPU, unless the launcher has given each its own.
-  alike = {everyone[number]['visible'] for number in here}
-  own = [here.index(found.index)] if len(here) > 1 and len(alike) == 1 else None
+  alike = len({theirs['visible'] for theirs in here}) == 1
+  own = [here.index(everyone[found.index])] if len(here) > 1 and alike else None
   # gRPC reads this variable. A proxy for the internet does not know the hosts of a cluster.
   around = [os.environ.get('no_grpc_proxy'), host.strip('[]')]  # noqa: SIM112
   os.environ['no_grpc_proxy'] = ','.join(filter(None, around))  # noqa: SIM112
   jax.config.update('jax_enable_preemption_service', False)  # it would catch SIGTERM instead of signals.py
-  jax.distributed.initialize(
-    f'{host}:{everyone[0]["port"]}', found.count, found.index, own, cluster_detection_method='deactivate'
-  )
+  try:
+    jax.distributed.initialize(
+      f'{host}:{everyone[0]["port"]}', found.count, found.index, own, cluster_detection_method='deactivate'
+    )
+  except RuntimeError as error:
+    raise UserError(
+      f'JAX has started in this program before its processes could be connected ({reason(error)}): train before '
+      'anything else is done with JAX'
+    ) from error
+
+
+def _meet(found: Place, seconds: float) -> list[dict[str, Any]]:
+  """Connects the processes, and returns what each one says of itself."""
+  global _peers
+  versions = {'googlenet_jax': __version__, 'python': '.'.join(platform.python_version_tuple()[:2])}
+  versions |= {name: metadata.version(name) for name in PACKAGES}
+  hello = {'host': socket.gethostname(), 'versions': versions, 'visible': os.environ.get('CUDA_VISIBLE_DEVICES')}
+  if found.index == 0:
+    hello['port'] = _free_port()  # for JAX
+  channels, everyone = peers.meet(found, hello, seconds)
+  _hosts[:] = [theirs['host'] for theirs in everyone]
+  names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
+  _peers = peers.Peers(found.index, names, channels, _end)
+  return everyone
 
 
 def _free_port() -> int:
@@ -117,10 +136,10 @@ def introduce() -> None:
   Raises:
     UserError: processes have different numbers or kinds of devices.
   """
-  if not _names or processes.count() == 1:
+  if not _hosts or processes.count() == 1:
     return
-  names, own = list(_names), jax.local_devices()
-  _names.clear()
+  names, own = list(_hosts), jax.local_devices()
+  _hosts.clear()
   with _without_greetings():
     processes.agree('the devices', {'their number': len(own), 'their kind': own[0].device_kind})
     mesh = sharding.make_mesh()
@@ -157,10 +176,11 @@ def _ranges(numbers: list[int]) -> str:
   return ' and '.join(map(str, numbers)) if len(numbers) == 2 else ', '.join(map(str, numbers))
 
 
-def _leave() -> None:
+def _leave(shuts_jax_down: bool) -> None:
   global _peers
   _peers.leave()
-  jax.distributed.shutdown()
+  if shuts_jax_down:
+    jax.distributed.shutdown()
   _peers = None
   processes.expect(0)
   processes.share_host(1)
@@ -169,6 +189,11 @@ def _leave() -> None:
 def asked_to_stop(signal: int, ahead: int) -> int:
   """Returns the number of the signal for which all processes stop now, or 0; see `peers.Peers.asked_to_stop`."""
   return _peers.asked_to_stop(signal, ahead)
+
+
+def signal_of_any(signal: int) -> int:
+  """Returns the number of a signal that some process got, or 0; see `peers.Peers.signal_of_any`."""
+  return signal if _peers is None else _peers.signal_of_any(signal)
 
 
 def fail(text: str) -> bool:

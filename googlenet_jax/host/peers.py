@@ -49,12 +49,12 @@ class Channel:
       TimeoutError: nothing came in so many seconds.
       ValueError: something else than a JSON object came.
     """
-    self.socket.settimeout(seconds)
     try:
+      self.socket.settimeout(seconds)
       line = self._lines.readline(MOST_BYTES)
     except TimeoutError:
       raise
-    except OSError:  # such as a lost host
+    except OSError:  # such as a lost host, or closed here
       return None
     if not line:
       return None
@@ -261,8 +261,8 @@ class Peers:
     with self._changed:
       if 'left' in message:
         self._left.add(number)
-      if 'signal' in message:
-        self._wanted = message['signal']
+      if 'signal' in message and not self._wanted:
+        self._want(message['signal'])
       if 'stop_at' in message:
         self._stop_at, self._signal = message['stop_at'], message['of']
         self._channels[0].send(agreed=True)
@@ -326,6 +326,21 @@ class Peers:
 
   # A signal to one is a signal to all.
 
+  def signal_of_any(self, signal: int) -> int:
+    """Returns the number of a signal that some process got, or 0; for processes that train apart.
+
+    Args:
+      signal: number of the signal that this process got, or 0.
+    """
+    with self._changed:
+      if signal and not self._wanted:
+        self._want(signal)
+      return self._wanted
+
+  def _want(self, signal: int) -> None:
+    self._wanted = signal
+    self._tell(signal=signal)  # process 0 tells the others
+
   def asked_to_stop(self, signal: int, ahead: int) -> int:
     """Returns the number of the signal for which all processes stop now, or 0. All stop after the same call.
 
@@ -339,9 +354,7 @@ class Peers:
     self._calls += 1
     with self._changed:
       if signal and not self._wanted:
-        self._wanted = signal
-        if self._index:
-          self._tell(signal=signal)
+        self._want(signal)
       decides = self._index == 0 and self._wanted and self._stop_at is None
       if decides:
         self._stop_at, self._signal = self._calls + ahead + 1, self._wanted

@@ -174,12 +174,14 @@ def train_steps(
 
 
 def asked_to_stop(stop: StopRequest, agreed: StopRequest) -> int:
-  """Returns the number of the signal that came, or 0. Several processes agree to stop after the same step."""
+  """Returns the number of the signal that came to any process, or 0. All stop after the same step of one run."""
   number = stop.signal or 0
   if processes.count() > 1:
     number = distributed.asked_to_stop(number, sharding.steps_ahead())
-    if number:
-      stop.signal = agreed.signal = signal.Signals(number)
+  else:
+    number = distributed.signal_of_any(number)  # of the processes that train other members
+  if number:
+    stop.signal = agreed.signal = signal.Signals(number)
   return number
 
 
