@@ -151,6 +151,15 @@ def in_child(function: Callable[..., list[str]], *arguments) -> list[str]:
 
 def state_differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
   """Compares the arrays of the newest checkpoints, bit for bit."""
+  (steps, ours), (expected_steps, theirs) = map(newest_state, (workdir, reference))
+  wrong = [] if steps == expected_steps else [f'checkpoints: steps {steps} instead of {expected_steps}']
+  if ours.keys() != theirs.keys():
+    return [*wrong, f'checkpoints: arrays {sorted(ours.keys() ^ theirs.keys())} on one side only']
+  return wrong + [f'{name} differs' for name in theirs if ours[name].tobytes() != theirs[name].tobytes()]
+
+
+def newest_state(workdir: pathlib.Path) -> tuple[list[int], dict[str, np.ndarray]]:
+  """Returns the steps with a checkpoint, newest first, and the arrays of the newest one by name."""
   import jax
   import orbax.checkpoint as ocp
   from absl import logging
@@ -159,17 +168,14 @@ def state_differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[st
   from googlenet_jax.training.state import ITEMS
 
   logging.set_verbosity(logging.FATAL)
-  warnings.simplefilter('ignore')  # that the file decides the sharding
-  found = []
-  for folder in (workdir, reference):
-    saved = Checkpoints(folder, read_only=True)
-    step = saved.steps()[0]
-    arguments = {item: ocp.args.StandardRestore() for item in ITEMS}
-    arrays = dict(saved._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
-    flat = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
-    found.append((saved.steps(), flat))
-  (steps, ours), (expected_steps, theirs) = found
-  wrong = [] if steps == expected_steps else [f'checkpoints: steps {steps} instead of {expected_steps}']
-  if ours.keys() != theirs.keys():
-    return [*wrong, f'checkpoints: arrays {sorted(ours.keys() ^ theirs.keys())} on one side only']
-  return wrong + [f'{name} differs' for name in theirs if ours[name].tobytes() != theirs[name].tobytes()]
+  warnings.simplefilter('ignore')
+  steps = Checkpoints(workdir, read_only=True).steps()
+  device, arrays = jax.sharding.SingleDeviceSharding(jax.devices()[0]), {}  # the file names devices that are not here
+  with ocp.StandardCheckpointer() as checkpointer:
+    for item in ITEMS:
+      path = workdir / 'checkpoints' / str(steps[0]) / item
+      forms = dict(checkpointer.metadata(path).item_metadata)
+      forms = jax.tree.map(lambda form: jax.ShapeDtypeStruct(form.shape, form.dtype, sharding=device), forms)
+      arrays[item] = checkpointer.restore(path, forms)
+  leaves = jax.tree_util.tree_leaves_with_path(arrays)
+  return steps, {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}

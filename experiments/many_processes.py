@@ -1,0 +1,207 @@
+"""Do several processes train as one does, and what is left when one of them dies? Starts real ones on this machine.
+
+  python -m experiments.many_processes --kills=60 --output=experiments/results/processes
+
+Each process is forked from this one, see `experiments/narrow_runs.py`: it is `python main.py` with a narrow network.
+They connect as the processes of a cluster do, on the loopback address.
+
+- Layouts: 2 processes with 2 devices each, and 4 with one, end with the parameters of one process with 4 devices, up to
+  rounding, because sums are in another order. A run may stop and continue with another number of processes.
+- Ensembles: in turn over all processes, and one member a process.
+- Kills: process 0 or 1 of two is killed at some phase of the run. The other one must end with a line within a minute,
+  and the same command must end with the bits of the undisturbed run.
+- Signals: SIGTERM to one process or to all saves the same step everywhere.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from experiments import kill_checks
+from experiments.narrow_runs import Runs, small_run
+from experiments.team_runs import Team
+
+LAYOUTS = ((2, 2), (4, 1))  # processes and devices of each; 4 devices in all
+TOLERANCE = 2e-5  # of a parameter, beside the same run with its sums in another order
+LATE = 60.0  # seconds in which the others must end
+KILLED = 'has ended: it was killed, or its host or its connection was lost; the same command continues'
+EVERYTHING = ['--config.micro_batches=2', '--config.augment.cutmix=0.5']
+SEVERAL = ['--config.steps_per_call=2']
+MEMBERS = ['--config.ensemble.members=2', '--config.ensemble.initial_weights=different']
+# Phases of `narrow.watch`: a kill falls into one of them, in a process that is drawn by lot.
+PHASES = (
+  'loading the data', 'restoring', 'compiling the step', 'a step', 'batch statistics', 'saving', 'in the background',
+  'compiling the evaluation', 'evaluation', 'drawing answers',
+)  # fmt: skip
+
+
+class Trial:
+  """Runs teams of processes, and notes what is wrong."""
+
+  def __init__(self, folder: pathlib.Path):
+    """Works in `folder`, with a small data set there."""
+    self.folder, self.wrong, self.found = folder, [], collections.Counter()
+    self.runs = Runs(folder, small_run(folder / 'pictures'))
+    self.seconds = []  # until the other process ended, after each kill
+
+  def check(self, what: str, problems: list[str]) -> None:
+    """Notes problems."""
+    for problem in problems:
+      print(f'WRONG {what}: {problem}', flush=True)
+    self.wrong += [f'{what}: {problem}' for problem in problems]
+
+  def run(self, name: str, processes: int, devices: int, *flags: str, statuses: set[int] = frozenset({0})) -> list:
+    """Runs a team to its end in the workdir `name`; its statuses must be among some."""
+    ended = Team(self.runs, self.folder / name, self.folder / 'cache', processes, devices, flags).end()
+    found = {one.status for one in ended}
+    errors = [one.err[-1500:] for one in ended if one.status not in statuses]
+    self.check(name, [f'status {found}: {errors}'] if errors else [])
+    self.check(name, [f'process {i} printed {one.out[:200]!r}' for i, one in enumerate(ended) if i and one.out])
+    return ended
+
+  # Layouts ----------------------------------------------------------------------------------------------------------
+
+  def layouts(self, name: str, flags: list[str]) -> None:
+    """Compares each layout with one process of four devices."""
+    self.run(f'{name}_1x4', 1, 4, *flags)
+    for processes, devices in LAYOUTS:
+      self.run(f'{name}_{processes}x{devices}', processes, devices, *flags)
+      self.compare(f'{name}_{processes}x{devices}', f'{name}_1x4')
+
+  def another_layout(self, name: str, flags: list[str]) -> None:
+    """Stops a run of two processes after half its steps, and lets four continue it; with one process to compare."""
+    self.run(f'{name}_1x4', 1, 4, *flags)
+    self.run(f'{name}_2x2_4x1', 2, 2, *flags, '--config.max_steps=10')
+    self.run(f'{name}_2x2_4x1', 4, 1, *flags)
+    self.compare(f'{name}_2x2_4x1', f'{name}_1x4')
+
+  def compare(self, name: str, reference: str) -> None:
+    """Compares the last parameters, and how many images every evaluation counted."""
+    self.check(name, kill_checks.in_child(_far_apart, self.folder / name, self.folder / reference))
+    ours, theirs = (
+      {(r['step'], r['split']): r['accuracy'] for r in kill_checks.records(self.folder / one)}
+      for one in (name, reference)
+    )
+    different = [where for where in theirs if where[1] != 'train' and where in ours and ours[where] != theirs[where]]
+    self.check(name, [f'accuracies differ at {different}'] if different else [])
+    self.found['layouts'] += 1
+
+  def ensembles(self) -> None:
+    """Trains two members over all processes in turn, and one in each process; each as it would be alone."""
+    self.run('members_1x2', 1, 2, *MEMBERS)
+    self.run('members_in_turn', 2, 1, *MEMBERS)
+    for member in ('member_0', 'member_1'):
+      self.compare(f'members_in_turn/{member}', f'members_1x2/{member}')
+    # One member a process, on its own two devices.
+    ended = Team(
+      self.runs, self.folder / 'members_beside', self.folder / 'cache', 2, 2,
+      [*MEMBERS, '--config.ensemble.side_by_side=True'],
+    ).end()  # fmt: skip
+    self.check('members_beside', [one.err[-1500:] for one in ended if one.status])
+    for member in ('member_0', 'member_1'):
+      place = self.folder / 'members_beside' / member
+      alone = self.folder / 'members_1x2' / member
+      self.check(f'members_beside/{member}', kill_checks.in_child(kill_checks.state_differences, place, alone))
+
+  # Kills and signals ------------------------------------------------------------------------------------------------
+
+  def kill(self, number: int, phase: str, victim: int) -> None:
+    """Kills one of two processes at the beginning of a phase, continues, and compares."""
+    name = f'kill_{number}'
+    team = Team(self.runs, self.folder / name, self.folder / 'cache', 2, 1)
+    mark, what = {'a step': ('.', None), 'in the background': ('-', 'saving')}.get(phase, ('+', phase))
+    skipped = random.Random(number).randrange(3) if phase not in ('loading the data', 'restoring') else 0
+    due = lambda run: sum(event.mark == mark and what in (None, event.name) for event in run.events) > skipped
+    if not team.runs[victim].wait_for(due):
+      self.found['missed'] += 1
+    team.runs[victim].sleep(random.Random(number).random() * 0.02)
+    begin = time.perf_counter()
+    team.runs[victim].send(signal.SIGKILL)
+    other = team.runs[1 - victim].end()
+    seconds = time.perf_counter() - begin
+    dead = team.runs[victim].end()
+    if dead.status == -signal.SIGKILL and other.status != 0:
+      self.seconds.append(seconds)
+      self.found[f'process {victim}, {phase}'] += 1
+      problems = [f'the other one ended after {seconds:.0f} s'] if seconds > LATE else []
+      if other.status != 2 or KILLED not in other.err or 'Traceback' in other.err:
+        problems.append(f'the other one ended with status {other.status}: {other.err[-600:]}')
+      self.check(f'{name} ({phase}, process {victim})', problems)
+    self.run(name, 2, 1)
+    self.check(f'{name} ({phase}, process {victim})', self.differences(name, 'undisturbed'))
+    shutil.rmtree(self.folder / name)
+
+  def stop(self, name: str, victims: list[int]) -> None:
+    """Sends SIGTERM to some of two processes in a step, continues, and compares."""
+    team = Team(self.runs, self.folder / name, self.folder / 'cache', 2, 1)
+    team.runs[0].wait_for(lambda run: sum(event.mark == '.' for event in run.events) > 4)
+    for victim in victims:
+      team.runs[victim].send(signal.SIGTERM)
+    ended = team.end()
+    self.found[f'SIGTERM to {victims}'] += 1
+    statuses = [one.status for one in ended]
+    problems = [] if statuses == [128 + signal.SIGTERM] * 2 else [f'statuses {statuses}: {[one.err for one in ended]}']
+    steps = [[event.name for event in one.events if event.mark == '.'][-1] for one in ended]
+    if steps[0] != steps[1] or ', saved' not in ended[0].out:
+      problems.append(f'stopped after {steps}: {ended[0].out[-300:]}')
+    self.check(name, problems)
+    self.run(name, 2, 1)
+    self.check(name, self.differences(name, 'undisturbed', exactly=False))
+
+  def differences(self, name: str, reference: str, exactly: bool = True) -> list[str]:
+    """Returns how a run differs from another one of the same layout."""
+    return kill_checks.differences(self.folder / name, self.folder / reference, exactly)
+
+
+def _far_apart(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
+  (_, ours), (_, theirs) = map(kill_checks.newest_state, (workdir, reference))
+  if ours.keys() != theirs.keys():
+    return [f'arrays {sorted(ours.keys() ^ theirs.keys())} on one side only']
+  far = {name: float(np.max(np.abs(ours[name].astype(float) - theirs[name]))) for name in theirs if theirs[name].size}
+  return [f'{name} differs by {value:.1e}' for name, value in far.items() if not value <= TOLERANCE]
+
+
+def main() -> None:
+  """Tries everything, writes the report, and fails if anything was wrong."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--kills', type=int, default=60, help='0: few short trials, for the tests')
+  parser.add_argument('--output', type=pathlib.Path, required=True)
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory(prefix='processes_') as folder:
+    trial = Trial(pathlib.Path(folder))
+    trial.another_layout('everything', EVERYTHING)
+    trial.ensembles()
+    trial.run('undisturbed', 2, 1)
+    trial.stop('to_one', [1])
+    kills = [('a step', 0)]
+    if options.kills:
+      trial.layouts('everything_whole', EVERYTHING)
+      trial.layouts('several_steps', SEVERAL)
+      trial.stop('to_first', [0])
+      trial.stop('to_all', [0, 1])
+      kills = [(PHASES[number // 2 % len(PHASES)], number % 2) for number in range(options.kills)]
+    for number, (phase, victim) in enumerate(kills):
+      trial.kill(number, phase, victim)
+  options.output.mkdir(parents=True, exist_ok=True)
+  report = {
+    'wrong': trial.wrong,
+    'kills': len(trial.seconds),
+    'longest_seconds': max(trial.seconds, default=0.0),
+    'found': dict(sorted(trial.found.items())),
+  }
+  (options.output / 'processes.json').write_text(json.dumps(report, indent=2) + '\n')
+  print(json.dumps(report, indent=2))
+  sys.exit(bool(trial.wrong))
+
+
+if __name__ == '__main__':
+  main()
