@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import scaling_model, scaling_programs, tables, worker
-from experiments.scaling_programs import SMALL
+from experiments.scaling_programs import BATCH_NORM, D2L
 from experiments.tables import number, table
 from googlenet_jax.data import folder, pipeline
 from googlenet_jax.data.splits import Split
@@ -85,7 +85,7 @@ class Trainer:
     jax.config.update('jax_num_cpu_devices', place.devices)
     if place.processes > 1:
       jax.distributed.initialize(f'localhost:{port}', place.processes, index)
-    config, mesh = SMALL[network].recipe(place.batch_size, 'float32'), sharding.make_mesh()
+    config, mesh = (D2L | BATCH_NORM)[network].recipe(place.batch_size, 'float32'), sharding.make_mesh()
     tx = optimizers.make_optimizer(config, optimizers.learning_rate_schedule(config, scaling_programs.STEPS_PER_EPOCH))
     graphdef, self.state = create_state(config, num_classes=10, channels=1, tx=tx, mesh=mesh)
     share = place.batch_size // place.processes
@@ -142,7 +142,7 @@ def stage_measure(output: pathlib.Path) -> None:
   parts.append(
     f'Medians of {TURNS} turns of {STEPS} steps, with quartiles. A ratio compares blocks of the same turn.\n'
   )
-  for network in SMALL:
+  for network in D2L | BATCH_NORM:
     for title, places in (('the same batch of 128 images, both cores', STRONG), ('64 images a core', WEAK)):
       lines = measured(network, places)
       head = ['', 'ms a step', 'images/s', f'speed, relative to "{places[0].name}"']

@@ -74,10 +74,8 @@ class Network(NamedTuple):
 
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
-SMALL = {  # bytes are the same for any size of image
-  "d2l's network, 32 px": Network('default', {'image_size': 32}),
-  'batch normalisation, 32 px': Network('fashion_best'),
-}
+D2L = {"d2l's network, 32 px": Network('default', {'image_size': 32})}  # bytes are the same for any size of image
+BATCH_NORM = {'batch normalisation, 32 px': Network('fashion_best')}
 PAPER = {"the paper's network, 224 px": Network('paper', {'ensemble.members': 1}, channels=3, num_classes=1000)}
 LARGE = {
   "d2l's network, 224 px": Network('default'),
@@ -145,22 +143,22 @@ def exchanges(text: str) -> list[Exchange]:
   """Finds every collective operation of a compiled program; one in a loop is counted once.
 
   An asynchronous operation is two instructions, `-start` and `-done`. Its result is that of `-done`. Instructions
-  between them may run at the same time.
+  between them may run at the same time. What a loop contains stands before the rest, as in the text.
   """
-  instructions = hlo.parse(text)
-  place = {name: number for number, name in enumerate(instructions)}
-  backward = [number for number, found in enumerate(instructions.values()) if _backward_convolution(found)]
+  place = {match[1]: match.start() for match in re.finditer(r'^\s*(?:ROOT )?%([\w.\-]+) = ', text, re.MULTILINE)}
+  instructions, entry = hlo.parse(text), text.index('\nENTRY ')
+  backward = [place[name] for name, instruction in instructions.items() if _backward_convolution(instruction)]
   found = []
-  for name, instruction in instructions.items():
+  for name, instruction in sorted(instructions.items(), key=lambda item: place[item[0]]):
     kind = instruction.op.removesuffix('-done')
     if kind not in KINDS:
       continue
-    begin = place[name]
+    begin = end = place[name]
     if kind != instruction.op:
       begin = place[re.search(rf'{instruction.op}\([^%]*%([\w.\-]+)', instruction.text)[1]]
-    before, done = (sum(number < at for number in backward) for at in (begin, place[name]))
-    in_loop = text.index(f'%{name} = ') < text.index('\nENTRY ')
-    found.append(Exchange(kind, *_sizes(instruction.shape), in_loop, (before, done - before, len(backward) - done)))
+    before, done = (sum(at < limit for at in backward) for limit in (begin, end))
+    convolutions = before, done - before, len(backward) - done
+    found.append(Exchange(kind, *_sizes(instruction.shape), end < entry, convolutions))
   return found
 
 
@@ -231,9 +229,9 @@ def write(
 
 def stage_bytes(output: pathlib.Path) -> None:
   """Counts the bytes of a step for 1 to 64 devices; writes bytes.md and bytes.json."""
-  cases = [(item, 'cpu', n) for item in SMALL.items() for n in DEVICES]
-  cases += [(item, 'cpu', n) for item in PAPER.items() for n in (1, 8, 64)]
-  cases += [(item, 'cuda', n) for item in (SMALL | PAPER).items() for n in (8, 64) if available('cuda')]
+  first, *others = (D2L | BATCH_NORM | PAPER).items()
+  cases = [(first, 'cpu', n) for n in DEVICES] + [(item, 'cpu', n) for item in others for n in (1, 8, 64)]
+  cases += [(item, 'cuda', 64) for item in (first, *others) if available('cuda')]
   records = [compile_one(*item, platform, n) for item, platform, n in cases]
   head = ['network', 'program for', 'exchanges', 'kernels, MB', 'vectors, MB', 'scalars, bytes', 'parameters, MB']
   lines = []
@@ -249,10 +247,11 @@ def stage_bytes(output: pathlib.Path) -> None:
 
 def stage_overlap(output: pathlib.Path) -> None:
   """Looks for exchanges beside the backward pass; writes overlap.md and overlap.json."""
+  cases = {'cuda': LARGE | BATCH_NORM | PAPER, 'tpu': D2L | BATCH_NORM}
   records = [
     compile_one(*item, platform, 8)
-    for platform in ('cuda', 'tpu')
-    for item in (LARGE | SMALL | PAPER).items()
+    for platform, networks in cases.items()
+    for item in networks.items()
     if available(platform)
   ]
   if not records:

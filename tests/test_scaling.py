@@ -43,11 +43,11 @@ ENTRY %main (image: f32[8,4,4,2]) -> f32[] {
 
 def test_exchanges_are_counted_in_the_text_of_a_program():
   assert scaling_programs.exchanges(PROGRAM) == [
+    Exchange('collective-permute', 0, 16, 0, True, (0, 0, 2)),
     Exchange('all-reduce', 0, 24, 0, False, (0, 0, 2)),
     Exchange('all-reduce', 180, 0, 0, False, (1, 1, 0)),
     Exchange('all-reduce', 28 + 20_000, 0, 4, False, (2, 0, 0)),
     Exchange('all-gather', 128, 0, 0, False, (2, 0, 0)),
-    Exchange('collective-permute', 0, 16, 0, True, (2, 0, 0)),
   ]
   # Around a ring of 4: three quarters of the sums twice, three quarters of the gathered array, the rolled one once.
   assert scaling_programs.ring_bytes(scaling_programs.exchanges(PROGRAM), 4) == 1.5 * 20_236 + 0.75 * 128 + 16
