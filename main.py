@@ -15,7 +15,8 @@ docs/recipes.md lists all keys; googlenet_jax/recipe.py defines them.
 Several hosts: under Slurm (srun), Open MPI (mpirun), Kubernetes and on Cloud TPUs the same command finds the other
 processes; elsewhere give --coordinator, --num_processes and --process_id. docs/scaling.md shows how.
 
-Exit status: 0; 1 if predict or explain could not read some of the pictures; 2 after a mistake, which is one line.
+Exit status: 0; 1 if predict or explain could not read some of the pictures; 2 after a mistake, which is one line; 75
+after another process was killed.
 """
 
 # This file has the flags, and one call for each mode. The program is in googlenet_jax/.

@@ -169,7 +169,8 @@ def team(port, monkeypatch):
   found = meet(port, *((index, 3, VERSIONS) for index in range(3)))
   texts = {index: [] for index in range(3)}
   names = [peers.name(index, hello) for index, hello in enumerate(found[0][1])]
-  yield [peers.Peers(index, names, found[index][0], texts[index].append) for index in range(3)], found, texts
+  ends = [lambda text, killed, index=index: texts[index].append((text, killed)) for index in range(3)]
+  yield [peers.Peers(index, names, found[index][0], ends[index]) for index in range(3)], found, texts
   close(found)
 
 
@@ -196,13 +197,13 @@ def test_a_killed_process_ends_the_others_at_once(team, victim):
   while not all(texts[index] for index in others) and time.monotonic() < deadline:
     time.sleep(0.01)
   for index in others:
-    assert texts[index] == [f'{killed}; the same command continues']
+    assert texts[index] == [(f'{killed}; the same command continues', True)]
 
 
 def test_a_process_that_fails_says_why_everywhere(team):
   processes, _, texts = team
   assert processes[1].fail('the disk is full')
-  assert wait_for(texts, 0, 2) == {'process 1 on node1 has ended: the disk is full'}
+  assert wait_for(texts, 0, 2) == {('process 1 on node1 has ended: the disk is full', False)}
 
 
 def test_a_trouble_of_all_is_said_by_process_0_only(team):

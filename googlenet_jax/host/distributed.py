@@ -22,6 +22,7 @@ from googlenet_jax.host.errors import UserError, one_line, reason
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # of the same version everywhere
 TIMEOUT = 300.0  # seconds in which all processes must have come
 HOSTS_SHOWN = 8
+LOST = 75  # exit status after another process was killed: EX_TEMPFAIL of sysexits.h, so a scheduler may try again
 _peers: peers.Peers | None = None
 _hosts: list[str] = []  # of all processes, until they are printed
 
@@ -65,6 +66,8 @@ def together(found: Place | None, seconds: float = TIMEOUT) -> Iterator[None]:
   """
   initialised = jax.distributed.is_initialized() and jax.process_count() > 1  # by a program that uses this one
   if _peers is not None or (found is None and not initialised):
+    if hint := clusters.forgotten(os.environ):
+      console.complain(f'note: {hint}')
     yield
     return
   if initialised:
@@ -92,8 +95,9 @@ def _start(found: Place, seconds: float) -> None:
   here = [theirs for theirs in everyone if theirs['host'] == everyone[found.index]['host']]
   processes.share_host(len(here))
   # Each process on a host takes one GPU, unless the launcher has given each its own.
-  alike = len({theirs['visible'] for theirs in here}) == 1
-  own = [here.index(everyone[found.index])] if len(here) > 1 and alike else None
+  visible = everyone[found.index]['visible']
+  shared = visible is None or len(visible.split(',')) >= len(here)
+  own = [here.index(everyone[found.index])] if len(here) > 1 and shared else None
   # gRPC reads this variable. A proxy for the internet does not know the hosts of a cluster.
   around = [os.environ.get('no_grpc_proxy'), host.strip('[]')]  # noqa: SIM112
   os.environ['no_grpc_proxy'] = ','.join(filter(None, around))  # noqa: SIM112
@@ -212,10 +216,10 @@ def are_connected() -> bool:
   return _peers is not None
 
 
-def _end(text: str) -> None:
+def _end(text: str, was_killed: bool) -> None:
   """Ends this process because another one has ended; called in a thread."""
   console.complain(f'error: {text}')
   for stream in filter(None, (sys.stdout, sys.stderr)):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
-  os._exit(2)
+  os._exit(LOST if was_killed else 2)

@@ -20,7 +20,9 @@ from googlenet_jax.host.errors import UserError, one_line
 GRACE = 1.0  # seconds for a process to report by itself what another one has reported
 HELLO_SECONDS = 5.0  # for the first line on a connection
 RETRY_SECONDS = 0.2
-SILENT_SECONDS = (10, 5, 4)  # a host is lost if it is silent for 10 s and leaves 4 questions open, one every 5 s
+# A host is lost if it is silent for 10 s and then leaves 4 questions open, one every 5 s; or if it does not take for 30 s
+# (in milliseconds) what it is sent.
+KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 30_000}
 MOST_BYTES = 2**20  # of a message
 
 
@@ -33,8 +35,8 @@ class Channel:
     self._lines = connection.makefile('rb')
     self._sending = threading.Lock()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in zip(('TCP_KEEPIDLE', 'TCP_KEEPINTVL', 'TCP_KEEPCNT'), SILENT_SECONDS, strict=True):
-      if hasattr(socket, name):
+    for name, value in KEEPALIVE.items():
+      if hasattr(socket, name):  # not on all systems
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
   def send(self, **message: Any) -> None:
@@ -102,9 +104,10 @@ def _receive_all(place: Place, hello: dict[str, Any], seconds: float, deadline: 
         left = deadline - time.monotonic()
         missing = sorted(set(range(place.count)) - set(hellos))
         if left <= 0:
+          elsewhere = '' if _answers(place) else f'; process 0, on {hello["host"]}, cannot reach itself there either'
           raise UserError(
             f'{_numbers(missing)} of {place.count} did not come to {place.coordinator} within {seconds:g} s: see what '
-            'they printed, whether they can reach this host and port, and --start_timeout'
+            f'they printed, whether they can reach this host and port, and --start_timeout{elsewhere}'
           )
         ready, _, _ = select.select([server, *(channel.socket for channel in channels.values())], [], [], left)
         for number, channel in channels.items():
@@ -144,6 +147,16 @@ def _listening(place: Place) -> Iterator[socket.socket]:
     ) from error
   with server:
     yield server
+
+
+def _answers(place: Place) -> bool:
+  """Returns whether process 0 reaches itself at its own address."""
+  host, _, port = place.coordinator.rpartition(':')
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), timeout=HELLO_SECONDS).close()
+    return True
+  except OSError:
+    return False
 
 
 def _greet(connection: socket.socket) -> tuple[Channel | None, dict[str, Any]]:
@@ -224,14 +237,15 @@ def _numbers(missing: Sequence[int]) -> str:
 class Peers:
   """The other processes. Threads listen to them: process 0 to all, each other one to process 0."""
 
-  def __init__(self, index: int, names: Sequence[str], channels: dict[int, Channel], end: Callable[[str], Any]):
+  def __init__(self, index: int, names: Sequence[str], channels: dict[int, Channel], end: Callable[[str, bool], Any]):
     """Begins to listen.
 
     Args:
       index: number of this process.
       names: of all processes.
       channels: from `meet`.
-      end: called in a thread with a text if another process has ended; it must end this one.
+      end: called in a thread if another process has ended; it must end this one. Its arguments are a text, and
+        whether the other process was killed or lost.
     """
     self._index, self._names, self._channels, self._end = index, names, channels, end
     self._changed = threading.Condition()  # guards what follows
@@ -293,7 +307,7 @@ class Peers:
         return
       self._ending = True
     why = text or 'it was killed, or its host or its connection was lost; the same command continues'
-    self._end(f'{self._names[number]} has ended: {why}')
+    self._end(f'{self._names[number]} has ended: {why}', not text)
 
   def fail(self, text: str) -> bool:
     """Tells the others that this process ends because of a trouble, and which.

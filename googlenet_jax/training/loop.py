@@ -52,6 +52,7 @@ def train(
   processes.agree('the recipe', {key: value for key, value in recipe.flatten(config).items() if key not in own})
   runs.check_resumable(config, workdir)
   plan = make_plan(config, workdir, sharding.make_mesh(devices), dataset)
+  processes.agree('the data', plan.dataset.fingerprint())
   classifier = plan.classifier
 
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
