@@ -20,8 +20,8 @@ from googlenet_jax.host.errors import UserError, one_line
 GRACE = 1.0  # seconds for a process to report by itself what another one has reported
 HELLO_SECONDS = 5.0  # for the first line on a connection
 RETRY_SECONDS = 0.2
-# A host is lost if it is silent for 10 s and then leaves 4 questions open, one every 5 s; or if it does not take for 30 s
-# (in milliseconds) what it is sent.
+# A host is lost if it is silent for 10 s and then leaves 4 questions open, one every 5 s; or if it does not take what
+# it is sent for 30 s (in milliseconds).
 KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 30_000}
 MOST_BYTES = 2**20  # of a message
 
