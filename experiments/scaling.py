@@ -44,7 +44,7 @@ from googlenet_jax.training import optimizers
 from googlenet_jax.training.state import create_state
 from googlenet_jax.training.step import make_train_step
 
-TURNS, STEPS = 9, 4
+TURNS, STEPS = 7, 3
 
 
 class Place(NamedTuple):
@@ -61,7 +61,6 @@ STRONG = (
   Place('1 process, 1 device', 1, 1, 128),
   Place('1 process, 2 devices', 1, 2, 128),
   Place('2 processes, 1 device each', 2, 1, 128),
-  Place('4 processes, 1 device each', 4, 1, 128),
 )
 WEAK = (
   Place('1 process on one core, 64 images', 1, 1, 64, one_core=True),

@@ -218,9 +218,7 @@ def exchanges_of(record: dict[str, Any]) -> list[Exchange]:
   return [Exchange(**each) for each in record['exchanges']]
 
 
-def write(
-  records: list[dict[str, Any]], title: str, head: list[str], lines: list[list[str]], path: pathlib.Path
-) -> None:
+def write(title: str, records: list[dict], head: list[str], lines: list[list[str]], path: pathlib.Path) -> None:
   """Writes the records as JSON, and a page with a table beside them."""
   parts = [f'# {title}\n', tables.written_by('jax', 'jaxlib') + '\n', tables.table(head, lines)]
   tables.publish('\n'.join(parts), path.with_suffix('.md'))
@@ -246,7 +244,7 @@ def stage_bytes(output: pathlib.Path) -> None:
 
 
 def stage_overlap(output: pathlib.Path) -> None:
-  """Looks for exchanges beside the backward pass; writes overlap.md and overlap.json."""
+  """Looks for exchanges beside the backward pass in the programs for eight devices."""
   cases = {'cuda': LARGE | BATCH_NORM | PAPER, 'tpu': D2L | BATCH_NORM}
   records = [
     compile_one(*item, platform, 8)
@@ -257,23 +255,20 @@ def stage_overlap(output: pathlib.Path) -> None:
   if not records:
     print('overlap: neither jax-cuda12-plugin nor libtpu is here, see --help')
     return
-  head = [
-    'network',
-    'program for eight',
-    'exchanges of kernels',
-    'MB',
-    'beside backward convolutions',
-    'after the last one',
-  ]
-  head += ['in a loop', 'exchanges of vectors', 'beside backward convolutions']
+  write_overlap(records, output)
+
+
+def write_overlap(records: list[dict[str, Any]], output: pathlib.Path) -> None:
+  """Writes overlap.md and overlap.json."""
+  head = ['network', 'program for eight', 'exchanges of kernels', 'MB', 'beside backward convolutions, MB']
+  head += ['after the last one, MB', 'exchanges of vectors', 'beside backward convolutions']
   lines = []
   for record in records:
     found = exchanges_of(record)
     large, small = [each for each in found if each.kernels], [each for each in found if each.vectors > each.kernels]
     size = lambda part: f'{sum(each.size for each in part) / MEGABYTE:.2f}'
     beside, late = [e for e in large if e.convolutions[1]], [e for e in large if not sum(e.convolutions[1:])]
-    cells = [size(large), size(beside), size(late), str(sum(e.in_loop for e in large))]
     where = 'H100' if record['platform'] == 'cuda' else 'TPU v5e'
     waits = [str(len(small)), str(sum(e.convolutions[1] > 0 for e in small))]
-    lines.append([record['network'], where, str(len(large)), *cells, *waits])
+    lines.append([record['network'], where, str(len(large)), size(large), size(beside), size(late), *waits])
   write('Exchanges beside the backward pass', records, head, lines, output / 'overlap')
