@@ -26,7 +26,7 @@ import time
 
 import numpy as np
 
-from experiments import kill_checks
+from experiments import kill_checks, narrow
 from experiments.narrow_runs import Runs, small_run
 from experiments.team_runs import Team
 from googlenet_jax.host import distributed
@@ -185,21 +185,23 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=60, help='0: few short trials, for the tests')
   parser.add_argument('--output', type=pathlib.Path, required=True)
   options = parser.parse_args()
-  with tempfile.TemporaryDirectory(prefix='processes_') as folder:
-    trial = Trial(pathlib.Path(folder))
-    trial.another_layout('everything', EVERYTHING)
-    trial.ensembles()
-    trial.run('undisturbed', 2, 1)
-    trial.stop('to_one', [1])
-    kills = [('a step', 0)]
-    if options.kills:
-      trial.layouts('everything_whole', EVERYTHING)
-      trial.layouts('several_steps', SEVERAL)
-      trial.stop('to_first', [0])
-      trial.stop('to_all', [0, 1])
-      kills = [(PHASES[number // 2 % len(PHASES)], number % 2) for number in range(options.kills)]
-    for number, (phase, victim) in enumerate(kills):
-      trial.kill(number, phase, victim)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='processes_'))  # a TemporaryDirectory would end with each child
+  narrow.import_program()  # the processes are forked, and need not do it
+  trial = Trial(folder)
+  trial.another_layout('everything', EVERYTHING)
+  trial.ensembles()
+  trial.run('undisturbed', 2, 1)
+  trial.stop('to_one', [1])
+  kills = [('a step', 0)]
+  if options.kills:
+    trial.layouts('everything_whole', EVERYTHING)
+    trial.layouts('several_steps', SEVERAL)
+    trial.stop('to_first', [0])
+    trial.stop('to_all', [0, 1])
+    kills = [(PHASES[number // 2 % len(PHASES)], number % 2) for number in range(options.kills)]
+  for number, (phase, victim) in enumerate(kills):
+    trial.kill(number, phase, victim)
+  shutil.rmtree(folder)
   options.output.mkdir(parents=True, exist_ok=True)
   report = {
     'wrong': trial.wrong,
