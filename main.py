@@ -119,8 +119,9 @@ def main(argv: list[str]) -> int | None:
 def run_mode(paths: list[str]) -> int | None:
   """Runs the chosen mode, for predict and explain with some paths; see `main`."""
   from googlenet_jax import recipe_checks
-  from googlenet_jax.host import backend, cache, cpu_cores
+  from googlenet_jax.host import backend, cache, cpu_cores, distributed, processes
 
+  processes.agree('the command', {'--mode': MODE.value})
   if MODE.value == 'predict':
     from googlenet_jax.evaluation import predict
 
@@ -134,6 +135,10 @@ def run_mode(paths: list[str]) -> int | None:
   recipe_checks.validate(config, trains=MODE.value != 'inspect')
   cache.use_compilation_cache()
   cpu_cores.use_cpu_cores(config)
+  one_each = MODE.value == 'train' and config.ensemble.side_by_side and config.ensemble.members > 1
+  processes.agree('the recipe', {'ensemble.side_by_side': one_each})
+  if MODE.value == 'evaluate' or (MODE.value == 'train' and not one_each):
+    distributed.join()
   backend.start()
   if MODE.value == 'evaluate':
     from googlenet_jax.evaluation import table

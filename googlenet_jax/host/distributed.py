@@ -25,6 +25,7 @@ HOSTS_SHOWN = 8
 LOST = 75  # exit status after another process was killed: EX_TEMPFAIL of sysexits.h, so a scheduler may try again
 _peers: peers.Peers | None = None
 _hosts: list[str] = []  # of all processes, until they are printed
+_in_jax: tuple[str, int, int] | None = None  # arguments for JAX, until `join`
 
 
 def place(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Place | None:
@@ -85,7 +86,8 @@ def together(found: Place | None, seconds: float = TIMEOUT) -> Iterator[None]:
 
 
 def _start(found: Place, seconds: float) -> None:
-  """Connects the processes, and then JAX in them."""
+  """Connects the processes, and prepares `join`."""
+  global _in_jax
   processes.expect(found.index)
   console.of_process = f'process {found.index}: ' if found.index else ''
   if found.index == 0:
@@ -96,16 +98,30 @@ def _start(found: Place, seconds: float) -> None:
   processes.share_host(len(here))
   # Each process on a host takes one GPU, unless the launcher has given each its own.
   visible = everyone[found.index]['visible']
-  shared = visible is None or len(visible.split(',')) >= len(here)
-  own = [here.index(everyone[found.index])] if len(here) > 1 and shared else None
+  if len(here) > 1 and (visible is None or len(visible.split(',')) >= len(here)):
+    for kind in ('cuda', 'rocm'):
+      jax.config.update(f'jax_{kind}_visible_devices', str(here.index(everyone[found.index])))
   # gRPC reads this variable. A proxy for the internet does not know the hosts of a cluster.
   around = [os.environ.get('no_grpc_proxy'), host.strip('[]')]  # noqa: SIM112
   os.environ['no_grpc_proxy'] = ','.join(filter(None, around))  # noqa: SIM112
   jax.config.update('jax_enable_preemption_service', False)  # it would catch SIGTERM instead of signals.py
+  _in_jax = (f'{host}:{everyone[0]["port"]}', found.count, found.index)
+
+
+def join() -> None:
+  """Makes one machine of the devices of all processes. Until then, JAX in each process knows its own devices only.
+
+  All processes call it, before JAX starts.
+
+  Raises:
+    UserError: JAX has started.
+  """
+  global _in_jax
+  if _in_jax is None:
+    return
+  arguments, _in_jax = _in_jax, None
   try:
-    jax.distributed.initialize(
-      f'{host}:{everyone[0]["port"]}', found.count, found.index, own, cluster_detection_method='deactivate'
-    )
+    jax.distributed.initialize(*arguments, cluster_detection_method='deactivate')
   except RuntimeError as error:
     raise UserError(
       f'JAX has started in this program before its processes could be connected ({reason(error)}): train before '
@@ -125,6 +141,7 @@ def _meet(found: Place, seconds: float) -> list[dict[str, Any]]:
   _hosts[:] = [theirs['host'] for theirs in everyone]
   names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
   _peers = peers.Peers(found.index, names, channels, _end)
+  processes.connect(found.index, found.count, _peers.gather)
   return everyone
 
 
@@ -144,16 +161,20 @@ def introduce() -> None:
     return
   names, own = list(_hosts), jax.local_devices()
   _hosts.clear()
+  hosts = list(dict.fromkeys(names))
+  shown = [f'{host} has {_ranges([n for n, other in enumerate(names) if other == host])}' for host in hosts]
+  more = f'; and {len(hosts) - HOSTS_SHOWN} hosts more' if len(hosts) > HOSTS_SHOWN else ''
+  places = f'{"; ".join(map(one_line, shown[:HOSTS_SHOWN]))}{more}'
+  if not jax.distributed.is_initialized():
+    console.say(f'{len(names)} processes: {places}')
+    return
   with _without_greetings():
     processes.agree('the devices', {'their number': len(own), 'their kind': own[0].device_kind})
     mesh = sharding.make_mesh()
     one_each = jax.make_array_from_process_local_data(sharding.cut(mesh), np.ones(len(own), np.float32))
     jax.jit(jnp.sum, out_shardings=sharding.whole(mesh))(one_each).block_until_ready()
-  hosts = list(dict.fromkeys(names))
-  shown = [f'{host} has {_ranges([n for n, other in enumerate(names) if other == host])}' for host in hosts]
-  more = f'; and {len(hosts) - HOSTS_SHOWN} hosts more' if len(hosts) > HOSTS_SHOWN else ''
   devices = f'{len(own)} {own[0].platform} device{"s" if len(own) > 1 else ""} each'
-  console.say(f'{len(names)} processes with {devices}: {"; ".join(map(one_line, shown[:HOSTS_SHOWN]))}{more}')
+  console.say(f'{len(names)} processes with {devices}: {places}')
 
 
 @contextlib.contextmanager
@@ -181,12 +202,12 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _leave(shuts_jax_down: bool) -> None:
-  global _peers
+  global _peers, _in_jax
   _peers.leave()
-  if shuts_jax_down:
+  if shuts_jax_down and jax.distributed.is_initialized():
     jax.distributed.shutdown()
-  _peers = None
-  processes.expect(0)
+  _peers = _in_jax = None
+  processes.connect(0, 1, None)
   processes.share_host(1)
 
 

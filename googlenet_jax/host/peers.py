@@ -23,7 +23,7 @@ RETRY_SECONDS = 0.2
 # A host is lost if it is silent for 10 s and then leaves 4 questions open, one every 5 s; or if it does not take what
 # it is sent for 30 s (in milliseconds).
 KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 30_000}
-MOST_BYTES = 2**20  # of a message
+MOST_BYTES = 2**20  # of the first line
 
 
 class Channel:
@@ -44,8 +44,12 @@ class Channel:
     with self._sending, contextlib.suppress(OSError):
       self.socket.sendall(json.dumps(message).encode() + b'\n')
 
-  def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
+  def receive(self, seconds: float | None = None, most: int = -1) -> dict[str, Any] | None:
     """Returns the next object; None at the end of the connection.
+
+    Args:
+      seconds: how long to wait for it.
+      most: bytes that it may have; -1: any number.
 
     Raises:
       TimeoutError: nothing came in so many seconds.
@@ -53,7 +57,7 @@ class Channel:
     """
     try:
       self.socket.settimeout(seconds)
-      line = self._lines.readline(MOST_BYTES)
+      line = self._lines.readline(most)
     except TimeoutError:
       raise
     except OSError:  # such as a lost host, or closed here
@@ -163,7 +167,7 @@ def _greet(connection: socket.socket) -> tuple[Channel | None, dict[str, Any]]:
   """Reads the first line of a connection; None for a stranger, such as a scanner of ports."""
   channel = Channel(connection)
   try:
-    hello = channel.receive(HELLO_SECONDS)
+    hello = channel.receive(HELLO_SECONDS, MOST_BYTES)
     if hello and type(hello.get('index')) is int and isinstance(hello.get('versions'), dict):
       return channel, hello
   except (ValueError, OSError):
@@ -255,6 +259,7 @@ class Peers:
     self._ending = False  # whether this process says why it ends
     self._wanted = self._signal = 0  # a signal that some process got; the one that all stop for
     self._calls, self._stop_at = 0, None  # of the training step
+    self._values: dict[int, Any] = {}  # what processes have sent to `gather`
     for number, channel in channels.items():
       threading.Thread(target=self._listen, args=(number, channel), daemon=True).start()
 
@@ -282,6 +287,8 @@ class Peers:
         self._channels[0].send(agreed=True)
       if 'agreed' in message:
         self._agreed.add(number)
+      if 'value' in message:
+        self._values[number] = message['value']
       self._changed.notify_all()
 
   def _tell(self, **message: Any) -> None:
@@ -337,6 +344,23 @@ class Peers:
       self._ending = True
     if self._index == 0:
       self._tell(left=True)
+
+  def gather(self, value: Any) -> list[Any]:
+    """Returns the values of all processes, in their order. All of them must call it, and wait for the last one.
+
+    Args:
+      value: what JSON can say.
+    """
+    if self._index:
+      self._tell(value=value)
+    with self._changed:
+      self._changed.wait_for(lambda: self._values.keys() >= set(self._channels))
+      values, self._values = self._values, {}
+    if self._index:
+      return values[0]
+    everyone = [json.loads(json.dumps(value)), *(values[number] for number in sorted(values))]
+    self._tell(value=everyone)
+    return everyone
 
   # A signal to one is a signal to all.
 

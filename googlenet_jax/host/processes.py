@@ -5,7 +5,7 @@ A program is one process, or one on each host of a cluster. `distributed.start` 
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,16 +17,34 @@ from googlenet_jax.host.errors import UserError
 _alone = False  # whether each process trains a run of its own, see `alone`
 _expected = 0  # number of this process, before JAX knows it
 _on_host = 1  # processes on this host
+_count = 1
+_exchange: Callable[[Any], list[Any]] | None = None  # see `connect`
 
 
 def all_count() -> int:
   """Returns the number of processes of this program. It does not start JAX."""
-  return jax.process_count() if jax.distributed.is_initialized() else 1
+  if _exchange is None and jax.distributed.is_initialized():  # by a program that uses this one
+    return jax.process_count()
+  return _count
 
 
 def all_index() -> int:
   """Returns the number of this process among all, from 0. It does not start JAX."""
-  return jax.process_index() if jax.distributed.is_initialized() else _expected
+  if _exchange is None and jax.distributed.is_initialized():
+    return jax.process_index()
+  return _expected
+
+
+def connect(index: int, count: int, exchange: Callable[[Any], list[Any]] | None) -> None:
+  """Notes that this process is connected with others, whether JAX knows of them or not.
+
+  Args:
+    index: its number.
+    count: number of processes.
+    exchange: sends a JSON value to all, and returns those of all; None: they are not connected any more.
+  """
+  global _expected, _count, _exchange
+  _expected, _count, _exchange = index, count, exchange
 
 
 def expect(index: int) -> None:
@@ -63,7 +81,7 @@ def is_first() -> bool:
 
 def devices() -> list[jax.Device]:
   """Returns the devices that work on this run."""
-  return jax.local_devices() if _alone else jax.devices()
+  return jax.devices()
 
 
 @contextlib.contextmanager
@@ -85,6 +103,8 @@ def gather(value: Any) -> list[Any]:
   """
   if count() == 1:
     return [value]
+  if _exchange is not None:
+    return _exchange(value)
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(text.size)).reshape(-1)
   padded = np.zeros(sizes.max(), np.uint8)

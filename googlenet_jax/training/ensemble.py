@@ -1,11 +1,11 @@
 """Trains a recipe: one network, or an ensemble (section 7 of the paper). Members differ in their random choices."""
 
 import concurrent.futures
-import contextlib
 import os
 import pathlib
 import signal
 
+import jax
 from ml_collections import ConfigDict
 
 from googlenet_jax import recipe, recipe_checks, runs
@@ -157,11 +157,11 @@ def _train_in_turn(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Dataset
 def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Dataset, stop: StopRequest) -> None:
   """Trains every member in one process; see `train_members`."""
   place, many = processes.index(), processes.count()
-  if many > 1:
-    raise UserError('config.ensemble.side_by_side is for one process: leave it out, members then use all processes')
+  if jax.process_count() > 1:  # Orbax cannot save a run of one process then
+    raise UserError('config.ensemble.side_by_side: a TPU pod trains members in turn only: leave it out')
   if many > 1:
     console.say(f'training {len(left)} members on {many} processes; lines begin with the member')
-  with processes.alone() if many > 1 else contextlib.nullcontext():  # each process prints what its members say
+  with processes.alone():  # each process prints what its members say
     failed = _train_on_shares(left[place::many], -(-left[0][0].ensemble.members // many), dataset, stop, many == 1)
   everywhere = sorted(sum(processes.gather([*failed]), []))  # waits for the members of the others
   for error in failed.values():
