@@ -135,9 +135,13 @@ def run_mode(paths: list[str]) -> int | None:
   recipe_checks.validate(config, trains=MODE.value != 'inspect')
   cache.use_compilation_cache()
   cpu_cores.use_cpu_cores(config)
-  one_each = MODE.value == 'train' and config.ensemble.side_by_side and config.ensemble.members > 1
-  processes.agree('the recipe', {'ensemble.side_by_side': one_each})
-  if MODE.value == 'evaluate' or (MODE.value == 'train' and not one_each):
+  joins = MODE.value == 'evaluate'
+  if MODE.value == 'train':
+    from googlenet_jax.training import ensemble
+
+    joins = not ensemble.trains_apart(config)
+  processes.agree('the recipe', {'ensemble.side_by_side': not joins})
+  if joins:
     distributed.join()
   backend.start()
   if MODE.value == 'evaluate':
@@ -151,8 +155,6 @@ def run_mode(paths: list[str]) -> int | None:
     workdir = workdir_of_flags() if WORKDIR.value else None
     inspection.inspect(config, workdir, step_of_flags(), output_of_flags())
   else:
-    from googlenet_jax.training import ensemble
-
     ensemble.train_in(config, workdir_of_flags())
   return None
 

@@ -13,7 +13,13 @@ class Team:
   """Processes that work on one run together, each as `python main.py` on a host of its own would."""
 
   def __init__(
-    self, runs: Runs, workdir: pathlib.Path, cache: pathlib.Path, processes: int, devices: int, flags: Sequence[str] = ()
+    self,
+    runs: Runs,
+    workdir: pathlib.Path,
+    cache: pathlib.Path,
+    processes: int,
+    devices: int,
+    flags: Sequence[str] = (),
   ):
     """Starts them.
 

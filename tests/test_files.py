@@ -14,7 +14,7 @@ from googlenet_jax.host.errors import UserError
 
 @pytest.fixture
 def second_process(monkeypatch):
-  monkeypatch.setattr(processes, 'all_index', lambda: 1)
+  monkeypatch.setattr(processes, '_index', 1)
 
 
 def test_json_is_replaced_whole(tmp_path):

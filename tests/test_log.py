@@ -81,12 +81,12 @@ def test_a_finished_run_that_is_started_again_adds_nothing(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-  monkeypatch.setattr(processes, 'all_index', lambda: 1)
+  monkeypatch.setattr(processes, '_index', 1)
   assert write(tmp_path, 0, record(1)) == [record(1)]  # its pictures would need them as well
   assert list(tmp_path.iterdir()) == []
-  monkeypatch.setattr(processes, 'all_index', lambda: 0)
+  monkeypatch.setattr(processes, '_index', 0)
   write(tmp_path, 0, record(1), record(2))
-  monkeypatch.setattr(processes, 'all_index', lambda: 1)
+  monkeypatch.setattr(processes, '_index', 1)
   assert MetricsLog(tmp_path, 1).records == [record(1)]  # all processes know what there is
 
 

@@ -279,7 +279,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(drawn, tmp_path, monkeypatch
 
 
 def test_only_the_first_process_draws(drawn, tmp_path, monkeypatch):
-  monkeypatch.setattr(processes, 'all_index', lambda: 1)
+  monkeypatch.setattr(processes, '_index', 1)
   config, dataset = small_config(), dataset_of()
   summary.draw_samples(config, tmp_path, dataset, 0)
   summary.draw_curves(config, [*records()], tmp_path, dataset)

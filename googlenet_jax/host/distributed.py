@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from googlenet_jax import __version__
 from googlenet_jax.host import clusters, console, peers, processes, sharding
@@ -65,43 +66,67 @@ def together(found: Place | None, seconds: float = TIMEOUT) -> Iterator[None]:
   Raises:
     UserError: the processes do not come together, see `peers.meet`.
   """
-  initialised = jax.distributed.is_initialized() and jax.process_count() > 1  # by a program that uses this one
-  if _peers is not None or (found is None and not initialised):
+  joined = jax.distributed.is_initialized() and jax.process_count() > 1  # by a program that uses this one
+  if _peers is not None or (found is None and not joined):
     if hint := clusters.forgotten(os.environ):
       console.complain(f'note: {hint}')
     yield
     return
-  if initialised:
-    host, port = processes.of_first([socket.gethostname(), _free_port()])
-    _meet(Place(f'{host}:{port}', jax.process_count(), jax.process_index(), 'jax.distributed'), seconds)
-  else:
-    _start(found, seconds)
+  everyone = _meet(_place_in_jax() if joined else found, seconds)
+  if not joined:
+    _prepare_to_join(found, everyone)
   try:
     yield
   except SystemExit:  # after a signal, in all processes
-    _leave(shuts_jax_down=not initialised)
+    _leave(shuts_jax_down=not joined)
     raise
   else:
-    _leave(shuts_jax_down=not initialised)
+    _leave(shuts_jax_down=not joined)
 
 
-def _start(found: Place, seconds: float) -> None:
-  """Connects the processes, and prepares `join`."""
-  global _in_jax
+def _place_in_jax() -> Place:
+  """Returns the place of a process that JAX has connected."""
+  own = f'{socket.gethostname()}:{_free_port()}'.ljust(300).encode()
+  everyone = multihost_utils.process_allgather(np.frombuffer(own, np.uint8))
+  return Place(everyone[0].tobytes().decode().strip(), jax.process_count(), jax.process_index(), 'jax.distributed')
+
+
+def _meet(found: Place, seconds: float) -> list[dict[str, Any]]:
+  """Connects the processes, and returns what each one says of itself."""
+  global _peers
   processes.expect(found.index)
   console.of_process = f'process {found.index}: ' if found.index else ''
+  console.say(f'{found.found}: process 0 of {found.count} waits at {found.coordinator} for the others')
+  versions = {'googlenet_jax': __version__, 'python': '.'.join(platform.python_version_tuple()[:2])}
+  versions |= {name: metadata.version(name) for name in PACKAGES}
+  hello = {'host': socket.gethostname(), 'versions': versions, 'visible': os.environ.get('CUDA_VISIBLE_DEVICES')}
   if found.index == 0:
-    console.say(f'{found.found}: process 0 of {found.count} waits at {found.coordinator} for the others')
-  everyone = _meet(found, seconds)
-  host = found.coordinator.rpartition(':')[0]
-  here = [theirs for theirs in everyone if theirs['host'] == everyone[found.index]['host']]
-  processes.share_host(len(here))
+    hello['port'] = _free_port()  # for JAX
+  channels, everyone = peers.meet(found, hello, seconds)
+  _hosts[:] = [theirs['host'] for theirs in everyone]
+  names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
+  _peers = peers.Peers(found.index, names, channels, _end)
+  processes.connect(found.index, found.count, _hosts.count(hello['host']), _peers.gather)
+  return everyone
+
+
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('', 0))
+    return free.getsockname()[1]
+
+
+def _prepare_to_join(found: Place, everyone: list[dict[str, Any]]) -> None:
+  """Settles what JAX must know before it starts."""
+  global _in_jax
+  own = everyone[found.index]
+  here = [theirs for theirs in everyone if theirs['host'] == own['host']]
   # Each process on a host takes one GPU, unless the launcher has given each its own.
-  visible = everyone[found.index]['visible']
-  if len(here) > 1 and (visible is None or len(visible.split(',')) >= len(here)):
+  if len(here) > 1 and (own['visible'] is None or len(own['visible'].split(',')) >= len(here)):
     for kind in ('cuda', 'rocm'):
-      jax.config.update(f'jax_{kind}_visible_devices', str(here.index(everyone[found.index])))
+      jax.config.update(f'jax_{kind}_visible_devices', str(here.index(own)))
   # gRPC reads this variable. A proxy for the internet does not know the hosts of a cluster.
+  host = found.coordinator.rpartition(':')[0]
   around = [os.environ.get('no_grpc_proxy'), host.strip('[]')]  # noqa: SIM112
   os.environ['no_grpc_proxy'] = ','.join(filter(None, around))  # noqa: SIM112
   jax.config.update('jax_enable_preemption_service', False)  # it would catch SIGTERM instead of signals.py
@@ -129,28 +154,6 @@ def join() -> None:
     ) from error
 
 
-def _meet(found: Place, seconds: float) -> list[dict[str, Any]]:
-  """Connects the processes, and returns what each one says of itself."""
-  global _peers
-  versions = {'googlenet_jax': __version__, 'python': '.'.join(platform.python_version_tuple()[:2])}
-  versions |= {name: metadata.version(name) for name in PACKAGES}
-  hello = {'host': socket.gethostname(), 'versions': versions, 'visible': os.environ.get('CUDA_VISIBLE_DEVICES')}
-  if found.index == 0:
-    hello['port'] = _free_port()  # for JAX
-  channels, everyone = peers.meet(found, hello, seconds)
-  _hosts[:] = [theirs['host'] for theirs in everyone]
-  names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
-  _peers = peers.Peers(found.index, names, channels, _end)
-  processes.connect(found.index, found.count, _peers.gather)
-  return everyone
-
-
-def _free_port() -> int:
-  with socket.socket() as free:
-    free.bind(('', 0))
-    return free.getsockname()[1]
-
-
 def introduce() -> None:
   """Says which processes there are, once, after JAX has found the devices.
 
@@ -173,6 +176,7 @@ def introduce() -> None:
     mesh = sharding.make_mesh()
     one_each = jax.make_array_from_process_local_data(sharding.cut(mesh), np.ones(len(own), np.float32))
     jax.jit(jnp.sum, out_shardings=sharding.whole(mesh))(one_each).block_until_ready()
+    multihost_utils.sync_global_devices('connected')  # Orbax connects one device of each process
   devices = f'{len(own)} {own[0].platform} device{"s" if len(own) > 1 else ""} each'
   console.say(f'{len(names)} processes with {devices}: {places}')
 
@@ -207,8 +211,7 @@ def _leave(shuts_jax_down: bool) -> None:
   if shuts_jax_down and jax.distributed.is_initialized():
     jax.distributed.shutdown()
   _peers = _in_jax = None
-  processes.connect(0, 1, None)
-  processes.share_host(1)
+  processes.connect(0, 1, 1, None)
 
 
 def asked_to_stop(signal: int, ahead: int) -> int:

@@ -13,7 +13,7 @@ AXIS = 'data'
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
   """Makes a mesh with the one axis `data` over `devices`; by default over all that work on this run."""
-  devices = processes.devices() if devices is None else devices
+  devices = jax.devices() if devices is None else devices
   return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 

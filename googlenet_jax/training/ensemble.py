@@ -12,7 +12,7 @@ from googlenet_jax import recipe, recipe_checks, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Dataset
-from googlenet_jax.host import backend, cache, console, files, processes
+from googlenet_jax.host import backend, cache, console, distributed, files, processes
 from googlenet_jax.host.errors import UserError, expanded, plain_troubles
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.loading import load
@@ -38,10 +38,17 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   config = finetune.with_network_of_source(config, workdir)
   recipe_checks.validate(config)
   cache.use_compilation_cache()
-  with backend.our_settings_everywhere():
+  with backend.our_settings_everywhere(), distributed.together(distributed.place()):
+    if not trains_apart(config):
+      distributed.join()
     backend.start()
     train_in(config, workdir)
     return load(workdir)
+
+
+def trains_apart(config: ConfigDict) -> bool:
+  """Returns whether members of an ensemble train at the same time, so each process trains some of them alone."""
+  return config.ensemble.side_by_side and config.ensemble.members > 1
 
 
 def train_in(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -158,7 +165,7 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
   """Trains every member in one process; see `train_members`."""
   place, many = processes.index(), processes.count()
   if jax.process_count() > 1:  # Orbax cannot save a run of one process then
-    raise UserError('config.ensemble.side_by_side: a TPU pod trains members in turn only: leave it out')
+    raise UserError('config.ensemble.side_by_side: these processes are connected in JAX already: leave it out')
   if many > 1:
     console.say(f'training {len(left)} members on {many} processes; lines begin with the member')
   with processes.alone():  # each process prints what its members say
@@ -190,7 +197,7 @@ def _train_on_shares(
   Returns:
     What went wrong, by member.
   """
-  devices = processes.devices()
+  devices = jax.devices()
   count = min(most, len(devices))
   share, shares = len(devices) // count, min(count, len(left))
   failed = {}
