@@ -23,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,19 +40,24 @@ LATE = 60.0  # seconds in which the others must end
 KILLED = 'has ended: it was killed, or its host or its connection was lost; the same command continues'
 EVERYTHING = ['--config.micro_batches=2', '--config.augment.cutmix=0.5']
 SEVERAL = ['--config.steps_per_call=2']
+# Few programs to compile: no batch statistics, no averaged weights.
+PLAIN = ['--config.model.norm=none', '--config.average_decay=0', '--config.learning_rate=0.01']
 MEMBERS = [SHORT, '--config.ensemble.members=2', '--config.ensemble.initial_weights=different']
 # Phases of `narrow.watch`: a kill falls into one of them, in a process that is drawn by lot.
 PHASES = (
   'loading the data', 'restoring', 'compiling the step', 'a step', 'batch statistics', 'saving', 'in the background',
   'compiling the evaluation', 'evaluation', 'drawing answers',
 )  # fmt: skip
+ONCE = ('loading the data', 'restoring', 'compiling the step', 'compiling the evaluation', 'drawing answers')
+UNDISTURBED = 'undisturbed'
 
 
 class Trial:
   """Runs teams of processes, and notes what is wrong."""
 
-  def __init__(self, folder: pathlib.Path):
-    """Works in `folder`, with a small data set there."""
+  def __init__(self, folder: pathlib.Path, kind: Sequence[str]):
+    """Works in `folder`, with a small data set there; `kind` has flags of the runs that are disturbed."""
+    self.kind = kind
     self.folder, self.wrong, self.found = folder, [], collections.Counter()
     self.runs = Runs(folder, small_run(folder / 'pictures'))
     self.seconds = []  # until the other process ended, after each kill
@@ -102,14 +108,14 @@ class Trial:
 
   def ensembles(self) -> None:
     """Trains two members over all processes in turn, and one in each process; each as it would be alone."""
-    self.run('members_1x2', 1, 2, *MEMBERS)
-    self.run('members_in_turn', 2, 1, *MEMBERS)
+    self.run('members_1x2', 1, 2, *self.kind, *MEMBERS)
+    self.run('members_in_turn', 2, 1, *self.kind, *MEMBERS)
     for member in ('member_0', 'member_1'):
       self.compare(f'members_in_turn/{member}', f'members_1x2/{member}')
     # One member a process, on its own two devices.
     ended = Team(
       self.runs, self.folder / 'members_beside', self.folder / 'cache', 2, 2,
-      [*MEMBERS, '--config.ensemble.side_by_side=True'],
+      [*self.kind, *MEMBERS, '--config.ensemble.side_by_side=True'],
     ).end()  # fmt: skip
     self.check('members_beside', [one.err[-1500:] for one in ended if one.status])
     for member in ('member_0', 'member_1'):
@@ -119,35 +125,31 @@ class Trial:
 
   # Kills and signals ------------------------------------------------------------------------------------------------
 
-  def kill(self, number: int, phase: str, victim: int) -> None:
-    """Kills one of two processes at the beginning of a phase, continues, and compares."""
-    name = f'kill_{number}'
-    team = Team(self.runs, self.folder / name, self.folder / 'cache', 2, 1)
+  def kill(self, name: str, phase: str, victim: int, rng: random.Random) -> None:
+    """Kills one of two processes at the beginning of a phase: the other one must end with a line."""
+    team = Team(self.runs, self.folder / name, self.folder / 'cache', 2, 1, self.kind)
     mark, what = {'a step': ('.', None), 'in the background': ('-', 'saving')}.get(phase, ('+', phase))
-    skipped = random.Random(number).randrange(3) if phase not in ('loading the data', 'restoring') else 0
+    skipped = rng.randrange(3) if phase not in ONCE else 0
     due = lambda run: sum(event.mark == mark and what in (None, event.name) for event in run.events) > skipped
     if not team.runs[victim].wait_for(due):
       self.found['missed'] += 1
-    team.runs[victim].sleep(random.Random(number).random() * 0.02)
+    team.runs[victim].sleep(rng.random() * 0.02)
     begin = time.perf_counter()
     team.runs[victim].send(signal.SIGKILL)
-    other = team.runs[1 - victim].end()
-    seconds = time.perf_counter() - begin
+    other, seconds = team.runs[1 - victim].end(), time.perf_counter() - begin
     dead = team.runs[victim].end()
-    if dead.status == -signal.SIGKILL and other.status != 0:
-      self.seconds.append(seconds)
-      self.found[f'process {victim}, {phase}'] += 1
-      problems = [f'the other one ended after {seconds:.0f} s'] if seconds > LATE else []
-      if other.status != distributed.LOST or KILLED not in other.err or 'Traceback' in other.err:
-        problems.append(f'the other one ended with status {other.status}: {other.err[-600:]}')
-      self.check(f'{name} ({phase}, process {victim})', problems)
-    self.run(name, 2, 1)
-    self.check(f'{name} ({phase}, process {victim})', self.differences(name, 'undisturbed'))
-    shutil.rmtree(self.folder / name)
+    if dead.status != -signal.SIGKILL or other.status == 0:
+      return  # the run was over
+    self.seconds.append(seconds)
+    self.found[f'process {victim}, {phase}'] += 1
+    problems = [f'the other one ended after {seconds:.0f} s'] if seconds > LATE else []
+    if other.status != distributed.LOST or KILLED not in other.err or 'Traceback' in other.err:
+      problems.append(f'the other one ended with status {other.status}: {other.err[-600:]}')
+    self.check(f'{name} ({phase}, process {victim})', problems)
 
   def stop(self, name: str, victims: list[int]) -> None:
-    """Sends SIGTERM to some of two processes in a step, continues, and compares."""
-    team = Team(self.runs, self.folder / name, self.folder / 'cache', 2, 1)
+    """Sends SIGTERM to some of two processes in a step: both must save the same one."""
+    team = Team(self.runs, self.folder / name, self.folder / 'cache', 2, 1, self.kind)
     team.runs[0].wait_for(lambda run: sum(event.mark == '.' for event in run.events) > 4)
     for victim in victims:
       team.runs[victim].send(signal.SIGTERM)
@@ -159,12 +161,19 @@ class Trial:
     if steps[0] != steps[1] or ', saved' not in ended[0].out:
       problems.append(f'stopped after {steps}: {ended[0].out[-300:]}')
     self.check(name, problems)
-    self.run(name, 2, 1)
-    self.check(name, self.differences(name, 'undisturbed', exactly=False))
 
-  def differences(self, name: str, reference: str, exactly: bool = True) -> list[str]:
-    """Returns how a run differs from another one of the same layout."""
-    return kill_checks.differences(self.folder / name, self.folder / reference, exactly)
+  def finish(self, name: str, exactly: bool) -> None:
+    """Continues a run of two processes to its end, and compares it with one that nobody disturbed.
+
+    Args:
+      name: its workdir.
+      exactly: see `kill_checks.differences`.
+    """
+    if not (self.folder / UNDISTURBED).exists():
+      self.run(UNDISTURBED, 2, 1, *self.kind)
+    self.run(name, 2, 1, *self.kind)
+    self.check(name, kill_checks.differences(self.folder / name, self.folder / UNDISTURBED, exactly))
+    shutil.rmtree(self.folder / name)
 
 
 def _far_apart(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
@@ -187,20 +196,22 @@ def main() -> None:
   options = parser.parse_args()
   folder = pathlib.Path(tempfile.mkdtemp(prefix='processes_'))  # a TemporaryDirectory would end with each child
   narrow.import_program()  # the processes are forked, and need not do it
-  trial = Trial(folder)
+  trial = Trial(folder, [] if options.kills else PLAIN)
   trial.another_layout('everything', EVERYTHING)
   trial.ensembles()
-  trial.run('undisturbed', 2, 1)
-  trial.stop('to_one', [1])
-  kills = [('a step', 0)]
   if options.kills:
     trial.layouts('everything_whole', EVERYTHING)
     trial.layouts('several_steps', SEVERAL)
-    trial.stop('to_first', [0])
-    trial.stop('to_all', [0, 1])
-    kills = [(PHASES[number // 2 % len(PHASES)], number % 2) for number in range(options.kills)]
-  for number, (phase, victim) in enumerate(kills):
-    trial.kill(number, phase, victim)
+    for victims in ([0], [1], [0, 1]):
+      trial.stop('stopped', victims)
+      trial.finish('stopped', exactly=False)
+    for number in range(options.kills):
+      trial.kill('killed', PHASES[number // 2 % len(PHASES)], number % 2, random.Random(number))
+      trial.finish('killed', exactly=True)
+  else:
+    trial.kill('disturbed', 'a step', 0, random.Random(0))
+    trial.stop('disturbed', [1])
+    trial.finish('disturbed', exactly=False)
   shutil.rmtree(folder)
   options.output.mkdir(parents=True, exist_ok=True)
   report = {
