@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from googlenet_jax.host import console, errors, huge_pages, process, signals
+from googlenet_jax.host import console, errors, huge_pages, program, signals
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -359,15 +359,15 @@ def end_after(error: Exception) -> None:
 
 def run() -> None:
   """Runs `main`; every mistake of the user, and every trouble of the machine, ends as one line and status 2."""
-  process.open_standard_streams()
-  of_program = signals.of_program(end) if process.is_program() else contextlib.nullcontext()
+  program.open_standard_streams()
+  of_program = signals.of_program(end) if program.is_program() else contextlib.nullcontext()
   try:
     with of_program:
       app.run(main, flags_parser=parse_flags)
   except Exception as error:
     end_after(error)
   except KeyboardInterrupt as error:
-    if not process.is_program():
+    if not program.is_program():
       raise
     end(*error.args)
 

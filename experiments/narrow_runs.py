@@ -112,9 +112,9 @@ def become(
     import jax
 
     import main
-    from googlenet_jax.host import process
+    from googlenet_jax.host import program
 
-    process.is_program = lambda: True  # as if main.py had been started: signals end it
+    program.is_program = lambda: True  # as if main.py had been started: signals end it
     os.environ['XDG_CACHE_HOME'] = str(cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     if prepare is not None:

@@ -19,7 +19,7 @@ from configs import default
 from googlenet_jax import classifier, recipe, runs
 from googlenet_jax.data import datasets
 from googlenet_jax.evaluation import drawing, statistics
-from googlenet_jax.host import checkpoints, console, process, sharding
+from googlenet_jax.host import checkpoints, console, program, sharding
 from googlenet_jax.model import googlenet
 from googlenet_jax.training import loop, summary
 from googlenet_jax.training.state import TrainState, items
@@ -134,7 +134,7 @@ def call_main(*arguments):
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     patch.setattr(sys, 'argv', ['main.py', *map(str, arguments)])
     patch.setattr(console, 'quieten_libraries', lambda: None)
-    patch.setattr(process, 'is_program', lambda: True)
+    patch.setattr(program, 'is_program', lambda: True)
     patch.setattr(app._run_init, 'done', True)  # or absl would take over the logging of the tests
     try:
       main.run()

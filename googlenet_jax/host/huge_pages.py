@@ -5,7 +5,7 @@ import pathlib
 import re
 import sys
 
-from googlenet_jax.host import process
+from googlenet_jax.host import program
 
 VARIABLE = 'GLIBC_TUNABLES'
 TUNABLE = 'glibc.malloc.hugetlb'
@@ -36,6 +36,6 @@ def restart() -> None:
   variable once, when a program is loaded.
   """
   added = environment()
-  if added and process.can_restart():
+  if added and program.can_restart():
     os.environ.update(added)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

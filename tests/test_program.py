@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from googlenet_jax.host import process
+from googlenet_jax.host import program
 
 STARTS = {  # the whole command, sys.argv, is this program's process, may be restarted
   'plain': ('python main.py --a=b', 'main.py --a=b', True, True),
@@ -39,9 +39,9 @@ def test_a_program_is_restarted_only_where_nobody_looks_on(kind, tmp_path, monke
   if kind.startswith('as a module'):
     module.__spec__ = importlib.machinery.ModuleSpec(whole.split()[2], None)
   monkeypatch.setitem(sys.modules, '__main__', module)
-  assert (process.is_program(), process.can_restart()) == (is_program, can_restart)
+  assert (program.is_program(), program.can_restart()) == (is_program, can_restart)
   monkeypatch.setattr(sys, 'gettrace', lambda: print)
-  assert not process.can_restart()
+  assert not program.can_restart()
 
 
 def test_closed_streams_are_opened_in_order(monkeypatch):
@@ -52,8 +52,8 @@ def test_closed_streams_are_opened_in_order(monkeypatch):
       raise OSError(9, 'Bad file descriptor')
 
   own_os = types.SimpleNamespace(fstat=look, open=lambda *how: opened.append(how), devnull='nowhere', O_RDWR=2)
-  monkeypatch.setattr(process, 'os', own_os)
-  process.open_standard_streams()
+  monkeypatch.setattr(program, 'os', own_os)
+  program.open_standard_streams()
   assert opened == [('nowhere', 2)] * 2
 
 
