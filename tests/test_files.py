@@ -69,7 +69,6 @@ def test_values_that_are_not_json_write_nothing(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path, second_process):
-  assert not files.is_writer()
   files.write_text(tmp_path / 'a.txt', 'text')
   files.write_json(tmp_path / 'a.json', {})
   with files.lock(tmp_path), files.lock(tmp_path):  # the processes of one run share a folder

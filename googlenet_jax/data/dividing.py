@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from googlenet_jax.data.listing import same_name
 from googlenet_jax.data.splits import SKIPPED, SPLITS
 from googlenet_jax.host import files as files_lib
+from googlenet_jax.host import processes
 from googlenet_jax.host.errors import UserError, one_line
 
 FILE = 'split.csv'
@@ -124,7 +125,7 @@ def to_text(rows: Sequence[tuple[str, str, str]]) -> str:
 
 def write(workdir: pathlib.Path, rows: Sequence[tuple[str, str, str]]) -> None:
   """Writes `split.csv`, in the first process only."""
-  if files_lib.is_writer():
+  if processes.is_first():
     with files_lib.replacing(workdir / FILE) as temporary:
       temporary.write_bytes(to_text(rows).encode('utf-8', 'surrogateescape'))
 

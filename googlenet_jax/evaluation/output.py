@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from googlenet_jax.host import console, files
+from googlenet_jax.host import console, files, processes
 from googlenet_jax.host.errors import UserError, one_line, reason
 
 
@@ -23,7 +23,7 @@ class Output:
     """
     self.folder, self._suffix = folder, suffix
     self.written: list[str] = []  # names of files, in order
-    if not files.is_writer():
+    if not processes.is_first():
       return
     try:
       folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class Output:
   @property
   def is_open(self) -> bool:
     """Whether this process writes files and the folder could be written so far."""
-    return self.folder is not None and files.is_writer()
+    return self.folder is not None and processes.is_first()
 
   def path(self, name: str) -> pathlib.Path:
     """Returns the path of a file; the folder is open."""

@@ -74,7 +74,7 @@ def evaluate_run(
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
   console.say(title)
 
-  maps = classifier.of_this_process() if files.is_writer() else None  # the others do not draw
+  maps = classifier.of_this_process() if processes.is_first() else None  # the others do not draw
 
   def write(rows: Sequence[dict[str, Any]], result: Evaluation) -> None:
     _write(place, classifier.recipe.name or workdir.name, rows, result, dataset, split_name, last, title)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from googlenet_jax.host import console, damage, files, managers, processes, retention, shared, trial, turns
+from googlenet_jax.host import console, damage, managers, processes, retention, shared, trial, turns
 from googlenet_jax.host.errors import UserError, one_line
 
 BEST = 'best'
@@ -50,7 +50,7 @@ class Checkpoints:
   def _open(self) -> None:
     try:
       if not self.read_only:
-        if files.is_writer():
+        if processes.is_first():
           self.directory.mkdir(parents=True, exist_ok=True)
         shared.check(self.directory)
         shared.wait_until_alike(self.directory, lambda: sorted(damage.numbers(self.directory)))
@@ -152,7 +152,7 @@ class Checkpoints:
       UserError: as `save`.
     """
     self.close()
-    if files.is_writer():
+    if processes.is_first():
       self._replaced.mkdir(exist_ok=True)
       (self.directory / str(step)).rename(self._replaced / str(step))
     self._gather(None)  # waits for that
@@ -169,13 +169,13 @@ class Checkpoints:
 
   def _bring_back(self) -> None:
     """Removes checkpoints that were replaced, or brings them back if a kill or a full disk came first."""
-    for old in self._replaced.glob('*') if files.is_writer() else ():
+    for old in self._replaced.glob('*') if processes.is_first() else ():
       if (self.directory / old.name).exists():
         shutil.rmtree(old)
       else:
         self.directory.mkdir(exist_ok=True)
         old.rename(self.directory / old.name)
-    if files.is_writer() and self._replaced.exists():
+    if processes.is_first() and self._replaced.exists():
       self._replaced.rmdir()
 
   def try_to_write(self, items: dict[str, Any], at_once: int) -> None:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from googlenet_jax.host import errors, files
+from googlenet_jax.host import errors, processes
 from googlenet_jax.host.errors import UserError
 
 
@@ -120,7 +120,7 @@ def move_aside(directory: pathlib.Path, damaged: dict[int, str]) -> dict[int, st
     while target.exists():
       number += 1
       target = kept / f'{step}_{number}'
-    if files.is_writer():
+    if processes.is_first():
       kept.mkdir(exist_ok=True)
       (directory / str(step)).rename(target)
     moved[step] = f'{text}; moved to {target}'

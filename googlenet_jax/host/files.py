@@ -25,11 +25,6 @@ TEMPORARY = '.googlenet_jax.'  # begins the names of files that are being writte
 LEFT_SECONDS = 3600.0  # after which such a file was left by a kill
 
 
-def is_writer() -> bool:
-  """Returns whether this process writes the files of a run. Only the first process does."""
-  return processes.is_first()
-
-
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a path to write to, which then replaces `path`: a reader never finds half a file."""
@@ -57,7 +52,7 @@ def take_space(path: pathlib.Path, size: int) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a text file, in the first process only."""
-  if is_writer():
+  if processes.is_first():
     with replacing(path) as temporary:
       # surrogateescape: file names may hold bytes that are no UTF-8
       temporary.write_text(text, encoding='utf-8', errors='surrogateescape')
@@ -84,7 +79,7 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     UserError: another run holds the lock, or the folder cannot be written.
   """
-  if not is_writer():  # the processes of one run share a folder
+  if not processes.is_first():  # the processes of one run share a folder
     yield
     return
   try:

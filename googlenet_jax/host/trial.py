@@ -28,7 +28,7 @@ def take(directory: pathlib.Path, size: int, count: int, small: jax.Array) -> No
   folder = directory / '.trial'
   _remove(folder)  # left by a kill
   try:
-    if files.is_writer():
+    if processes.is_first():
       folder.mkdir()
       for number in range(count):  # not one file: there are limits to the size of a file, too
         files.take_space(folder / str(number), size)
@@ -51,7 +51,7 @@ def take(directory: pathlib.Path, size: int, count: int, small: jax.Array) -> No
 
 
 def _remove(folder: pathlib.Path) -> None:
-  if files.is_writer():
+  if processes.is_first():
     shutil.rmtree(folder, ignore_errors=True)
 
 

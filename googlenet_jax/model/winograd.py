@@ -169,13 +169,15 @@ def _cores() -> int:
 def part_size(images: int, tiles: int, devices: int, cores: int) -> int:
   """Returns how many images to transform together: a divisor of `images`, and a multiple of `devices` if it can be.
 
+  A part that the devices do not share equally would be gathered on all of them.
+
   Args:
     images: in the batch, on all devices.
     tiles: in an image.
-    devices: that the batch may be cut over.
+    devices: that the batch may be cut over, those of all processes.
     cores: that share the work on a part.
   """
-  step = devices if images % devices == 0 else 1
+  step = math.gcd(images, devices)
   sizes = [n for n in range(step, images + 1, step) if images % n == 0]
   wanted = PART * max(cores, devices) / tiles
   size = min(sizes, key=lambda n: abs(math.log(n / wanted)))
@@ -188,7 +190,7 @@ def _in_parts(function, x, features, tiles):
   A part takes every n-th image. If the batch is cut over devices, every device has its share of each part.
   """
   images, height, width, _ = x.shape
-  size = part_size(images, tiles, jax.local_device_count(), _cores())
+  size = part_size(images, tiles, jax.device_count(), _cores())
   if size == images:
     return function(x)
   cut = x.reshape(size, images // size, *x.shape[1:])

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import Any
 
 from googlenet_jax import runs
-from googlenet_jax.host import console, files
+from googlenet_jax.host import console, files, processes
 
 
 class MetricsLog:
@@ -27,7 +27,7 @@ class MetricsLog:
     self._purge_step = first_step and first_step + 1
     self._file = self._events = None
     self._events_work = True
-    if files.is_writer():
+    if processes.is_first():
       files.write_text(self._path, ''.join(json.dumps(record) + '\n' for record in self.records))
       self._file = self._path.open('a', buffering=1)
 

@@ -103,7 +103,7 @@ def train(
     console.say(f'ended early: {epochs} epochs without a better validation accuracy')
   trained = classifier.with_networks(networks(state)[:1])
   summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step, trained)
-  if files.is_writer():
+  if processes.is_first():
     (workdir / DIVERGED).unlink(missing_ok=True)  # an earlier try left it
   files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
   console.say(summary.last_lines(found, workdir, plan.mesh))

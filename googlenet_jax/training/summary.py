@@ -18,7 +18,7 @@ from googlenet_jax.data.splits import Dataset, pictures
 from googlenet_jax.evaluation import report
 from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.evaluation.output import Output
-from googlenet_jax.host import console, files
+from googlenet_jax.host import console, processes
 from googlenet_jax.model.googlenet import count_multiply_adds, count_parameters, stages_up_to
 from googlenet_jax.model.options import MIN_IMAGE_SIZE
 from googlenet_jax.training.loss import weights_of_classes
@@ -157,7 +157,7 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, se
 
   Each image is mixed with the next one, as in training. With micro-batches training takes another one.
   """
-  if not files.is_writer():
+  if not processes.is_first():
     return
   indices = pipeline.train_indices(0, len(dataset.train), config.batch_size, seed)[: SAMPLES + 1]
   shown = {**dataset.train.batch(indices), 'index': indices}
@@ -183,7 +183,7 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path, dataset: Dataset, se
 
 def draw_curves(config: ConfigDict, records: list[dict[str, Any]], workdir: pathlib.Path, dataset: Dataset) -> None:
   """Draws `curves.png` from the records of `metrics.jsonl`."""
-  if not files.is_writer():
+  if not processes.is_first():
     return
   final = ''
   for record in records:
@@ -214,7 +214,7 @@ def draw_answers(
     step: steps taken.
     classifier: the trained network, for class activation maps.
   """
-  if not files.is_writer():
+  if not processes.is_first():
     return
   title = f'recipe {config.name or workdir.name}, {dataset.name} test images, step {step}'
   names, path = dataset.class_names, workdir / 'predictions.png'
