@@ -121,7 +121,7 @@ def run_mode(paths: list[str]) -> int | None:
   from googlenet_jax import recipe_checks
   from googlenet_jax.host import backend, cache, cpu_cores, distributed, processes
 
-  processes.agree('the command', {'--mode': MODE.value})
+  processes.agree('commands', {'--mode': MODE.value})
   if MODE.value == 'predict':
     from googlenet_jax.evaluation import predict
 
@@ -140,7 +140,7 @@ def run_mode(paths: list[str]) -> int | None:
     from googlenet_jax.training import ensemble
 
     joins = not ensemble.trains_apart(config)
-  processes.agree('the recipe', {'ensemble.side_by_side': not joins})
+  processes.agree('recipes', {'ensemble.side_by_side': not joins})
   if joins:
     distributed.join()
   backend.start()

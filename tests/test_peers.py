@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from googlenet_jax.host import clusters, distributed, peers
+from googlenet_jax.host import clusters, distributed, meeting, peers
 from googlenet_jax.host.errors import UserError
 
 VERSIONS = {'googlenet_jax': '0.2.0', 'jax': '0.10.2'}
@@ -28,7 +28,7 @@ def meet(port, *comers, seconds=5.0):
   def come(place, index, count, versions):
     try:
       where = clusters.Place(f'127.0.0.1:{port}', count, index, 'the flags')
-      found[place] = peers.meet(where, {'host': f'node{place}', 'versions': versions}, seconds)
+      found[place] = meeting.meet(where, {'host': f'node{place}', 'versions': versions}, seconds)
     except UserError as error:
       found[place] = str(error)
 
@@ -146,7 +146,7 @@ def test_a_process_that_ends_while_others_are_awaited_is_named(port):
   def come_and_go():
     for _ in range(100):
       try:
-        channel = peers.Channel(socket.create_connection(('127.0.0.1', port)))
+        channel = meeting.Channel(socket.create_connection(('127.0.0.1', port)))
         break
       except ConnectionRefusedError:
         time.sleep(0.01)
@@ -168,7 +168,7 @@ def team(port, monkeypatch):
   monkeypatch.setattr(peers, 'GRACE', 0.2)
   found = meet(port, *((index, 3, VERSIONS) for index in range(3)))
   texts = {index: [] for index in range(3)}
-  names = [peers.name(index, hello) for index, hello in enumerate(found[0][1])]
+  names = [meeting.name(index, hello) for index, hello in enumerate(found[0][1])]
   ends = [lambda text, killed, index=index: texts[index].append((text, killed)) for index in range(3)]
   yield [peers.Peers(index, names, found[index][0], ends[index]) for index in range(3)], found, texts
   close(found)

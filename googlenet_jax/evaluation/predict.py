@@ -62,7 +62,7 @@ def predict_paths(
     UserError: there is no such run, no picture could be read, or `output` cannot be written.
   """
   classifier = loading.load(workdir, step)
-  processes.agree('the checkpoint', {'step': classifier.steps})
+  processes.agree('checkpoints', {'step': classifier.steps})
   classes, top = classifier.classes, min(top, len(classifier.classes))
   found = processes.of_first(sources.find(paths, classes) if processes.is_first() else None)
   found = [Found(*one) for one in found]

@@ -56,7 +56,7 @@ def evaluate_run(
   mesh = sharding.make_mesh()
   sharding.check_divides(config.batch_size, mesh)
   classifier = loading.load(workdir, step, mesh)
-  processes.agree('the checkpoint', {'step': classifier.steps})
+  processes.agree('checkpoints', {'step': classifier.steps})
   place = Output(output or workdir, output is not None, '' if split_name == 'test' else f'_{split_name}')
   classifier.batch_size = config.batch_size
   folders = runs.members(workdir)

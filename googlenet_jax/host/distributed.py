@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from googlenet_jax import __version__
-from googlenet_jax.host import clusters, console, peers, processes, sharding
+from googlenet_jax.host import clusters, console, meeting, peers, processes, sharding
 from googlenet_jax.host.clusters import Place
 from googlenet_jax.host.errors import UserError, one_line, reason
 
@@ -64,7 +64,7 @@ def together(found: Place | None, seconds: float = TIMEOUT) -> Iterator[None]:
     seconds: how long to wait for the others at the beginning.
 
   Raises:
-    UserError: the processes do not come together, see `peers.meet`.
+    UserError: the processes do not come together, see `meeting.meet`.
   """
   joined = jax.distributed.is_initialized() and jax.process_count() > 1  # by a program that uses this one
   if _peers is not None or (found is None and not joined):
@@ -102,9 +102,9 @@ def _meet(found: Place, seconds: float) -> list[dict[str, Any]]:
   hello = {'host': socket.gethostname(), 'versions': versions, 'visible': os.environ.get('CUDA_VISIBLE_DEVICES')}
   if found.index == 0:
     hello['port'] = _free_port()  # for JAX
-  channels, everyone = peers.meet(found, hello, seconds)
+  channels, everyone = meeting.meet(found, hello, seconds)
   _hosts[:] = [theirs['host'] for theirs in everyone]
-  names = [peers.name(number, theirs) for number, theirs in enumerate(everyone)]
+  names = [meeting.name(number, theirs) for number, theirs in enumerate(everyone)]
   _peers = peers.Peers(found.index, names, channels, _end)
   processes.connect(found.index, found.count, _hosts.count(hello['host']), _peers.gather)
   return everyone
@@ -172,7 +172,7 @@ def introduce() -> None:
     console.say(f'{len(names)} processes: {places}')
     return
   with _without_greetings():
-    processes.agree('the devices', {'their number': len(own), 'their kind': own[0].device_kind})
+    processes.agree('devices', {'their number': len(own), 'their kind': own[0].device_kind})
     mesh = sharding.make_mesh()
     one_each = jax.make_array_from_process_local_data(sharding.cut(mesh), np.ones(len(own), np.float32))
     jax.jit(jnp.sum, out_shardings=sharding.whole(mesh))(one_each).block_until_ready()

@@ -84,7 +84,7 @@ def agree(what: str, value: dict[str, Any]) -> None:
   """Refuses to go on where processes have different values. All of them must call it.
 
   Args:
-    what: what the values are about, such as 'recipe'.
+    what: what the values are about, such as 'devices'.
     value: as for `gather`.
 
   Raises:
@@ -96,6 +96,6 @@ def agree(what: str, value: dict[str, Any]) -> None:
       here, there = (one.get(name, 'nothing') for one in (found[0], other))
       if here != there:
         raise UserError(
-          f'the processes have different values of {what}: {name} is {here} in process 0, and {there} in process '
+          f'the processes have different {what}: {name} is {here} in process 0, and {there} in process '
           f'{number}: start all with the same command and the same files'
         )

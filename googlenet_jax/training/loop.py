@@ -48,11 +48,9 @@ def train(
   Raises:
     UserError: something that the user can correct.
   """
-  own = ('data.data_dir', 'data.source_dir')  # a host may have its data elsewhere
-  processes.agree('the recipe', {key: value for key, value in recipe.flatten(config).items() if key not in own})
   runs.check_resumable(config, workdir)
   plan = make_plan(config, workdir, sharding.make_mesh(devices), dataset)
-  processes.agree('the data', plan.dataset.fingerprint())
+  check_alike(plan)
   classifier = plan.classifier
 
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
@@ -184,6 +182,13 @@ def asked_to_stop(stop: StopRequest, agreed: StopRequest) -> int:
   if number:
     stop.signal = agreed.signal = signal.Signals(number)
   return number
+
+
+def check_alike(plan: Plan) -> None:
+  """Refuses to train with processes that have other recipes or data."""
+  own = ('data.data_dir', 'data.source_dir')  # a host may have its data elsewhere
+  flat = {key: value for key, value in recipe.flatten(plan.config).items() if key not in own}
+  processes.agree('recipes or data', {**flat, **plan.dataset.fingerprint()})
 
 
 def note_beginning(plan: Plan, state: TrainState, continues: bool, saved: checkpoints.Checkpoints) -> None:
