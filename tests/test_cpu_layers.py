@@ -82,6 +82,7 @@ def test_rounding_of_winograd_in_float32(k, m, size, error):
     (6, 1000, 1, 1, 1),
     (7, 1000, 2, 2, 1),
     (251, 1, 1, 1, 251),
+    (36, 1000, 8, 2, 4),  # all that 8 and 36 have in common
   ],
 )
 def test_part_size(images, tiles, devices, cores, size):
