@@ -1,9 +1,10 @@
 #!/bin/bash
 # Trains on eight nodes with eight GPUs each. Submit it from the folder of this repository, which all nodes must see:
 #
-#   sbatch deploy/slurm.sh --config=configs/fashion.py --workdir=/shared/runs/fashion
+#   sbatch deploy/slurm.sh --config=configs/folder.py --config.data.source_dir=/shared/pictures \
+#       --config.batch_size=4096 --workdir=/shared/runs/pictures
 #
-# All arguments go to main.py. An option of sbatch before the file's name replaces a line below, such as
+# All arguments go to main.py. The batch size must divide by the number of GPUs, here 64; see docs/scaling.md. An option of sbatch before the file's name replaces a line below, such as
 # `sbatch --nodes=2 --gpus-per-node=4 deploy/slurm.sh ...`. The output is in googlenet-JOB.out.
 
 #SBATCH --job-name=googlenet
@@ -28,8 +29,15 @@ status=$?
 # 180 seconds before the time limit Slurm sends SIGUSR1 to all processes, and SIGTERM if it preempts the job. They save
 # the same step and end with 128 + the number of the signal. Then the job waits in the queue again, and continues. After
 # a node has failed Slurm itself requeues it. scancel ends this script, too, so it goes no further than srun.
-if [ $status -eq 138 ] || [ $status -eq 143 ]; then
-  echo "Requeueing job $SLURM_JOB_ID, which has started $((${SLURM_RESTART_COUNT:-0} + 1)) times."
+starts=$((${SLURM_RESTART_COUNT:-0} + 1))
+again=no
+case $status in
+  138 | 143) again=yes ;;
+  # A process was killed (137), or could not be reached (75). For lack of memory this would happen in every start.
+  75 | 137) if [ $starts -le 3 ]; then again=yes; fi ;;
+esac
+if [ $again = yes ]; then
+  echo "Requeueing job $SLURM_JOB_ID after status $status. Starts so far: $starts"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status

@@ -13,6 +13,7 @@ from absl import flags
 
 import main
 from googlenet_jax import recipe
+from googlenet_jax.host import peers
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEPLOY = ROOT / 'deploy'
@@ -55,6 +56,18 @@ def test_the_jobset_is_consistent():
   environment = {variable['name']: variable.get('value') for variable in container['env']}
   assert environment['JAX_NUM_PROCESSES'] == str(job['parallelism']) == str(job['completions'])
   assert {mount['name'] for mount in container['volumeMounts']} == {volume['name'] for volume in template['volumes']}
+  (size,) = [argument for argument in container['command'] if argument.startswith('--config.batch_size=')]
+  assert int(size.partition('=')[2]) % (job['parallelism'] * container['resources']['limits']['nvidia.com/gpu']) == 0
+
+
+def test_the_jobset_restarts_after_a_loss_and_not_after_a_mistake():
+  policy = yaml.safe_load((DEPLOY / 'jobset.yaml').read_text())['spec']['failurePolicy']
+  assert [(rule['action'], rule['onJobFailureReasons']) for rule in policy['rules']] == [
+    ('FailJobSet', ['PodFailurePolicy'])
+  ]
+  (rule,) = pod()[0]['podFailurePolicy']['rules']
+  assert rule == {'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [1, 2]}}
+  assert peers.LOST not in rule['onExitCodes']['values']
 
 
 @pytest.mark.parametrize('path', sorted(DEPLOY.glob('*.sh')), ids=lambda path: path.name)
@@ -74,10 +87,18 @@ def run_with(folder, programs, script, *arguments, **variables):
   return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(('status', 'requeued'), [(0, False), (2, False), (137, False), (138, True), (143, True)])
-def test_a_slurm_job_is_requeued_after_it_has_saved(tmp_path, status, requeued):
+@pytest.mark.parametrize(
+  ('status', 'restarts', 'requeued'),
+  [
+    (0, None, False), (1, None, False), (2, None, False), (138, None, True), (138, 9, True), (143, 9, True),
+    (75, None, True), (75, 2, True), (75, 3, False), (137, 2, True), (137, 3, False),
+  ],
+)  # fmt: skip
+def test_a_slurm_job_is_requeued_after_it_has_saved_or_lost_a_process(tmp_path, status, restarts, requeued):
   programs = {'srun': f'printf "<%s>" "$@"; echo " $SRUN_CPUS_PER_TASK"; exit {status}', 'scontrol': 'echo "$@"'}
   variables = {'SLURM_JOB_ID': '7', 'SLURM_CPUS_PER_TASK': '32', 'PYTHON': 'my python'}
+  if restarts is not None:
+    variables['SLURM_RESTART_COUNT'] = str(restarts)
   done = run_with(tmp_path, programs, 'slurm.sh', '--workdir=/a b', **variables)
   assert done.returncode == status
   assert done.stdout.startswith('<my python><main.py><--workdir=/a b> 32\n')
