@@ -193,7 +193,7 @@ def stage_reading(output: pathlib.Path) -> None:
       needed = 8 * case.job.images / case.job.seconds
       wall, processor = delivered(case.split, case.job.images, case.batches)
       lines.append([case.name, number(wall), number(processor), number(needed), number(needed / processor)])
-  head = ['training images', 'images/s', 'images for a second of a core', 'needed, images/s', 'cores for that']
+  head = ['training images', 'images/s', 'images/s of one core', 'eight H200 need, images/s', 'cores needed']
   note = """Batches of 256 from `pipeline.train_batches`, put on a CPU device. Needed is eight times the speed of one
 H200 (gpu/speed.md): d2l's network at 224 pixels, and `configs/fashion_best.py` for images of 28 pixels.
 """

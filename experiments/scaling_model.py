@@ -176,7 +176,8 @@ def draw(rows: list[dict[str, Any]]) -> drawing.Figure:
     place.set_xticks(GPUS, [f'{gpus}' for gpus in GPUS])
     place.set_ylim(0, 1.02)
     place.grid(alpha=0.3)
-    drawing.label_axes(place, 'GPUs, 8 in a node', 'efficiency' if kind == 'weak' else '')
+    efficiency = 'images/s of N GPUs / (N x images/s of one)'
+    drawing.label_axes(place, 'N: GPUs, 8 in a node', efficiency if kind == 'weak' else '')
   plain = lambda style, colour, name: place.plot([], [], style, color=colour, label=name)
   for name, colour in colours.items():
     plain('-', colour, name)
