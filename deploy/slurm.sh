@@ -23,7 +23,8 @@ PYTHON=${PYTHON:-.venv/bin/python}
 # srun does not take this from sbatch: without it, a process has one core to read and decode images.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-srun "$PYTHON" main.py "$@"
+# All processes end together. One that hangs is killed after 120 seconds.
+srun --wait=120 "$PYTHON" main.py "$@"
 status=$?
 
 # 180 seconds before the time limit Slurm sends SIGUSR1 to all processes, and SIGTERM if it preempts the job. They save

@@ -101,7 +101,7 @@ def test_a_slurm_job_is_requeued_after_it_has_saved_or_lost_a_process(tmp_path, 
     variables['SLURM_RESTART_COUNT'] = str(restarts)
   done = run_with(tmp_path, programs, 'slurm.sh', '--workdir=/a b', **variables)
   assert done.returncode == status
-  assert done.stdout.startswith('<my python><main.py><--workdir=/a b> 32\n')
+  assert done.stdout.startswith('<--wait=120><my python><main.py><--workdir=/a b> 32\n')
   assert ('requeue 7' in done.stdout) == requeued
 
 
