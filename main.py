@@ -86,9 +86,8 @@ PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Number of this process, from 0, such as --process_id=0.', lower_bound=0, **AGAIN
 )
 START_TIMEOUT = flags.DEFINE_float(
-  'start_timeout', 300.0, 'Seconds in which all processes must have come, such as --start_timeout=600.',
-  lower_bound=1.0, **AGAIN
-)  # fmt: skip
+  'start_timeout', 300.0, 'Seconds in which all processes must have come, such as --start_timeout=600.', **AGAIN
+)
 _overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 MEMORY = {  # what helps if the memory is not enough; a training says it itself
   'evaluate': 'try a smaller --config.batch_size, or --crops=1',
@@ -105,34 +104,43 @@ def main(argv: list[str]) -> int | None:
   except Exception as error:  # any, such as for JAX_ENABLE_X64=maybe
     text = errors.trouble(error, errors.MEMORY_OF_OTHERS) or errors.reason(error)
     raise errors.UserError(f'JAX cannot be imported: {text}') from error
-  from googlenet_jax.host import backend, distributed
+  from googlenet_jax import recipe_checks
+  from googlenet_jax.host import backend, distributed, processes
 
   place = distributed.place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
   with (
     backend.our_settings_everywhere(),
     errors.plain_troubles(MEMORY.get(MODE.value, errors.MEMORY_OF_OTHERS)),
-    distributed.together(place, START_TIMEOUT.value),
   ):
-    return run_mode(argv[1:])
+    config = None
+    if MODE.value in READ_BY['config']:
+      config = config_of_flags()
+      recipe_checks.validate(config, trains=MODE.value != 'inspect')
+    given = {f'--{flag.name}': flag.value for flag in (MODE, STEP, CROPS, SPLIT, TOP)}
+    given['--workdir'] = str(workdir_of_flags() if config else workdir_of_run())
+    with distributed.together(place, START_TIMEOUT.value, ends_itself=True):
+      processes.agree('commands', given)
+      return predict_or_explain(argv[1:]) if config is None else run_mode(config)
 
 
-def run_mode(paths: list[str]) -> int | None:
-  """Runs the chosen mode, for predict and explain with some paths; see `main`."""
-  from googlenet_jax import recipe_checks
-  from googlenet_jax.host import backend, cache, cpu_cores, distributed, processes
-
-  processes.agree('commands', {'--mode': MODE.value})
+def predict_or_explain(paths: list[str]) -> int:
+  """Answers for some pictures; returns the exit status."""
   if MODE.value == 'predict':
     from googlenet_jax.evaluation import predict
 
     (count,) = crops_of_flags()
     return predict.predict_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 5, count, output_of_flags())
-  if MODE.value == 'explain':
-    from googlenet_jax.evaluation import explain
+  from googlenet_jax.evaluation import explain
 
-    return explain.explain_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 3, output_of_flags())
-  config = config_of_flags()
-  recipe_checks.validate(config, trains=MODE.value != 'inspect')
+  return explain.explain_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 3, output_of_flags())
+
+
+def run_mode(config: 'ConfigDict') -> None:
+  """Trains, evaluates or inspects a recipe."""
+  from googlenet_jax import recipe_checks
+  from googlenet_jax.host import backend, cache, cpu_cores, distributed
+
+  recipe_checks.check_alike(config)
   cache.use_compilation_cache()
   cpu_cores.use_cpu_cores(config)
   joins = MODE.value == 'evaluate'
@@ -140,7 +148,6 @@ def run_mode(paths: list[str]) -> int | None:
     from googlenet_jax.training import ensemble
 
     joins = not ensemble.trains_apart(config)
-  processes.agree('recipes', {'ensemble.side_by_side': not joins})
   if joins:
     distributed.join()
   backend.start()
@@ -156,12 +163,13 @@ def run_mode(paths: list[str]) -> int | None:
     inspection.inspect(config, workdir, step_of_flags(), output_of_flags())
   else:
     ensemble.train_in(config, workdir_of_flags())
-  return None
 
 
 def check_flags(paths: list[str]) -> None:
   """Refuses what the chosen mode does not read."""
   mode = MODE.value
+  if not START_TIMEOUT.value >= 1:
+    raise errors.UserError(f'--start_timeout={START_TIMEOUT.value:g}: give 1 second or more')
   for name, modes in READ_BY.items():
     if mode not in modes and flags.FLAGS[name].present:
       raise errors.UserError(f'--{name} is for --mode={" or ".join(modes)}, not for --mode={mode}')
@@ -327,7 +335,7 @@ def end(number: int = signal.SIGINT) -> None:
   """Ends the program after a signal, from any thread."""
   try:
     if distributed := sys.modules.get('googlenet_jax.host.distributed'):
-      distributed.tell(f'{signal.Signals(number).name} interrupted it')
+      distributed.tell(f'{signal.Signals(number).name} interrupted it', 128 + number)
     print(f'interrupted; {what_stays()}', file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -343,17 +351,19 @@ def end_after(error: Exception) -> None:
   text = errors.trouble(error, errors.MEMORY_OF_OTHERS)
   distributed = sys.modules.get('googlenet_jax.host.distributed')  # missing if JAX cannot be imported
   connected = distributed is not None and distributed.are_connected()
-  if not connected or distributed.fail(text or errors.reason(error)):
-    if text is not None:
-      console.complain(f'error: {text}')
-    elif connected:
-      traceback.print_exception(error)
-    else:
-      raise error
+  status = 1 if text is None else 2
+  if connected:
+    distributed.fail(text or errors.reason(error), status)
+  if text is not None:
+    console.complain(f'error: {text}')
+  elif connected:
+    traceback.print_exception(error)
+  else:
+    raise error
   if connected:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if text is None else 2)  # sys.exit would wait for the other processes, in JAX
+    os._exit(status)  # sys.exit would wait for the other processes, in JAX
   sys.exit(2)
 
 

@@ -9,10 +9,21 @@ from ml_collections import ConfigDict
 
 from googlenet_jax import recipe
 from googlenet_jax.data import preparing
+from googlenet_jax.host import processes
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model.options import STAGES, Options
 
 LARGEST = 2**31 - 1  # number that a key may have if it does not say so itself: devices count in 32 bits
+
+
+def check_alike(config: ConfigDict) -> None:
+  """Refuses processes that have other recipes than the first one. All of them must call it.
+
+  Raises:
+    UserError: names a key that differs.
+  """
+  own = ('data.data_dir', 'data.source_dir')  # a host may have its data elsewhere
+  processes.agree('recipes', {key: value for key, value in recipe.flatten(config).items() if key not in own})
 
 
 def validate(config: ConfigDict, trains: bool = True) -> None:

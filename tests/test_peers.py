@@ -25,10 +25,11 @@ def meet(port, *comers, seconds=5.0):
   """Lets processes meet, each given as its number, their count and its versions, and returns what each one gets."""
   found = [None] * len(comers)
 
-  def come(place, index, count, versions):
+  def come(place, index, count, versions, job='7.0'):
     try:
       where = clusters.Place(f'127.0.0.1:{port}', count, index, 'the flags')
-      found[place] = meeting.meet(where, {'host': f'node{place}', 'versions': versions}, seconds)
+      hello = {'host': f'node{place}', 'job': job, 'versions': versions}
+      found[place] = meeting.meet(where, hello, seconds)
     except UserError as error:
       found[place] = str(error)
 
@@ -59,15 +60,18 @@ def test_a_process_that_never_comes_is_named_everywhere_in_time(port):
   begin = time.monotonic()
   first, third = meet(port, (0, 3, VERSIONS), (2, 3, VERSIONS), seconds=1.0)
   assert first == third
-  assert first.startswith(f'process 1 of 3 did not come to 127.0.0.1:{port} within 1 s: see what')
+  assert first == (
+    f'process 1 of 3 did not come to 127.0.0.1:{port} within 1 s: read what it printed, see whether this address was '
+    'given there too, or wait longer with --start_timeout'
+  )
   assert time.monotonic() - begin < 5
 
 
 def test_a_coordinator_that_is_not_there_is_named_in_time(port):
   (text,) = meet(port, (1, 2, VERSIONS), seconds=0.5)
   assert text == (
-    f'process 1 cannot reach process 0 at 127.0.0.1:{port} within 0.5 s (Connection refused): see whether it runs '
-    'there, and whether the port is open'
+    f'process 0 cannot be reached at 127.0.0.1:{port} within 0.5 s (Connection refused): see whether it runs there, '
+    'with the same --coordinator'
   )
 
 
@@ -93,6 +97,19 @@ def test_processes_that_do_not_belong_together_are_told_all_the_same(port, comer
   assert len(set(found)) == 1
   with pytest.raises(UserError, match=f'^{expected}$'):
     raise UserError(found[0])
+
+
+def test_a_process_of_another_job_is_sent_away_and_disturbs_nobody(port):
+  found = []
+  first = threading.Thread(target=lambda: found.extend(meet(port, (0, 2, VERSIONS))))
+  first.start()
+  (stray,) = meet(port, (1, 2, VERSIONS, '8.0'))
+  assert stray == f'process 0 at 127.0.0.1:{port} belongs to another job: give another port'
+  second = meet(port, (1, 2, VERSIONS))
+  first.join()
+  assert [sorted(channels) for channels, _ in found + second] == [[1], [0]]
+  found += second
+  close(found)
 
 
 def test_two_processes_0_on_one_host(port):
@@ -124,7 +141,8 @@ def test_strangers_at_the_port_are_sent_away(port):
   first.start()
   for visitor in visitors:
     visitor.join()
-  assert answers == [b''] * 3
+  other = b'{"refused": "process 0 does not understand this process: install the same version everywhere"}\n'
+  assert sorted(answers) == [b'', b'', other]
   found = meet(port, (1, 2, VERSIONS))
   first.join()
   close(found + answers[-1])
@@ -150,7 +168,7 @@ def test_a_process_that_ends_while_others_are_awaited_is_named(port):
         break
       except ConnectionRefusedError:
         time.sleep(0.01)
-    channel.send(index=1, count=3, host='node7', versions=VERSIONS)
+    channel.send(index=1, count=3, host='node7', job='7.0', versions=VERSIONS)
     time.sleep(0.2)
     channel.close()
 
@@ -169,7 +187,7 @@ def team(port, monkeypatch):
   found = meet(port, *((index, 3, VERSIONS) for index in range(3)))
   texts = {index: [] for index in range(3)}
   names = [meeting.name(index, hello) for index, hello in enumerate(found[0][1])]
-  ends = [lambda text, killed, index=index: texts[index].append((text, killed)) for index in range(3)]
+  ends = [lambda text, status, index=index: texts[index].append((text, status)) for index in range(3)]
   yield [peers.Peers(index, names, found[index][0], ends[index]) for index in range(3)], found, texts
   close(found)
 
@@ -197,33 +215,31 @@ def test_a_killed_process_ends_the_others_at_once(team, victim):
   while not all(texts[index] for index in others) and time.monotonic() < deadline:
     time.sleep(0.01)
   for index in others:
-    assert texts[index] == [(f'{killed}; the same command continues', True)]
+    assert texts[index] == [(f'{killed}; the same command continues', peers.LOST)]
 
 
 def test_a_process_that_fails_says_why_everywhere(team):
   processes, _, texts = team
-  assert processes[1].fail('the disk is full')
-  assert wait_for(texts, 0, 2) == {('process 1 on node1 has ended: the disk is full', False)}
+  processes[1].fail('the disk is full', 2)
+  assert wait_for(texts, 0, 2) == {('process 1 on node1: the disk is full', 2)}
 
 
-def test_a_trouble_of_all_is_said_by_process_0_only(team):
+def test_each_process_says_a_trouble_that_all_have(team):
   processes, _, texts = team
-  said = {}
   threads = [
-    threading.Thread(target=lambda index=index: said.update({index: processes[index].fail('no such file')}))
-    for index in range(3)
+    threading.Thread(target=lambda index=index: processes[index].fail('no such file', 2)) for index in range(3)
   ]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  assert said == {0: True, 1: False, 2: False}
+  time.sleep(0.3)
   assert texts == {0: [], 1: [], 2: []}
 
 
 def test_processes_that_leave_wait_for_the_last_one(team):
   processes, found, texts = team
-  threads = [threading.Thread(target=processes[index].leave) for index in (0, 2)]
+  threads = [threading.Thread(target=processes[index].leave, daemon=True) for index in (0, 2)]
   for thread in threads:
     thread.start()
   time.sleep(0.1)
@@ -244,7 +260,7 @@ def test_after_a_signal_to_some_all_stop_after_the_same_call(team, asked):
   ahead, begun, changed, stopped = 2, [0, 0, 0], threading.Condition(), {}
 
   def train(index):
-    for call in range(1, 500):
+    for call in range(1, 100_000):
       with changed:
         begun[index] = call
         changed.notify_all()
@@ -254,7 +270,7 @@ def test_after_a_signal_to_some_all_stop_after_the_same_call(team, asked):
         stopped[index] = (call, number)
         break
     with changed:
-      begun[index] = 1000
+      begun[index] = 1_000_000
       changed.notify_all()
 
   threads = [threading.Thread(target=train, args=(index,)) for index in range(3)]
@@ -266,6 +282,76 @@ def test_after_a_signal_to_some_all_stop_after_the_same_call(team, asked):
   assert len(set(stopped.values())) == 1
   assert stopped[0][0] > 20
   assert stopped[0][1] == signal.SIGTERM
+
+
+def test_a_process_that_is_stopped_counts_as_lost(port, monkeypatch):
+  monkeypatch.setattr(peers, 'SILENT_SECONDS', 0.5)
+  monkeypatch.setattr(peers, 'PING_SECONDS', 0.1)
+  found, ended = meet(port, (0, 2, VERSIONS), (1, 2, VERSIONS)), []
+  peers.Peers(0, ['process 0 on a', 'process 1 on b'], found[0][0], lambda *what: ended.append(what))  # 1 says nothing
+  deadline = time.monotonic() + 5
+  while not ended and time.monotonic() < deadline:
+    time.sleep(0.01)
+  close(found)
+  text = 'process 1 on b has ended: it was killed, or its host or its connection was lost; the same command continues'
+  assert ended == [(text, 75)]
+
+
+def test_a_process_that_dies_while_it_waits_for_the_last_one_is_missed(team):
+  processes, found, texts = team
+  threading.Thread(target=processes[2].leave, daemon=True).start()
+  time.sleep(0.1)
+  for channel in found[2][0].values():
+    channel.send = lambda **_: None
+    channel.socket.shutdown(socket.SHUT_RDWR)
+  deadline = time.monotonic() + 5
+  while not (texts[0] and texts[1]) and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert texts[0] == texts[1] != []
+  assert texts[0][0][1] == peers.LOST
+
+
+def test_values_are_exchanged_in_order(team):
+  processes, _, _ = team
+  found = {}
+
+  def work(index):
+    found[index] = [processes[index].gather([index, turn, 'é']) for turn in range(50)]
+
+  threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(timeout=10)
+  assert found[0] == found[1] == found[2] == [[[index, turn, 'é'] for index in range(3)] for turn in range(50)]
+
+
+def test_a_process_that_has_nothing_more_to_do_is_not_waited_for(team):
+  processes, _, _ = team
+  threading.Thread(target=processes[1].leave, daemon=True).start()
+  processes[2]._tell(value='more')
+  with pytest.raises(UserError) as error:
+    processes[0].gather('more')
+  assert str(error.value) == (
+    'process 1 on node1 has nothing more to do, and process 0 on node0 has: start all with the same command and the '
+    'same files'
+  )
+
+
+@pytest.mark.parametrize(
+  ('place', 'gpus', 'expected'),
+  [
+    (1, [['0', '1', '2', '3']] * 2, [2, 3]),
+    (3, [['nvidia0', 'nvidia1', 'nvidia2', 'nvidia3']] * 4, [3]),
+    (0, [['0', '1'], ['2', '3']], None),  # the launcher has divided them
+    (0, [None, None], None),
+    (0, [[], []], None),
+    (0, [['0', '1']], None),  # one process takes all
+    (1, [['0']] * 2, None),  # they share one
+  ],
+)
+def test_the_gpus_of_a_machine_are_divided_unless_the_launcher_did(place, gpus, expected):
+  assert distributed.share_of_gpus(place, gpus) == expected
 
 
 # Flags ---------------------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def evaluate_run(
     raise UserError(
       '--split=validation: the recipe holds out no images (see config.data.validation_examples and _share)'
     )
+  processes.agree('data', split.fingerprint())
   first, last = min(classifier.steps), max(classifier.steps)
   at = f'step {first}' if first == last else f'steps {first} to {last}'
   title = f'{workdir}, {at}, {len(split)} {split_name} images'

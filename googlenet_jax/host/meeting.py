@@ -18,10 +18,9 @@ from googlenet_jax.host.errors import UserError, one_line
 
 HELLO_SECONDS = 5.0  # for the first line on a connection
 RETRY_SECONDS = 0.2
-# A host is lost if it is silent for 10 s and then leaves 4 questions open, one every 5 s; or if it does not take what
-# it is sent for 30 s (in milliseconds).
-KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 30_000}
+TRY_SECONDS = 5.0  # for one try to connect
 MOST_BYTES = 2**20  # of the first line
+HELLO = {'index': int, 'count': int, 'host': str, 'job': str, 'versions': dict}  # what it holds
 
 
 class Channel:
@@ -32,10 +31,6 @@ class Channel:
     self.socket = connection
     self._lines = connection.makefile('rb')
     self._sending = threading.Lock()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-      if hasattr(socket, name):  # not on all systems
-        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
   def send(self, **message: Any) -> None:
     """Sends an object. Nothing is raised if the connection is closed: whoever receives learns that."""
@@ -80,7 +75,8 @@ def meet(place: Place, hello: dict[str, Any], seconds: float) -> tuple[dict[int,
 
   Args:
     place: the place of this process.
-    hello: what all must know of this process: `host`, and `versions`, which must be equal everywhere.
+    hello: what all must know of this process: `host`; `job`, which other programs at the same port do not have; and
+      `versions`, which must be equal everywhere.
     seconds: how long to wait for the others.
 
   Returns:
@@ -105,8 +101,9 @@ def _receive_all(place: Place, hello: dict[str, Any], seconds: float, deadline: 
         if left <= 0:
           elsewhere = '' if _answers(place) else f'; process 0, on {hello["host"]}, cannot reach itself there either'
           raise UserError(
-            f'{_numbers(missing)} of {place.count} did not come to {place.coordinator} within {seconds:g} s: see what '
-            f'they printed, whether they can reach this host and port, and --start_timeout{elsewhere}'
+            f'{_numbers(missing)} of {place.count} did not come to {place.coordinator} within {seconds:g} s: read what '
+            f'{"they" if missing[1:] else "it"} printed, see whether this address was given there too, or wait longer '
+            f'with --start_timeout{elsewhere}'
           )
         ready, _, _ = select.select([server, *(channel.socket for channel in channels.values())], [], [], left)
         for number, channel in channels.items():
@@ -114,7 +111,10 @@ def _receive_all(place: Place, hello: dict[str, Any], seconds: float, deadline: 
             raise UserError(f'{name(number, hellos[number])} has ended before all had come; see what it printed')
         if server in ready:
           channel, theirs = _greet(server.accept()[0])
-          if channel is not None:
+          if channel is not None and theirs['job'] != hello['job']:
+            channel.send(refused=f'process 0 at {place.coordinator} belongs to another job: give another port')
+            channel.close()
+          elif channel is not None:
             if text := _objection(theirs, hellos, place.count):
               channel.send(refused=text)
               channel.close()
@@ -163,8 +163,10 @@ def _greet(connection: socket.socket) -> tuple[Channel | None, dict[str, Any]]:
   channel = Channel(connection)
   try:
     hello = channel.receive(HELLO_SECONDS, MOST_BYTES)
-    if hello and type(hello.get('index')) is int and isinstance(hello.get('versions'), dict):
+    if hello and all(isinstance(hello.get(key), kind) for key, kind in HELLO.items()):
       return channel, hello
+    if hello:
+      channel.send(refused='process 0 does not understand this process: install the same version everywhere')
   except (ValueError, OSError):
     pass  # not one of ours
   channel.close()
@@ -210,12 +212,13 @@ def _connected(place: Place, seconds: float, deadline: float) -> Channel:
   while True:
     left = deadline - time.monotonic()
     try:
-      return Channel(socket.create_connection((host.strip('[]'), int(port)), timeout=max(left, RETRY_SECONDS)))
+      seconds_now = min(max(left, RETRY_SECONDS), TRY_SECONDS)
+      return Channel(socket.create_connection((host.strip('[]'), int(port)), timeout=seconds_now))
     except OSError as error:  # names of hosts may come late, too
       if left < RETRY_SECONDS:
         raise UserError(
-          f'process {place.index} cannot reach process 0 at {place.coordinator} within {seconds:g} s '
-          f'({error.strerror or error}): see whether it runs there, and whether the port is open'
+          f'process 0 cannot be reached at {place.coordinator} within {seconds:g} s ({error.strerror or error}): see '
+          'whether it runs there, with the same --coordinator'
         ) from error
     time.sleep(RETRY_SECONDS)
 

@@ -80,22 +80,23 @@ def of_first(value: Any) -> Any:
   return gather(value)[0]
 
 
-def agree(what: str, value: dict[str, Any]) -> None:
+def agree(what: str, value: dict[str, Any], advice: str = 'start all with the same command and the same files') -> None:
   """Refuses to go on where processes have different values. All of them must call it.
 
   Args:
     what: what the values are about, such as 'devices'.
     value: as for `gather`.
+    advice: what to do if they differ.
 
   Raises:
-    UserError: in every process; names the first difference.
+    UserError: in every process; names the first difference, and how many more there are.
   """
-  found = gather(value)
-  for number, other in enumerate(found):
-    for name in {**found[0], **other}:
-      here, there = (one.get(name, 'nothing') for one in (found[0], other))
-      if here != there:
-        raise UserError(
-          f'the processes have different {what}: {name} is {here} in process 0, and {there} in process '
-          f'{number}: start all with the same command and the same files'
-        )
+  first, *others = gather(value)
+  for number, other in enumerate(others, start=1):
+    names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+    if names:
+      here, there = (one.get(names[0], 'nothing') for one in (first, other))
+      more = f' (and {len(names) - 1} more)' if names[1:] else ''
+      raise UserError(
+        f'the {what} differ: {names[0]} is {here} in process 0, and {there} in process {number}{more}: {advice}'
+      )

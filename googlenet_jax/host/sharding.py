@@ -12,9 +12,14 @@ AXIS = 'data'
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """Makes a mesh with the one axis `data` over `devices`; by default over all that work on this run."""
+  """Makes a mesh with the one axis `data` over `devices`; by default over all that work on this run.
+
+  The devices of a process are side by side, in the order of the processes, because each makes one piece of a batch.
+  `jax.make_mesh` orders TPUs by their places in the network instead.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def check_divides(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:

@@ -163,9 +163,10 @@ class StopRequest:
     Returns:
       Whether it insists: it is the second SIGINT or SIGTERM.
     """
-    from googlenet_jax.host import processes  # it imports JAX; a program has signals before
+    from googlenet_jax.host import distributed, processes  # they import JAX; a program has signals before
 
     first, self.signal = self.signal is None, self.signal or signal.Signals(number)
+    distributed.pass_on(self.signal)
     self._insisted += signal.Signals(number).name in INSISTING
     if first and processes.is_first():
       _tell(f'\n{self.signal.name}: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once')

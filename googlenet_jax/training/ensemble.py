@@ -39,6 +39,7 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   recipe_checks.validate(config)
   cache.use_compilation_cache()
   with backend.our_settings_everywhere(), distributed.together(distributed.place()):
+    recipe_checks.check_alike(config)
     if not trains_apart(config):
       distributed.join()
     backend.start()
@@ -165,12 +166,16 @@ def _train_side_by_side(left: list[tuple[ConfigDict, pathlib.Path]], dataset: Da
   """Trains every member in one process; see `train_members`."""
   place, many = processes.index(), processes.count()
   if jax.process_count() > 1:  # Orbax cannot save a run of one process then
-    raise UserError('config.ensemble.side_by_side: these processes are connected in JAX already: leave it out')
+    raise UserError(
+      'config.ensemble.side_by_side: JAX has connected these processes by itself, as on Cloud TPU, and then members '
+      'train in turn: leave it out'
+    )
   if many > 1:
     console.say(f'training {len(left)} members on {many} processes; lines begin with the member')
   with processes.alone():  # each process prints what its members say
     failed = _train_on_shares(left[place::many], -(-left[0][0].ensemble.members // many), dataset, stop, many == 1)
-  everywhere = sorted(sum(processes.gather([*failed]), []))  # waits for the members of the others
+  with stop.holding():  # a signal that comes now is passed on to the others, whose members are not saved yet
+    everywhere = sorted(sum(processes.gather([*failed]), []))  # waits for them
   for error in failed.values():
     if not isinstance(error, UserError | OSError):  # not a mistake of the user: show the traceback
       raise error

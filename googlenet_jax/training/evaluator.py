@@ -31,6 +31,7 @@ class Evaluator:
     accuracies: dict[int, float],
     log: MetricsLog,
     stop: StopRequest,
+    ask: Callable[[], Any],
   ):
     """Compiles nothing yet.
 
@@ -40,9 +41,10 @@ class Evaluator:
       accuracies: accuracy on the validation images by step; evaluations add to it.
       log: evaluations are written there.
       stop: a signal ends what is under way.
+      ask: called before each batch of an evaluation; it may give `stop` a signal on which all processes agree.
     """
     self._plan, self._meta, self.accuracies = plan, meta, accuracies
-    self._log, self._stop = log, stop
+    self._log, self._stop, self._ask = log, stop, ask
     self._can_fit = self._can_evaluate = False
 
   @between_steps()
@@ -118,7 +120,7 @@ class Evaluator:
       if split is None:
         continue
       begin = time.perf_counter()
-      results = evaluate(classifier, split, before_batch=self._stop.check)
+      results = evaluate(classifier, split, before_batch=self._before_batch)
       speed = len(results) * len(split) / (time.perf_counter() - begin)
       for result, which in zip(results, (name, f'{name}_raw'), strict=False):
         evaluations[which] = result
@@ -127,6 +129,10 @@ class Evaluator:
     if 'validation' in evaluations:
       self.accuracies[step] = evaluations['validation'].accuracy
     return evaluations
+
+  def _before_batch(self) -> None:
+    self._ask()
+    self._stop.check()
 
   @contextlib.contextmanager
   def _first_use(self, what: str, used: bool):

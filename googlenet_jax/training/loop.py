@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from googlenet_jax import recipe, runs
+from googlenet_jax import runs
 from googlenet_jax.data import dividing
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.evaluation.evaluate import Evaluation
@@ -50,7 +50,7 @@ def train(
   """
   runs.check_resumable(config, workdir)
   plan = make_plan(config, workdir, sharding.make_mesh(devices), dataset)
-  check_alike(plan)
+  processes.agree('data', plan.dataset.fingerprint())
   classifier = plan.classifier
 
   # Where to begin: resume, else initialise from weights, else from scratch -------------------------------------------
@@ -79,7 +79,8 @@ def train(
   with contextlib.closing(MetricsLog(workdir, step)) as log:
     tally = Tally(plan, meta, int(state.seed), saved.newest)
     counted = dict(meta) if ended else meta  # the summary of a run stays as it is when its pictures are made again
-    evaluator, evaluations = Evaluator(plan, counted, accuracies, log, agreed), {}
+    evaluator = Evaluator(plan, counted, accuracies, log, agreed, lambda: asked_to_stop(stop, agreed))
+    evaluations: dict[str, Evaluation] = {}
     known = processes.of_first(log.has(step, plan.evaluated()))
     due = ended or (begun is not None and plan.evaluates(step) and not known)
     if due:
@@ -138,6 +139,9 @@ def train_steps(
       if not (due or stop_now):
         continue
 
+      if agreed is not stop and saved.failed():
+        saved.wait()  # raises: with several processes nothing is tried again
+
       # Log the mean over the steps since the last log point
       record = tally.log_point(step)
       if record is not None:
@@ -182,13 +186,6 @@ def asked_to_stop(stop: StopRequest, agreed: StopRequest) -> int:
   if number:
     stop.signal = agreed.signal = signal.Signals(number)
   return number
-
-
-def check_alike(plan: Plan) -> None:
-  """Refuses to train with processes that have other recipes or data."""
-  own = ('data.data_dir', 'data.source_dir')  # a host may have its data elsewhere
-  flat = {key: value for key, value in recipe.flatten(plan.config).items() if key not in own}
-  processes.agree('recipes or data', {**flat, **plan.dataset.fingerprint()})
 
 
 def note_beginning(plan: Plan, state: TrainState, continues: bool, saved: checkpoints.Checkpoints) -> None:
