@@ -33,7 +33,8 @@ status=$?
 starts=$((${SLURM_RESTART_COUNT:-0} + 1))
 again=no
 case $status in
-  138 | 143) again=yes ;;
+  # Not if the signal came at once: then --time is shorter than --signal says.
+  138 | 143) if [ $SECONDS -ge 10 ]; then again=yes; fi ;;
   # A process was killed (137), or could not be reached (75). For lack of memory this would happen in every start.
   75 | 137) if [ $starts -le 3 ]; then again=yes; fi ;;
 esac

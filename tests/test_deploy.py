@@ -96,13 +96,18 @@ def run_with(folder, programs, script, *arguments, **variables):
 )  # fmt: skip
 def test_a_slurm_job_is_requeued_after_it_has_saved_or_lost_a_process(tmp_path, status, restarts, requeued):
   programs = {'srun': f'printf "<%s>" "$@"; echo " $SRUN_CPUS_PER_TASK"; exit {status}', 'scontrol': 'echo "$@"'}
-  variables = {'SLURM_JOB_ID': '7', 'SLURM_CPUS_PER_TASK': '32', 'PYTHON': 'my python'}
+  variables = {'SLURM_JOB_ID': '7', 'SLURM_CPUS_PER_TASK': '32', 'PYTHON': 'my python', 'SECONDS': '60'}
   if restarts is not None:
     variables['SLURM_RESTART_COUNT'] = str(restarts)
   done = run_with(tmp_path, programs, 'slurm.sh', '--workdir=/a b', **variables)
   assert done.returncode == status
   assert done.stdout.startswith('<--wait=120><my python><main.py><--workdir=/a b> 32\n')
   assert ('requeue 7' in done.stdout) == requeued
+
+
+def test_a_slurm_job_is_not_requeued_if_it_was_signalled_at_once(tmp_path):
+  done = run_with(tmp_path, {'srun': 'exit 138', 'scontrol': 'echo "$@"'}, 'slurm.sh', SLURM_JOB_ID='7')
+  assert (done.returncode, done.stdout) == (138, '')
 
 
 def test_a_tpu_pod_gets_the_arguments_on_every_host(tmp_path):
