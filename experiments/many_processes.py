@@ -30,7 +30,7 @@ import numpy as np
 from experiments import kill_checks, narrow
 from experiments.narrow_runs import Runs, small_run
 from experiments.team_runs import Team
-from googlenet_jax.host import distributed
+from googlenet_jax.host import peers
 
 LAYOUTS = ((2, 2), (4, 1))  # processes and devices of each; 4 devices in all
 # Of the largest value of an array. Sums are in another order, and each step makes the difference larger: so few steps.
@@ -123,6 +123,19 @@ class Trial:
       alone = self.folder / 'members_1x2' / member
       self.check(f'members_beside/{member}', kill_checks.in_child(kill_checks.state_differences, place, alone))
 
+  def predict(self, run: str) -> None:
+    """Lets one process and two answer for the same pictures: what they print and write must be the same."""
+    found = []
+    for processes in (1, 2):
+      output = self.folder / f'predict_{processes}'
+      runs = Runs(self.folder, ['--mode=predict', f'--output={output}', str(self.folder / 'pictures')])
+      ended = Team(runs, self.folder / run, self.folder / 'cache', processes, 2).end()
+      self.check(output.name, [one.err[-1500:] for one in ended if one.status])
+      lines = [line for line in ended[0].out.splitlines() if 'process' not in line and str(output) not in line]
+      found.append((lines, (output / 'predictions.csv').read_bytes()))
+    self.check('predict', [] if found[0] == found[1] else ['two processes answer otherwise than one'])
+    self.found['pictures predicted'] = found[1][1].count(b'\n') - 1
+
   # Kills and signals ------------------------------------------------------------------------------------------------
 
   def kill(self, name: str, phase: str, victim: int, rng: random.Random) -> None:
@@ -143,7 +156,7 @@ class Trial:
     self.seconds.append(seconds)
     self.found[f'process {victim}, {phase}'] += 1
     problems = [f'the other one ended after {seconds:.0f} s'] if seconds > LATE else []
-    if other.status != distributed.LOST or KILLED not in other.err or 'Traceback' in other.err:
+    if other.status != peers.LOST or KILLED not in other.err or 'Traceback' in other.err:
       problems.append(f'the other one ended with status {other.status}: {other.err[-600:]}')
     self.check(f'{name} ({phase}, process {victim})', problems)
 
@@ -198,6 +211,7 @@ def main() -> None:
   narrow.import_program()  # the processes are forked, and need not do it
   trial = Trial(folder, [] if options.kills else PLAIN)
   trial.another_layout('everything', EVERYTHING)
+  trial.predict('everything_1x4')
   trial.ensembles()
   if options.kills:
     trial.layouts('everything_whole', EVERYTHING)

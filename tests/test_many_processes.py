@@ -19,5 +19,5 @@ def test_processes_train_die_stop_and_continue_as_one_that_nobody_disturbed(tmp_
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
   found = json.loads((tmp_path / 'processes.json').read_text())
   assert found['wrong'] == []
-  assert found['found'] == {'SIGTERM to [1]': 1, 'layouts': 3, 'process 0, a step': 1}
+  assert found['found'] == {'SIGTERM to [1]': 1, 'layouts': 3, 'pictures predicted': 176, 'process 0, a step': 1}
   assert found['longest_seconds'] < 60

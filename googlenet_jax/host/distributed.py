@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import os
 import pathlib
 import platform
@@ -262,6 +263,8 @@ def _without_greetings() -> Iterator[None]:
     os.dup2(nowhere, 1)
     yield
   finally:
+    with contextlib.suppress(OSError, AttributeError):  # not on Windows
+      ctypes.CDLL(None).fflush(None)  # gloo's lines wait in a buffer of C
     os.dup2(before, 1)
     os.close(before)
     os.close(nowhere)
