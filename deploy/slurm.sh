@@ -23,7 +23,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 # srun does not take this from sbatch: without it, a process has one core to read and decode images.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-# All processes end together. One that hangs is killed after 120 seconds.
+# All processes end together. One that no longer answers is killed 120 seconds after the others have ended.
 srun --wait=120 "$PYTHON" main.py "$@"
 status=$?
 
