@@ -4,7 +4,8 @@
 #   sbatch deploy/slurm.sh --config=configs/folder.py --config.data.source_dir=/shared/pictures \
 #       --config.batch_size=4096 --workdir=/shared/runs/pictures
 #
-# All arguments go to main.py. The batch size must divide by the number of GPUs, here 64; see docs/scaling.md. An option of sbatch before the file's name replaces a line below, such as
+# All arguments go to main.py. The batch size must divide by the number of GPUs, here 64; see docs/scaling.md. An option
+# of sbatch before the file's name replaces a line below, such as
 # `sbatch --nodes=2 --gpus-per-node=4 deploy/slurm.sh ...`. The output is in googlenet-JOB.out.
 
 #SBATCH --job-name=googlenet
