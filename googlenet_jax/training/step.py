@@ -123,8 +123,8 @@ def make_train_step(
   The step is written for the whole batch. The batch is cut over the devices of the mesh, and XLA adds what the devices
   have to exchange: batch statistics, gradients and losses. N devices compute what one computes, except for the order of
   floating point sums. The same step in the idiom of `pmap` (`shard_map`, with means over the axis by hand) was as fast,
-  as exact, and longer. Only with micro-batches on several devices it exchanged less: it added the gradients of all
-  micro-batches before the exchange, and XLA exchanges them for each one.
+  as exact, and longer. Only with micro-batches on several CPU devices it exchanged less: it added the gradients of all
+  micro-batches before the exchange. In programs for a GPU XLA does that by itself (docs/scaling.md).
   """
   step = _make_step(graphdef, tx, config, steps_per_epoch, class_weights)
   whole, cut = sharding.whole(mesh), sharding.cut(mesh)
