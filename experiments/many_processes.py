@@ -107,21 +107,13 @@ class Trial:
     self.found['layouts'] += 1
 
   def ensembles(self) -> None:
-    """Trains two members over all processes in turn, and one in each process; each as it would be alone."""
-    self.run('members_1x2', 1, 2, *self.kind, *MEMBERS)
+    """Trains two members over all processes in turn, and one in each process: each member on two devices."""
     self.run('members_in_turn', 2, 1, *self.kind, *MEMBERS)
+    flags = [*self.kind, *MEMBERS, '--config.ensemble.side_by_side=True']
+    ended = Team(self.runs, self.folder / 'members_apart', self.folder / 'cache', 2, 2, flags).end()
+    self.check('members_apart', [one.err[-1500:] for one in ended if one.status])
     for member in ('member_0', 'member_1'):
-      self.compare(f'members_in_turn/{member}', f'members_1x2/{member}')
-    # One member a process, on its own two devices.
-    ended = Team(
-      self.runs, self.folder / 'members_beside', self.folder / 'cache', 2, 2,
-      [*self.kind, *MEMBERS, '--config.ensemble.side_by_side=True'],
-    ).end()  # fmt: skip
-    self.check('members_beside', [one.err[-1500:] for one in ended if one.status])
-    for member in ('member_0', 'member_1'):
-      place = self.folder / 'members_beside' / member
-      alone = self.folder / 'members_1x2' / member
-      self.check(f'members_beside/{member}', kill_checks.in_child(kill_checks.state_differences, place, alone))
+      self.compare(f'members_apart/{member}', f'members_in_turn/{member}')
 
   def predict(self, run: str) -> None:
     """Lets one process and two answer for the same pictures: what they print and write must be the same."""

@@ -53,7 +53,7 @@ class Place(NamedTuple):
   name: str
   processes: int
   devices: int  # in each process
-  batch_size: int  # of all together
+  batch_size: int  # images of all together
   one_core: bool = False  # each process may use one core only
 
 

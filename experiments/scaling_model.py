@@ -15,7 +15,7 @@ from googlenet_jax.evaluation import drawing
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 GPUS_A_NODE = 8
-BACKWARD = 2 / 3  # of a step: each convolution has one product forward and two backward
+BACKWARD = 2 / 3  # share of a step: each convolution has one product forward and two backward
 PICTURE = tables.ROOT / 'docs' / 'pictures' / 'scaling.png'
 
 # How NCCL itself estimates the time of a sum over all GPUs, to choose an algorithm: microseconds by protocol (LL,
@@ -25,7 +25,7 @@ BASE = {'ring': (6.6, 14.0, 8.4), 'tree': (6.8, 14.0, 0.0)}
 NVLINK = {'ring': (0.6, 1.9, 3.4), 'tree': (0.6, 1.25, 28.0)}  # a step between two GPUs of a node
 NETWORK = {'ring': (2.7, 4.0, 14.0), 'tree': (5.0, 8.5, 28.0)}  # a step between two nodes
 NETWORK_OVERHEAD = (1.0, 1.0, 3.0)  # the least for each step of a ring across nodes
-RING_SHARE = (1 / 4, 0.92, 1.0)  # of the bandwidth that a protocol reaches
+RING_SHARE = (1 / 4, 0.92, 1.0)  # share of the bandwidth that a protocol reaches
 TREE_SHARE = (0.92 / 3.8, 0.92 * 120 / 128, 0.92)
 NVLINK_BANDWIDTH = 18 * 20.6  # GB/s of the 18 links of an H100 or H200, in each direction
 
@@ -46,7 +46,7 @@ class Job(NamedTuple):
   name: str
   network: str  # in overlap.json
   images: int  # in a step on one GPU
-  seconds: float  # of a step on one H200, from results/gpu/speed.md
+  seconds: float  # a step on one H200, from results/gpu/speed.md
 
 
 JOBS = (

@@ -91,7 +91,7 @@ class Exchange(NamedTuple):
   vectors: int  # bytes of channels: batch statistics, biases, scales, and their gradients
   scalars: int  # bytes of losses and counts
   in_loop: bool
-  convolutions: tuple[int, int, int]  # of the backward pass: before it begins, while it runs, after it has ended
+  convolutions: tuple[int, int, int]  # those of the backward pass: before it begins, while it runs, after it has ended
 
   @property
   def size(self) -> int:

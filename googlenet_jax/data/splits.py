@@ -17,7 +17,7 @@ from googlenet_jax.data.pictures import shrunk
 from googlenet_jax.host.errors import UserError
 
 SPLITS = ('train', 'validation', 'test')
-MOST_BYTES = 2**30  # of images that go into a checksum: a second
+MOST_BYTES = 2**30  # images go into a checksum up to here, which takes a second
 SKIPPED = 'skipped'  # in the place of a split: the file could not be read when training began
 
 

@@ -24,7 +24,7 @@ from googlenet_jax.host import clusters, console, meeting, peers, processes, rel
 from googlenet_jax.host.clusters import Place
 from googlenet_jax.host.errors import UserError, one_line, reason
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # of the same version everywhere
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # their versions must be equal everywhere
 TIMEOUT = 300.0  # seconds in which all processes must have come
 HOSTS_SHOWN = 8
 HEARTBEAT_SECONDS = 600  # peers.py is to notice first that a process is lost: JAX ends the others without a line
@@ -32,7 +32,7 @@ HEARTBEAT_SECONDS = 600  # peers.py is to notice first that a process is lost: J
 JOB = {'Slurm': ('SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_RESTART_COUNT'), 'Open MPI': ('PMIX_NAMESPACE',)}
 BOUND = ('SLURM_GPUS_PER_TASK', 'SLURM_TRES_PER_TASK')  # with them Slurm gives each process its own GPUs
 _peers: peers.Peers | None = None
-_hosts: list[str] = []  # of all processes, until they are printed
+_hosts: list[str] = []  # hosts of all processes, until they are printed
 _in_jax: Place | None = None  # until `join`
 
 

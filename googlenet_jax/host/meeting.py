@@ -19,7 +19,7 @@ from googlenet_jax.host.errors import UserError, one_line
 HELLO_SECONDS = 5.0  # for the first line on a connection
 RETRY_SECONDS = 0.2
 TRY_SECONDS = 5.0  # for one try to connect
-MOST_BYTES = 2**20  # of the first line
+MOST_BYTES = 2**20  # the longest first line
 HELLO = {'index': int, 'count': int, 'host': str, 'job': str, 'versions': dict}  # what it holds
 
 
