@@ -53,3 +53,10 @@ def test_a_batch_that_does_not_divide_is_refused_with_both_numbers(mesh_of):
 def test_steps_ahead_of_the_device(backend, steps, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   assert sharding.steps_ahead() == steps
+
+
+def test_devices_are_in_the_order_of_the_processes():
+  """Each process makes one piece of a batch, so its devices must be side by side."""
+  devices = jax.devices()[:4]
+  shuffled = [devices[place] for place in (2, 0, 3, 1)]
+  assert sharding.make_mesh(shuffled).devices.tolist() == devices
