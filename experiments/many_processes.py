@@ -74,7 +74,8 @@ class Trial:
     found = {one.status for one in ended}
     errors = [one.err[-1500:] for one in ended if one.status not in statuses]
     self.check(name, [f'status {found}: {errors}'] if errors else [])
-    self.check(name, [f'process {i} printed {one.out[:200]!r}' for i, one in enumerate(ended) if i and one.out])
+    printed = [''.join(line for line in one.out.splitlines() if not line.startswith('[Gloo]')) for one in ended]
+    self.check(name, [f'process {i} printed {text[:200]!r}' for i, text in enumerate(printed) if i and text])
     return ended
 
   # Layouts ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -27,6 +28,7 @@ from googlenet_jax.host.errors import UserError, one_line, reason
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # their versions must be equal everywhere
 TIMEOUT = 300.0  # seconds in which all processes must have come
 HOSTS_SHOWN = 8
+GREETING_SECONDS = 0.2  # in which gloo has printed what it says of a connection
 HEARTBEAT_SECONDS = 600  # peers.py is to notice first that a process is lost: JAX ends the others without a line
 # What tells a job of a launcher from others, which may use the same port.
 JOB = {'Slurm': ('SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_RESTART_COUNT'), 'Open MPI': ('PMIX_NAMESPACE',)}
@@ -242,12 +244,13 @@ def introduce() -> None:
       raise UserError(f'process {processes.index()} has the number {jax.process_index()} in JAX: give it that one')
     seen = {'number of devices': len(own), 'kind': own[0].device_kind}
     processes.agree('devices', seen, 'let each process see as many, such as by CUDA_VISIBLE_DEVICES')
-    mesh = sharding.make_mesh()
-    one_each = jax.make_array_from_process_local_data(sharding.cut(mesh), np.ones(len(own), np.float32))
-    jax.jit(jnp.sum, out_shardings=sharding.whole(mesh))(one_each).block_until_ready()
+    for devices in (jax.devices(), own):  # a run's, and those with which process 0 draws
+      mesh = sharding.make_mesh(devices)
+      one_each = jax.make_array_from_process_local_data(sharding.cut(mesh), np.ones(len(own), np.float32))
+      jax.jit(jnp.sum, out_shardings=sharding.whole(mesh))(one_each).block_until_ready()
     multihost_utils.sync_global_devices('connected')  # Orbax connects one device of each process
-  devices = f'{len(own)} {own[0].platform} device{"s" if len(own) > 1 else ""} each'
-  console.say(f'{len(names)} processes with {devices}: {places}')
+  each = f'{len(own)} {own[0].platform} device{"s" if len(own) > 1 else ""} each'
+  console.say(f'{len(names)} processes with {each}: {places}')
 
 
 @contextlib.contextmanager
@@ -262,6 +265,7 @@ def _without_greetings() -> Iterator[None]:
   try:
     os.dup2(nowhere, 1)
     yield
+    time.sleep(GREETING_SECONDS)
   finally:
     with contextlib.suppress(OSError, AttributeError):  # not on Windows
       ctypes.CDLL(None).fflush(None)  # gloo's lines wait in a buffer of C
