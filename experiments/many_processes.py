@@ -33,7 +33,8 @@ from experiments.team_runs import Team
 from googlenet_jax.host import peers
 
 LAYOUTS = ((2, 2), (4, 1))  # processes and devices of each; 4 devices in all
-# Of the largest value of an array. Sums are in another order, and each step makes the difference larger: so few steps.
+# Largest difference, as a share of an array's largest value. Sums are in another order, and each step makes the
+# difference larger, so the runs have few steps.
 TOLERANCE = 1e-4
 SHORT = '--config.epochs=1'  # 8 steps
 LATE = 60.0  # seconds in which the others must end

@@ -61,7 +61,7 @@ def all_reduce_seconds(size: float, gpus: int, bandwidth: float) -> float:
   Args:
     size: bytes on each GPU.
     gpus: number of GPUs, a multiple of 8 or fewer than 8.
-    bandwidth: of a node's network, in GB/s.
+    bandwidth: what the network of a node carries, in GB/s.
   """
   if gpus == 1:
     return 0.0
@@ -90,8 +90,8 @@ def step_seconds(job: Job, found: list[Exchange], gpus: int, bandwidth: float, s
     job: the training.
     found: its exchanges.
     gpus: number of GPUs.
-    bandwidth: of a node's network, in GB/s.
-    share: of the job's images that each GPU has; its computing is that much shorter.
+    bandwidth: what the network of a node carries, in GB/s.
+    share: part of the job's images that each GPU has; its computing is that much shorter.
   """
   computing = share * job.seconds
   waiting = 0.0

@@ -43,6 +43,12 @@ class Place(NamedTuple):
   index: int
   found: str
 
+  @property
+  def address(self) -> tuple[str, int]:
+    """Host and port of the coordinator, as sockets take them: an IPv6 address has no brackets."""
+    host, _, port = self.coordinator.rpartition(':')
+    return host.strip('[]'), int(port)
+
 
 def find(environment: Mapping[str, str], coordinator: str | None = None) -> Place | None:
   """Returns the place of this process; None if it works alone.

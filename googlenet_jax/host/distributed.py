@@ -28,7 +28,7 @@ from googlenet_jax.host.errors import UserError, one_line, reason
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')  # their versions must be equal everywhere
 TIMEOUT = 300.0  # seconds in which all processes must have come
 HOSTS_SHOWN = 8
-GREETING_SECONDS = 0.2  # in which gloo has printed what it says of a connection
+GREETING_SECONDS = 0.2  # by then gloo has printed its line about a connection
 HEARTBEAT_SECONDS = 600  # peers.py is to notice first that a process is lost: JAX ends the others without a line
 # What tells a job of a launcher from others, which may use the same port.
 JOB = {'Slurm': ('SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_RESTART_COUNT'), 'Open MPI': ('PMIX_NAMESPACE',)}
@@ -183,7 +183,7 @@ def _prepare_to_join(found: Place, everyone: list[dict[str, Any]]) -> None:
     for kind in ('cuda', 'rocm'):
       jax.config.update(f'jax_{kind}_visible_devices', ','.join(map(str, share)))
   # gRPC reads this variable. A proxy for the internet does not know the hosts of a cluster.
-  around = [os.environ.get('no_grpc_proxy'), '127.0.0.1', found.coordinator.rpartition(':')[0].strip('[]')]  # noqa: SIM112
+  around = [os.environ.get('no_grpc_proxy'), '127.0.0.1', found.address[0]]  # noqa: SIM112
   os.environ['no_grpc_proxy'] = ','.join(filter(None, around))  # noqa: SIM112
   jax.config.update('jax_check_proxy_envs', False)  # so JAX need not warn of proxies
   jax.config.update('jax_enable_preemption_service', False)  # it would catch SIGTERM instead of signals.py
@@ -202,15 +202,14 @@ def join() -> None:
   if _in_jax is None:
     return
   found, _in_jax = _in_jax, None
-  host, _, port = found.coordinator.rpartition(':')
-  address = f'127.0.0.1:{relay.start(host.strip("[]"), int(port))}' if found.index else found.coordinator
+  address = f'127.0.0.1:{relay.start(*found.address)}' if found.index else found.coordinator
   try:
     jax.distributed.initialize(
       address,
       found.count,
       found.index,
       cluster_detection_method='deactivate',
-      coordinator_bind_address=f'[::]:{port}',
+      coordinator_bind_address=f'[::]:{found.address[1]}',
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except RuntimeError as error:

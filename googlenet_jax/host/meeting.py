@@ -80,7 +80,8 @@ def meet(place: Place, hello: dict[str, Any], seconds: float) -> tuple[dict[int,
     seconds: how long to wait for the others.
 
   Returns:
-    The connections, by process: of process 0 with all others, or of another with process 0. And the `hello` of all.
+    The connections by number of the other process, and the `hello` of all. Process 0 is connected with all others, and
+    each of these with process 0 only.
 
   Raises:
     UserError: in every process that came; says who did not come, or what is wrong.
@@ -133,7 +134,7 @@ def _receive_all(place: Place, hello: dict[str, Any], seconds: float, deadline: 
 
 @contextlib.contextmanager
 def _listening(place: Place) -> Iterator[socket.socket]:
-  port = int(place.coordinator.rpartition(':')[2])
+  _, port = place.address
   dual = socket.has_dualstack_ipv6()
   try:
     server = socket.create_server(
@@ -150,9 +151,8 @@ def _listening(place: Place) -> Iterator[socket.socket]:
 
 def _answers(place: Place) -> bool:
   """Returns whether process 0 reaches itself at its own address."""
-  host, _, port = place.coordinator.rpartition(':')
   try:
-    socket.create_connection((host.strip('[]'), int(port)), timeout=HELLO_SECONDS).close()
+    socket.create_connection(place.address, timeout=HELLO_SECONDS).close()
     return True
   except OSError:
     return False
@@ -208,12 +208,11 @@ def _come(place: Place, hello: dict[str, Any], seconds: float, deadline: float):
 
 
 def _connected(place: Place, seconds: float, deadline: float) -> Channel:
-  host, _, port = place.coordinator.rpartition(':')
   while True:
     left = deadline - time.monotonic()
     try:
       seconds_now = min(max(left, RETRY_SECONDS), TRY_SECONDS)
-      return Channel(socket.create_connection((host.strip('[]'), int(port)), timeout=seconds_now))
+      return Channel(socket.create_connection(place.address, timeout=seconds_now))
     except OSError as error:  # names of hosts may come late, too
       if left < RETRY_SECONDS:
         raise UserError(

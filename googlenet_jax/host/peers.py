@@ -67,7 +67,7 @@ class Peers:
     with self._changed:
       if 'left' in message:
         self._left.add(number)
-      if 'signal' in message and not self._wanted:
+      if 'signal' in message:
         self._want(message['signal'])
       if 'stop_at' in message:
         self._stop_at, self._signal = message['stop_at'], message['of']
@@ -166,13 +166,13 @@ class Peers:
   def signal_of_any(self, signal: int) -> int:
     """Returns the number of the first signal that any process got, or 0; `signal` is that of this process, or 0."""
     with self._changed:
-      if signal and not self._wanted:
-        self._want(signal)
+      self._want(signal)
       return self._wanted
 
   def _want(self, signal: int) -> None:
-    self._wanted = signal
-    self._tell(signal=signal)  # process 0 tells the others
+    if signal and not self._wanted:
+      self._wanted = signal
+      self._tell(signal=signal)  # process 0 tells the others
 
   def asked_to_stop(self, signal: int, ahead: int) -> int:
     """Returns the number of the signal for which all processes stop now, or 0. All stop after the same call.
@@ -187,8 +187,7 @@ class Peers:
     """
     self._calls += 1
     with self._changed:
-      if signal and not self._wanted:
-        self._want(signal)
+      self._want(signal)
       decides = self._index == 0 and self._wanted and self._stop_at is None
       if decides:
         self._stop_at, self._signal = self._calls + ahead + 2, self._wanted
