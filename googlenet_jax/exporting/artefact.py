@@ -1,0 +1,35 @@
+"""What the formats and `export.py` tell each other.
+
+Each format is a module with `write(classifier, folder, pictures) -> Artefact`. It writes its files into the folder.
+`export.py` then runs them over real images, compares, and adds what is the same for all formats.
+
+Every artefact takes uint8 images `[N, H, W, C]` of any N, H and W, and returns float32 probabilities
+`[N, num_classes]`. The preparation of images is part of it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from googlenet_jax.data.splits import Split
+
+
+class Pictures(NamedTuple):
+  """Real images for an export."""
+
+  sample: list[np.ndarray]  # at least 16 images, uint8 [H, W, C]; their sizes may differ
+  names: list[str]  # where each comes from: a path, or its position in the split
+  test: Split | None  # the test split; None if the run's data is not here
+  calibration: Split | None  # validation images, or else training images; never test images
+
+
+class Artefact(NamedTuple):
+  """Written files, and how to run them."""
+
+  files: tuple[str, ...]  # names in the folder
+  run: Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W, C] -> float32 probabilities [N, num_classes]
+  tolerance: float  # largest difference from our probabilities that is accepted
+  example: str  # source of example.py: reads sample.npz, prints the largest difference; needs the target's package only
+  needs: tuple[str, ...]  # packages that run the files, with tested versions, such as 'onnxruntime==1.32.0'
+  facts: dict[str, object]  # the format's own entries of card.json, which JSON can hold
