@@ -32,7 +32,11 @@ class Curve(NamedTuple):
 
 def class_scores(evaluation: Evaluation) -> Scores:
   """Returns precision, recall, F1 and support of each class."""
-  counts = evaluation.confusion
+  return scores_of(evaluation.confusion)
+
+
+def scores_of(counts: np.ndarray) -> Scores:
+  """Returns the scores of each class from a confusion matrix, int64 `[num_classes, num_classes]`."""
   right, said, support = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
   with np.errstate(invalid='ignore'):
     return Scores(right / said, right / support, 2 * right / (said + support), support)
