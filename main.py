@@ -1,4 +1,4 @@
-"""GoogLeNet in JAX: trains, evaluates, predicts and explains.
+"""GoogLeNet in JAX: trains, evaluates, predicts, explains, exports and shows.
 
   python main.py --config=configs/digits.py            # trains into runs/digits; ^C saves, the same command continues
   python main.py --config=configs/digits.py --config.epochs=3 --workdir=runs/short
@@ -6,6 +6,9 @@
   python main.py --mode=predict --workdir=runs/digits PATH...  # files, folders, patterns; - reads a list from stdin
   python main.py --mode=explain --workdir=runs/digits PATH...  # where in the picture the network finds what it says
   python main.py --mode=inspect --config=configs/paper.py      # the layers, as in the paper's table 1
+  python main.py --mode=export --to=onnx --workdir=runs/digits # for other programs; also stablehlo and torch
+  python main.py --mode=page --workdir=runs/digits             # a page in the browser, also while it trains
+  python main.py --mode=report --workdir=runs/digits           # the same as one file, report.html
 
 Recipes for a laptop: configs/digits.py (a minute) and configs/fashion_fast.py (minutes). Recipes for a GPU or TPU:
 configs/fashion.py (the network of Dive into Deep Learning), configs/fashion_speed.py (short), configs/fashion_best.py
@@ -21,29 +24,32 @@ after another process was killed.
 
 # This file has the flags, and one call for each mode. The program is in googlenet_jax/.
 import contextlib
-import difflib
-import os
+import functools
 import pathlib
-import signal
-import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from googlenet_jax import command_line, ending
 from googlenet_jax.host import console, errors, huge_pages, program, signals
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-MODES = ('train', 'evaluate', 'predict', 'explain', 'inspect')
+MODES = ('train', 'evaluate', 'predict', 'explain', 'inspect', 'export', 'page', 'report')
+ALONE = ('export', 'page', 'report')  # modes that run in one process
 READ_BY = {  # flag: modes that read it; --workdir is for all
   'config': ('train', 'evaluate', 'inspect'),
-  'step': ('evaluate', 'predict', 'explain', 'inspect'),
+  'step': ('evaluate', 'predict', 'explain', 'inspect', 'export', 'page', 'report'),
   'crops': ('evaluate', 'predict'),
   'split': ('evaluate',),
   'top': ('predict', 'explain'),
-  'output': ('evaluate', 'predict', 'explain', 'inspect'),
+  'output': ('evaluate', 'predict', 'explain', 'inspect', 'export', 'report'),
+  'to': ('export',),
+  'precision': ('export',),
+  'compare': ('page', 'report'),
+  'port': ('page',),
+  'host': ('page',),
 }
 AGAIN = {'allow_override': True}  # a notebook may run this file again
 CONFIG = flags.DEFINE_string(
@@ -71,9 +77,27 @@ TOP = flags.DEFINE_integer(
 OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'predict, explain, inspect: folder to write to, such as --output=answers. Default: in the workdir.',
+  'Folder to write to, such as --output=answers. Default: in the workdir.',
   **AGAIN,
 )
+TO = flags.DEFINE_enum(
+  'to', None, ('stablehlo', 'onnx', 'torch'), 'export: for which programs, such as --to=onnx: stablehlo for JAX, onnx '
+  'for onnxruntime and others, torch for PyTorch.', **AGAIN
+)  # fmt: skip
+PRECISION = flags.DEFINE_enum(
+  'precision', 'float32', ('float32', 'float16', 'int8'), 'export --to=onnx: numbers in the file, such as '
+  '--precision=int8.', **AGAIN
+)  # fmt: skip
+COMPARE = flags.DEFINE_string(
+  'compare', None, 'page, report: another run to stand beside, such as --compare=runs/other.', **AGAIN
+)
+PORT = flags.DEFINE_integer(
+  'port', 7860, 'page: port of the page, such as --port=8000.', lower_bound=1, upper_bound=65535, **AGAIN
+)
+HOST = flags.DEFINE_string(
+  'host', '127.0.0.1', 'page: address to listen on. Default: this computer only. --host=0.0.0.0: everyone on the '
+  'network.', **AGAIN
+)  # fmt: skip
 COORDINATOR = flags.DEFINE_string(
   'coordinator', None, 'Host and port of process 0 of several, such as --coordinator=node1:1234. srun, mpirun and '
   'others say it themselves.', **AGAIN
@@ -88,7 +112,6 @@ PROCESS_ID = flags.DEFINE_integer(
 START_TIMEOUT = flags.DEFINE_float(
   'start_timeout', 300.0, 'Seconds in which all processes must have come, such as --start_timeout=600.', **AGAIN
 )
-_overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 MEMORY = {  # what helps if the memory is not enough; a training says it itself
   'evaluate': 'try a smaller --config.batch_size, or --crops=1',
   'predict': f'try --crops=1, or {errors.MEMORY_OF_OTHERS}',
@@ -108,6 +131,8 @@ def main(argv: list[str]) -> int | None:
   from googlenet_jax.host import backend, distributed, processes
 
   place = distributed.place(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if place is not None and MODE.value in ALONE:
+    raise errors.UserError(f'--mode={MODE.value} works in one process: start it once, not {place.count} times')
   with (
     backend.our_settings_everywhere(),
     errors.plain_troubles(MEMORY.get(MODE.value, errors.MEMORY_OF_OTHERS)),
@@ -120,19 +145,34 @@ def main(argv: list[str]) -> int | None:
     given['--workdir'] = str(workdir_of_flags() if config else workdir_of_run())
     with distributed.together(place, START_TIMEOUT.value, ends_itself=True):
       processes.agree('commands', given)
-      return predict_or_explain(argv[1:]) if config is None else run_mode(config)
+      return use_run(argv[1:]) if config is None else run_mode(config)
 
 
-def predict_or_explain(paths: list[str]) -> int:
-  """Answers for some pictures; returns the exit status."""
+def use_run(paths: list[str]) -> int | None:
+  """Runs a mode for which the run knows its recipe; returns the exit status."""
   if MODE.value == 'predict':
     from googlenet_jax.evaluation import predict
 
     (count,) = crops_of_flags()
     return predict.predict_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 5, count, output_of_flags())
-  from googlenet_jax.evaluation import explain
+  if MODE.value == 'explain':
+    from googlenet_jax.evaluation import explain
 
-  return explain.explain_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 3, output_of_flags())
+    return explain.explain_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 3, output_of_flags())
+  other = None if COMPARE.value is None else errors.expanded(COMPARE.value, '--compare')
+  if MODE.value == 'export':
+    from googlenet_jax.exporting import export
+
+    export.export_run(workdir_of_run(), TO.value, step_of_flags(), output_of_flags(), PRECISION.value, paths)
+  elif MODE.value == 'page':
+    from googlenet_jax.page import app
+
+    app.serve(workdir_of_run(), step_of_flags(), PORT.value, HOST.value, other)
+  else:
+    from googlenet_jax.page import report
+
+    report.write_report(workdir_of_run(), step_of_flags(), output_of_flags(), other)
+  return None
 
 
 def run_mode(config: 'ConfigDict') -> None:
@@ -173,12 +213,18 @@ def check_flags(paths: list[str]) -> None:
   for name, modes in READ_BY.items():
     if mode not in modes and flags.FLAGS[name].present:
       raise errors.UserError(f'--{name} is for --mode={" or ".join(modes)}, not for --mode={mode}')
-  if mode not in READ_BY['config'] and _overrides:
-    raise errors.UserError(f'--config.{_overrides[0][0]} is not for --mode={mode}: the run knows its recipe')
+  if mode not in READ_BY['config'] and command_line.overrides:
+    raise errors.UserError(
+      f'--config.{command_line.overrides[0][0]} is not for --mode={mode}: the run knows its recipe'
+    )
+  if mode == 'export' and TO.value is None:
+    raise errors.UserError('--to is missing: give --to=stablehlo, --to=onnx or --to=torch')
+  if TO.value != 'onnx' and PRECISION.value != 'float32':
+    raise errors.UserError(f'--precision={PRECISION.value} is for --to=onnx')
   if mode in READ_BY['top']:
     if not paths:
       raise errors.UserError(f'--mode={mode} needs pictures: give files, folders, or - for a list on standard input')
-  elif paths:
+  elif paths and mode != 'export':
     raise errors.UserError(f'unexpected argument {errors.one_line(paths[0])}: options are written --name=value')
 
 
@@ -212,7 +258,7 @@ def config_of_flags() -> 'ConfigDict':
     )
   else:
     config = runs.recipe_of(workdir)
-  for name, text in _overrides:
+  for name, text in command_line.overrides:
     recipe.override(config, name, text)
   given = recipe.flatten(config)
   if MODE.value == 'evaluate':
@@ -222,7 +268,7 @@ def config_of_flags() -> 'ConfigDict':
 
     config = finetune.with_network_of_source(config, workdir)
   found = recipe.flatten(config)
-  for name, _ in _overrides:
+  for name, _ in command_line.overrides:
     if repr(found[name]) != repr(given[name]):  # NaN is unequal to itself
       raise errors.UserError(
         f'--config.{name}={given[name]}: the network of config.init_from={config.init_from} has {found[name]!r}, and '
@@ -268,114 +314,24 @@ def crops_of_flags() -> list[int]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line. A mistake raises UserError; absl itself would print pages of help."""
-  rest, arguments = argv[:1], iter(argv[1:])
-  for argument in arguments:
-    if argument == '--':  # names of files follow
-      rest += [argument, *arguments]
-      break
-    name, equals, value = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name.startswith('config.'):
-      _overrides.append((name.removeprefix('config.'), value if equals else next_value(name, arguments)))
-    elif argument.startswith('-') and name.startswith('noconfig.'):
-      _overrides.append((name.removeprefix('noconfig.'), 'False'))
-    else:
-      rest.append('--help' if argument == '-h' else argument)
-  try:
-    paths = flags.FLAGS(rest)
-    for flag in (WORKDIR, CONFIG, OUTPUT):
-      if flag.value is not None and (not flag.value or flag.value.startswith('--')):
-        raise errors.UserError(f'--{flag.name} needs a value: --{flag.name}=VALUE')
-    return paths
-  except flags.UnrecognizedFlagError as error:
-    raise errors.UserError(unknown_flag(error.flagname)) from error
-  except flags.IllegalFlagValueError as error:
-    text = str(error).removeprefix('flag ')
-    raise errors.UserError(text.replace('invalid literal for int() with base 10', 'no whole number')) from error
-  except flags.Error as error:
-    raise errors.UserError(str(error)) from error
-
-
-def next_value(name: str, arguments) -> str:
-  """Returns the value of `--config.KEY VALUE`; a switch needs none."""
-  from googlenet_jax import recipe
-
-  key = recipe.KEYS.get(name.removeprefix('config.'))
-  if key and isinstance(key.default, bool):
-    return 'True'
-  value = next(arguments, None)
-  if value is None or value.startswith('--'):
-    raise errors.UserError(f'--{name} needs a value: --{name}=VALUE')
-  return value
-
-
-def unknown_flag(name: str) -> str:
-  """Says that a flag does not exist, and what the user may have meant."""
-  from googlenet_jax import recipe
-
-  own = [flag.name for flag in flags.FLAGS.get_flags_for_module(__name__)]
-  near = difflib.get_close_matches(name, own, 1)
-  hint = f'Did you mean --{near[0]}?' if near else recipe.suggest(name)
-  if '.' in name.removeprefix('config.'):
-    hint = f'A file is written ./-{name}.'
-  return f'--{name} is no flag. {hint} (python main.py --help)'
-
-
-def what_stays() -> str:
-  """Says which checkpoints a program leaves that ends too early."""
-  from googlenet_jax import runs
-
-  workdir = workdir_of_flags() if flags.FLAGS.is_parsed() else None
-  folders = [workdir, *workdir.glob('member_*')] if workdir else []
-  saved = any(map(runs.has_checkpoints, folders))
-  return f'the checkpoints in {workdir} stay' if saved else 'nothing was saved yet'
-
-
-def end(number: int = signal.SIGINT) -> None:
-  """Ends the program after a signal, from any thread."""
-  try:
-    if distributed := sys.modules.get('googlenet_jax.host.distributed'):
-      distributed.tell(f'{signal.Signals(number).name} interrupted it', 128 + number)
-    print(f'interrupted; {what_stays()}', file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-  finally:
-    os._exit(128 + number)  # sys.exit would wait for a thread in which XLA compiles, and then crash
-
-
-def end_after(error: Exception) -> None:
-  """Ends the program after a mistake of the user or a trouble of the machine, with a line; after a bug, with all of it.
-
-  Where several processes are connected, it tells the others.
-  """
-  text = errors.trouble(error, errors.MEMORY_OF_OTHERS)
-  distributed = sys.modules.get('googlenet_jax.host.distributed')  # missing if JAX cannot be imported
-  connected = distributed is not None and distributed.are_connected()
-  status = 1 if text is None else 2
-  if connected:
-    distributed.fail(text or errors.reason(error), status)
-  if text is not None:
-    console.complain(f'error: {text}')
-  elif connected:
-    traceback.print_exception(error)
-  else:
-    raise error
-  if connected:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # sys.exit would wait for the other processes, in JAX
-  sys.exit(2)
+  """Parses the command line."""
+  paths = command_line.parse(argv, __name__)
+  for flag in (WORKDIR, CONFIG, OUTPUT, COMPARE, HOST):
+    if flag.value is not None and (not flag.value or flag.value.startswith('--')):
+      raise errors.UserError(f'--{flag.name} needs a value: --{flag.name}=VALUE')
+  return paths
 
 
 def run() -> None:
   """Runs `main`; every mistake of the user, and every trouble of the machine, ends as one line and status 2."""
   program.open_standard_streams()
+  end = functools.partial(ending.after_signal, workdir_of_flags)
   of_program = signals.of_program(end) if program.is_program() else contextlib.nullcontext()
   try:
     with of_program:
       app.run(main, flags_parser=parse_flags)
   except Exception as error:
-    end_after(error)
+    ending.after_error(error)
   except KeyboardInterrupt as error:
     if not program.is_program():
       raise

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import default
-from googlenet_jax import classifier, recipe, runs
+from googlenet_jax import classifier, command_line, recipe, runs
 from googlenet_jax.data import datasets
 from googlenet_jax.evaluation import drawing, statistics
 from googlenet_jax.host import checkpoints, console, program, sharding
@@ -129,7 +129,7 @@ def call_main(*arguments):
 
   for flag in flags.FLAGS.get_flags_for_module('main'):
     flag.unparse()
-  main._overrides.clear()
+  command_line.overrides.clear()
   status, out, err = 0, io.StringIO(), io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     patch.setattr(sys, 'argv', ['main.py', *map(str, arguments)])
