@@ -3,8 +3,8 @@
 Each format is a module with `write(classifier, folder, pictures) -> Artefact`. It writes its files into the folder.
 `export.py` then runs them over real images, compares, and adds what is the same for all formats.
 
-Every artefact takes uint8 images `[N, H, W, C]` of any N, H and W, and returns float32 probabilities
-`[N, num_classes]`. The preparation of images is part of it.
+Every artefact takes `images`, uint8 `[N, H, W, C]` of any N, H and W, and returns `probabilities`, float32
+`[N, num_classes]`. The preparation of images is part of it. In `sample.npz` the arrays have these names too.
 """
 
 from collections.abc import Callable
