@@ -255,6 +255,24 @@ class Classifier:
     found = self._in_parts(self._step(name), self.networks[0], batch, self.stages[name])
     return found[0] if single else found
 
+  def prepared(self, images: Images) -> np.ndarray:
+    """Returns images as the network takes them: resized, cut out and padded. The network itself normalises them.
+
+    Args:
+      images: as for `probabilities`.
+
+    Returns:
+      float32 `[B, image_size, image_size, C]` in [0, 1], or without the first axis for one image.
+    """
+    batch, single = self._batch(images)
+    found = self.batch_prepared(batch)
+    return found[0] if single else found
+
+  def batch_prepared(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Prepares a batch of `inputs.batch_of`; see `prepared`."""
+    size = self.recipe.image_size
+    return self._in_parts(self._prepare, (), batch, (size, size, self.channels))
+
   @functools.cached_property
   @backend.our_settings()
   def stages(self) -> dict[str, tuple[int, ...]]:

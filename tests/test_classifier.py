@@ -187,6 +187,16 @@ def test_pictures_of_several_sizes_are_prepared_each_by_itself(paths, classifier
   assert classifier.predict(paths[0]).label == rows[0].argmax()
 
 
+def test_prepared_images_are_what_the_network_takes(paths, classifier, digits):
+  found = classifier.prepared(digits[:3])
+  np.testing.assert_allclose(found, prepared(digits[:3]), atol=1e-6)
+  np.testing.assert_array_equal(classifier.prepared(digits[1]), found[1])
+  of_paths = classifier.prepared(paths)
+  assert of_paths.shape == (len(paths), 17, 17, 1)
+  assert of_paths.dtype == np.float32
+  assert 0 <= of_paths.min() < of_paths.max() <= 1
+
+
 def test_a_picture_and_its_array_have_one_answer(classifier, digits, tmp_path):
   Image.fromarray(digits[0, ..., 0]).save(tmp_path / 'a.png')
   np.testing.assert_allclose(
