@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from experiments import hlo, pytorch_twin, worker
+from googlenet_jax.exporting import torch_network
 
 
 class Prepared(torch.nn.Module):
@@ -22,7 +23,7 @@ class Prepared(torch.nn.Module):
   def __init__(self, image_size: int, dtype: str, device: str):
     super().__init__()
     self.image_size, self.dtype, self.device = image_size, dtype, device
-    self.network = pytorch_twin.GoogLeNet().to(memory_format=torch.channels_last)
+    self.network = torch_network.GoogLeNet().to(memory_format=torch.channels_last)
 
   def forward(self, image, label=None):
     """Takes uint8 `[B, 1, H, W]`; returns the mean cross-entropy, or without labels log-probabilities `[B, 10]`."""
@@ -45,7 +46,7 @@ class TorchSide(worker.Side):
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision('high')
     if os.environ.get(worker.TINY):
-      pytorch_twin.TABLE = worker.tiny_table(pytorch_twin.TABLE)
+      torch_network.TABLE = worker.tiny_table(torch_network.TABLE)
 
   def describe(self) -> dict[str, Any]:
     """Versions."""

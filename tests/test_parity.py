@@ -21,6 +21,7 @@ from helpers import small_config
 from experiments import pytorch_twin, worker
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment, datasets
+from googlenet_jax.exporting import torch_network
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights
@@ -80,7 +81,7 @@ def relative_error(ours, theirs):
 @pytest.fixture(scope='module')
 def twin():
   torch.manual_seed(0)
-  return pytorch_twin.GoogLeNet()
+  return torch_network.GoogLeNet()
 
 
 def twin_of(twin, dtype):

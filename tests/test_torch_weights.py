@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 
-from experiments import pytorch_twin
+from googlenet_jax.exporting import torch_network
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.model.options import Options
@@ -29,7 +29,7 @@ def numpy_state(module):
 @pytest.fixture(scope='module')
 def twin():
   torch.manual_seed(0)
-  return numpy_state(pytorch_twin.GoogLeNet())
+  return numpy_state(torch_network.GoogLeNet())
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_files_hold_every_bit(suffix, small, tmp_path):
 def test_pytorch_reads_what_we_write(twin, tmp_path):
   from safetensors.torch import load_file
 
-  module = pytorch_twin.GoogLeNet()
+  module = torch_network.GoogLeNet()
   for path, load in ((tmp_path / 'a.pth', torch.load), (tmp_path / 'a.safetensors', load_file)):
     weight_files.write(path, torch_weights.to_torch(*torch_weights.from_torch(twin, *abstract())))
     module.load_state_dict(load(path))

@@ -7,12 +7,15 @@ Every artefact takes `images`, uint8 `[N, H, W, C]` of any N, H and W, and retur
 `[N, num_classes]`. The preparation of images is part of it. In `sample.npz` the arrays have these names too.
 """
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from googlenet_jax.data.splits import Split
+
+TOLERANCE = 1e-4  # largest difference of a probability, for what computes in float32
 
 
 class Pictures(NamedTuple):
@@ -33,3 +36,8 @@ class Artefact(NamedTuple):
   example: str  # source of example.py: reads sample.npz, prints the largest difference; needs the target's package only
   needs: tuple[str, ...]  # packages that run the files, with tested versions, such as 'onnxruntime==1.32.0'
   facts: dict[str, object]  # the format's own entries of card.json, which JSON can hold
+
+
+def pinned(*packages: str) -> tuple[str, ...]:
+  """Returns packages with the versions that are installed here, such as `jax==0.10.2`."""
+  return tuple(f'{name}=={importlib.metadata.version(name)}' for name in packages)

@@ -125,7 +125,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], params: Any, batch_stats: Any,
       `num_batches_tracked` may be missing: files older than PyTorch 0.4.1 lack it.
     params: pure dict of the network's parameters, arrays or `jax.ShapeDtypeStruct`; only shapes and dtypes are read.
     batch_stats: the same for its batch statistics; empty without batch normalisation.
-    naming: 'own' for the names of this network, as in experiments/pytorch_twin.py; 'torchvision' for the names of
+    naming: 'own' for the names of this network, as in exporting/torch_network.py; 'torchvision' for the names of
       torchvision's `googlenet`.
 
   Returns:
