@@ -35,9 +35,11 @@ class Artefact(NamedTuple):
   tolerance: float  # largest difference from our probabilities that is accepted
   example: str  # source of example.py: reads sample.npz, prints the largest difference; needs the target's package only
   needs: tuple[str, ...]  # packages that run the files, with tested versions, such as 'onnxruntime==1.32.0'
-  facts: dict[str, object]  # the format's own entries of card.json, which JSON can hold
+  # The format's own entries of card.json, which JSON can hold. `limits` may be a list of sentences for README.md.
+  facts: dict[str, object]
 
 
 def pinned(*packages: str) -> tuple[str, ...]:
   """Returns packages with the versions that are installed here, such as `jax==0.10.2`."""
-  return tuple(f'{name}=={importlib.metadata.version(name)}' for name in packages)
+  versions = (importlib.metadata.version(name).split('+')[0] for name in packages)  # 2.13.0 for a build 2.13.0+cpu
+  return tuple(f'{name}=={version}' for name, version in zip(packages, versions, strict=True))

@@ -59,6 +59,10 @@ def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> A
     'calling_convention_version': found.calling_convention_version,
     'readable_by': f'jax {jax.__version__}, versions up to 3 weeks older, and versions up to 6 months newer: this is '
     "jax.export's guarantee; newer versions can work",
+    'limits': [
+      'JAX compiles it for each new number and size of images, which takes seconds: keep to few of them.',
+      f'It runs on {", ".join(PLATFORMS)}. On other platforms, such as rocm, JAX refuses it.',
+    ],
   }
   return Artefact(
     files=(FILE,),

@@ -63,6 +63,10 @@ def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> A
     'network': network_arguments(classifier),
     'preparation': preparation_arguments(classifier),
     'weights': stems['own'],
+    'limits': [
+      'On a GPU, PyTorch by default rounds the inputs of convolutions to TF32, and probabilities differ more; '
+      '`torch.backends.cudnn.allow_tf32 = False` prevents that.'
+    ],
   }
   if 'torchvision' in stems:
     auxiliary = classifier.recipe.model.auxiliary != 'none'
