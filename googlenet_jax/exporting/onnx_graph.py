@@ -1,23 +1,21 @@
 """Collects the nodes and weights of an ONNX graph, and makes a model of them."""
 
 import copy
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 # The oldest operators that the network and its quantised form need: opset 13 gave DequantizeLinear an axis, for one
 # scale per channel. Older programs read older versions only: these two are read since onnxruntime 1.6 (2020).
 OPSET, IR_VERSION = 13, 7
-NUMBERS = {'float32': 'FLOAT', 'uint8': 'UINT8'}  # types of inputs and outputs, and ONNX's names of them
+FLOAT, HALF, UINT8 = 1, 10, 2  # ONNX's numbers for float32, float16 and uint8
 
 
-@dataclasses.dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
   """An input or output of a graph."""
 
   name: str
-  dtype: str  # a key of NUMBERS
+  dtype: int  # FLOAT or UINT8
   shape: tuple[int | str, ...]  # a text names a length that differs from call to call
 
 
@@ -31,6 +29,7 @@ class Graph:
     """Makes an empty graph."""
     self.nodes: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = []  # operator, name, inputs, attributes
     self.weights: dict[str, np.ndarray] = {}
+    self.dtype = np.float32  # of weights that are added
     self._prefix = ''
 
   def within(self, part: str) -> 'Graph':
@@ -39,14 +38,20 @@ class Graph:
     other._prefix = f'{self._prefix}{part}/' if part else self._prefix
     return other
 
+  def in_half(self) -> 'Graph':
+    """Returns this graph with float16 as the type of the weights that are added."""
+    other = copy.copy(self)
+    other.dtype = np.float16
+    return other
+
   def add(self, operator: str, name: str, *inputs: str, **attributes: Any) -> str:
     """Adds a node, and returns the name of its value."""
     self.nodes.append((operator, self._prefix + name, inputs, attributes))
     return self._prefix + name
 
-  def weight(self, name: str, values: Any, dtype: Any = np.float32) -> str:
-    """Adds a constant array, and returns its name."""
-    self.weights[self._prefix + name] = np.asarray(values, dtype)
+  def weight(self, name: str, values: Any, dtype: Any = None) -> str:
+    """Adds a constant array, by default of the type `dtype` of the graph, and returns its name."""
+    self.weights[self._prefix + name] = np.asarray(values, dtype or self.dtype)
     return self._prefix + name
 
   @property
@@ -63,16 +68,13 @@ class Graph:
       inputs: its inputs.
       outputs: its outputs; each is the value of a node.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
-    def described(value):
-      return helper.make_tensor_value_info(value.name, getattr(TensorProto, NUMBERS[value.dtype]), value.shape)
+    from onnx import helper, numpy_helper
 
     graph = helper.make_graph(
       [helper.make_node(op, inputs, [name], name, **attributes) for op, name, inputs, attributes in self.nodes],
       name,
-      [*map(described, inputs)],
-      [*map(described, outputs)],
+      [helper.make_tensor_value_info(*value) for value in inputs],
+      [helper.make_tensor_value_info(*value) for value in outputs],
       [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
       doc_string=text,
     )

@@ -6,7 +6,7 @@ auxiliary classifiers are for training, and left out.
 
 import numpy as np
 
-from googlenet_jax.exporting.onnx_graph import Graph
+from googlenet_jax.exporting.onnx_graph import FLOAT, HALF, Graph
 from googlenet_jax.model import googlenet
 from googlenet_jax.model.googlenet import GoogLeNet, Inception
 from googlenet_jax.model.layers import Conv, Linear
@@ -15,13 +15,14 @@ PROBABILITIES = 'probabilities'  # of the file, or of a member
 PADDED = {'kernel_shape': [3, 3], 'pads': [1, 1, 1, 1]}  # the window of every pool but torchvision's between stages
 
 
-def add_network(graph: Graph, network: GoogLeNet, x: str) -> str:
+def add_network(graph: Graph, network: GoogLeNet, x: str, half: bool = False) -> str:
   """Adds a network to a graph.
 
   Args:
     graph: is added to.
     network: with its weights.
     x: name of prepared images, float32 `[N, C, image_size, image_size]`.
+    half: whether weights and maps are float16; input and probabilities are float32 nevertheless.
 
   Returns:
     Name of the probabilities, float32 `[N, num_classes]`.
@@ -32,6 +33,9 @@ def add_network(graph: Graph, network: GoogLeNet, x: str) -> str:
     own = {'kernel_shape': [window, window], 'ceil_mode': 1} if options.pool == 'torchvision' else PADDED
     return graph.add('MaxPool', f'pool{next(pools)}', x, strides=[2, 2], **own)
 
+  if half:
+    graph = graph.in_half()
+    x = graph.add('Cast', 'half', x, to=HALF)
   x = _add_conv(graph, 'conv1', network.conv1, x)
   if options.stem == 'article':
     x = halve(x)
@@ -52,6 +56,8 @@ def add_network(graph: Graph, network: GoogLeNet, x: str) -> str:
     x = graph.add('Flatten', 'flatten', x)
     x = graph.add('Relu', 'head', _add_linear(graph, 'hidden', network.hidden, x))
   x = _add_linear(graph, 'logits', network.logits, x)
+  if half:
+    x = graph.add('Cast', 'logits/float', x, to=FLOAT)
   return graph.add('Softmax', PROBABILITIES, x, axis=1)
 
 
@@ -92,7 +98,12 @@ def folded(layer: Conv) -> tuple[np.ndarray, np.ndarray]:
 
 def _add_response_norm(graph: Graph, name: str, x: str) -> str:
   """Adds the local response normalisation of `normalisation.local_response_norm`."""
-  return graph.add('LRN', name, x, size=5, alpha=1e-4, beta=0.75, bias=1.0)
+  norm = lambda graph, name, x: graph.add('LRN', name, x, size=5, alpha=1e-4, beta=0.75, bias=1.0)
+  if graph.dtype != np.float16:
+    return norm(graph, name, x)
+  own = graph.within(name)  # in float32: it squares, and float16 ends at the square of 256
+  x = norm(own, 'LRN', own.add('Cast', 'float', x, to=FLOAT))
+  return graph.add('Cast', name, x, to=HALF)
 
 
 def _add_linear(graph: Graph, name: str, layer: Linear, x: str) -> str:

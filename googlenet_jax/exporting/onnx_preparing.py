@@ -6,11 +6,10 @@ depend on the size of the images, so the graph makes them when it runs.
 
 import numpy as np
 
-from googlenet_jax.exporting.onnx_graph import Graph
+from googlenet_jax.exporting.onnx_graph import FLOAT, Graph
 from googlenet_jax.model.options import Options, numbers
 
 PART = 'prepare'  # the names here begin with it
-FLOAT = 1  # onnx.TensorProto.FLOAT, as the operator Cast wants it
 
 
 def add_preparation(

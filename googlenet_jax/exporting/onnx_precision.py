@@ -1,0 +1,162 @@
+"""Smaller ONNX files: float16 and int8, with the accuracy that they cost.
+
+Only the networks become smaller. The preparation of images and softmax stay in float32.
+
+onnxruntime's converter to float16 does not serve. It rounds every value of a node to float16 and back also where the
+node itself is kept in float32, so the preparation loses its exactness; and it leaves nodes in an order that ONNX's
+checker refuses. Our own graph needs only casts before and after a network. For int8, onnxruntime's quantiser is used.
+"""
+
+import contextlib
+import logging
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from googlenet_jax.classifier import Classifier
+from googlenet_jax.data.splits import Split, pictures
+from googlenet_jax.exporting import onnx_model, onnx_preparing, sample
+from googlenet_jax.exporting.artefact import TOLERANCE, Pictures
+from googlenet_jax.host import console, progress
+from googlenet_jax.host.errors import UserError
+
+BATCH = 64  # images that onnxruntime sees at once
+CALIBRATION = 256  # images that say which range each map needs
+LARGE_FALL = 0.01  # of the accuracy; more gets a warning
+# Largest difference of a probability that is accepted. In int8 an answer that is nearly a tie can turn: there the
+# accuracy is what counts, and any difference is accepted.
+TOLERANCES = {'float16': 0.05, 'int8': 1.0}
+
+
+def reduce(path: pathlib.Path, precision: str, classifier: Classifier, images: Pictures) -> dict[str, Any]:
+  """Replaces a file in float32 by one of lower precision, and prints what that costs.
+
+  Args:
+    path: the file.
+    precision: 'float16' or 'int8'.
+    classifier: what the file was made of.
+    images: with the splits.
+
+  Returns:
+    Entries of the card: accuracies, bytes, and how it was made.
+
+  Raises:
+    UserError: there is no test split, or the file in float32 answers otherwise than we do.
+  """
+  if images.test is None or images.calibration is None:
+    raise UserError(
+      f'--precision={precision} is measured on the test images of a run, and there are none: leave the flag out'
+    )
+  run = onnx_model.runner(path)
+  difference = np.abs(sample.answers(run, images.sample) - sample.ours(classifier, images.sample)).max()
+  if not difference <= TOLERANCE:  # NaN is refused too
+    raise UserError(f'the answers of onnx in float32 differ from ours by up to {difference:.2g}: nothing is kept')
+  before, bytes_before = accuracy(run, images.test, 'float32'), path.stat().st_size
+  if precision == 'float16':
+    how = "weights and maps; LRN and softmax in float32; written by this program, because onnxruntime's converter "
+    how += 'rounds the preparation of images as well'
+    onnx_model.save(onnx_model.make_model(classifier, half=True), path)
+  else:
+    how = f'static quantisation by onnxruntime, calibrated on {min(CALIBRATION, len(images.calibration))} images, '
+    how += 'weights with 7 bits and a scale per channel'
+    with progress.waiting('calibrating int8'):
+      quantise(path, images.calibration)
+  after, count = accuracy(onnx_model.runner(path), images.test, precision), len(images.test)
+  cost = f'accuracy {before:.4f} in float32, {after:.4f} in {precision}'
+  console.say(f'{cost} ({count:,} test images)')
+  console.say(f'{path.name}: {path.stat().st_size / 1e6:.1f} MB, {bytes_before / 1e6:.1f} MB in float32')
+  if before - after > LARGE_FALL:
+    console.complain(
+      f'warning: {precision} costs {100 * (before - after):.1f} points of accuracy: compare with float32'
+    )
+  return {
+    'made': how,
+    'accuracy': {'split': 'test', 'images': count, 'float32': round(before, 6), precision: round(after, 6)},
+    'bytes_in_float32': bytes_before,
+    'limits': [f'The network computes in {precision}: {cost}, over {count:,} test images, by onnxruntime on a CPU.'],
+  }
+
+
+def quantise(path: pathlib.Path, split: Split) -> None:
+  """Replaces a file in float32 by one whose networks are int8: onnxruntime's static quantisation.
+
+  Weights have a scale for each channel and seven bits. On a CPU without VNNI, sums of products of eight bits can
+  overflow, and the answers would depend on the machine.
+
+  Args:
+    path: the file.
+    split: CALIBRATION of its images say which range each map needs.
+  """
+  import onnx
+  from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+  class Reader(CalibrationDataReader):
+    """Gives one batch at each call, and None at the end."""
+
+    def __init__(self):
+      places = np.linspace(0, len(split) - 1, min(CALIBRATION, len(split))).astype(int)
+      self._batches = (found for found, _ in batches(split, places))
+
+    def get_next(self):
+      found = next(self._batches, None)
+      return None if found is None else {'images': found}
+
+  nodes = onnx.load(path).graph.node
+  kept = [n.name for n in nodes if n.name.startswith(f'{onnx_preparing.PART}/') or n.op_type in ('Softmax', 'Mean')]
+  with tempfile.TemporaryDirectory() as folder, _quiet():
+    made = pathlib.Path(folder) / 'int8.onnx'
+    quantize_static(
+      path,
+      made,
+      Reader(),
+      quant_format=QuantFormat.QDQ,
+      per_channel=True,
+      reduce_range=True,
+      activation_type=QuantType.QUInt8,
+      weight_type=QuantType.QInt8,
+      nodes_to_exclude=kept,
+    )
+    onnx_model.save(onnx.load(made), path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides what the quantiser logs: advice to simplify the graph, which has nothing to simplify."""
+  before = logging.root.manager.disable
+  logging.disable(logging.WARNING)
+  try:
+    yield
+  finally:
+    logging.disable(before)
+
+
+def batches(split: Split, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields images of one size each time, uint8 `[n, H, W, C]`, and their indices."""
+  for start in range(0, len(indices), BATCH):
+    part = indices[start : start + BATCH]
+    by_size = {}
+    for index, image in zip(part, pictures(split.batch(part)), strict=True):
+      by_size.setdefault(image.shape, []).append((index, image))
+    for found in by_size.values():
+      own, images = zip(*found, strict=True)
+      yield np.stack(images), np.array(own)
+
+
+def accuracy(run: Callable[[np.ndarray], np.ndarray], split: Split, what: str) -> float:
+  """Returns the accuracy of a file over a split.
+
+  Args:
+    run: uint8 `[N, H, W, C]` to probabilities `[N, num_classes]`.
+    split: images and labels.
+    what: the file in words, for the line that says how far the work is.
+  """
+  right = done = 0
+  status = lambda: f'{done:,} of {len(split):,} images'
+  with progress.waiting(f'measuring the accuracy in {what}', status=status):
+    for images, indices in batches(split, np.arange(len(split))):
+      right += int((run(images).argmax(-1) == split.labels[indices]).sum())
+      done += len(images)
+  return right / len(split)
