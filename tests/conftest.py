@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 
 # Modules that look at the forms of layers for other platforms. Elsewhere to trace these forms is half of all tracing.
-ALL_FORMS = ('test_experiments', 'test_gpu_layers', 'test_layers')
+ALL_FORMS = ('test_experiments', 'test_gpu_layers', 'test_layers', 'test_stablehlo')
 
 
 @pytest.fixture(autouse=True, scope='module')

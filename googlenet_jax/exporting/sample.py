@@ -68,7 +68,7 @@ def choose(images: list[np.ndarray], names: list[str]) -> tuple[list[np.ndarray]
     )
   shapes = [image.shape for image in images]
   common = Counter(shapes)
-  order = sorted(range(len(images)), key=lambda i: -common[shapes[i]])  # the commonest size first
+  order = sorted(range(len(images)), key=lambda i: (-common[shapes[i]], shapes[i]))  # the commonest size first
   order = [order[i] for i in _spread(max(COUNT, *common.values()), COUNT)]
   height, width = (min(images[i].shape[axis] for i in order) for axis in (0, 1))
   sample = [_middle(images[i], height, width) for i in order]
