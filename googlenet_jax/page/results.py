@@ -13,15 +13,14 @@ from PIL import Image
 from googlenet_jax import runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
-from googlenet_jax.data.splits import Split
+from googlenet_jax.data.splits import SPLITS, Split
 from googlenet_jax.evaluation import evaluate, report
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import console
+from googlenet_jax.host import console, progress
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import layer_table
 
 SIDE = 160  # pixels: the longer side of a thumbnail
-SPLITS = ('train', 'validation', 'test')  # whose curves are drawn
 
 
 class Answer(NamedTuple):
@@ -58,6 +57,7 @@ class Results:
   split_name: str
   split: Split
   evaluations: tuple[Evaluation, ...]  # one per network
+  counts: dict[str, int]  # images by split
   note: str = ''  # about pictures that could not be read
 
   @property
@@ -164,14 +164,14 @@ def load_results(
     if images is None:
       say(f'no pictures: the recipe holds out no {split} images')
       return None
-    with console.waiting(f'answering {len(images):,} {split} images'):
+    with progress.waiting(f'answering {len(images):,} {split} images'):
       found = evaluate.evaluate(classifier, images)
   except (UserError, ImportError) as error:
     say(f'no pictures: the data set {classifier.recipe.data.name} is not to be had here: {error}')
     return None
-  return Results(
-    classifier, dataset.name, split, images, tuple(found), evaluate.damage({split: images}).removeprefix('note: ')
-  )
+  counts = {name: len(own) for name in SPLITS if (own := getattr(dataset, name)) is not None}
+  note = evaluate.damage({split: images}).removeprefix('note: ')
+  return Results(classifier, dataset.name, split, images, tuple(found), counts, note)
 
 
 def class_rows(classes: Sequence[str], confusion: np.ndarray) -> list[ClassRow]:
