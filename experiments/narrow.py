@@ -109,7 +109,7 @@ def watch(pipe: int | None, aim: Aim | None = None) -> None:
 
 def watch_functions(phases: Phases) -> None:
   """Makes phases of what a training calls, and says each step."""
-  from googlenet_jax.host import checkpoints, console
+  from googlenet_jax.host import checkpoints, progress
   from googlenet_jax.training import evaluator, log, loop, summary
 
   for owner, function, name in (
@@ -133,13 +133,13 @@ def watch_functions(phases: Phases) -> None:
   ):
     phases.wrap(owner, function, name)
 
-  advance = console.Progress.advance
+  advance = progress.Progress.advance
 
   def advance_and_say(self, step):
     phases.say('.', f'step {step}')
     advance(self, step)
 
-  console.Progress.advance = advance_and_say
+  progress.Progress.advance = advance_and_say
 
 
 def watch_files(phases: Phases) -> None:

@@ -23,7 +23,7 @@ import googlenet_jax
 from googlenet_jax import runs
 from googlenet_jax.data import augment, datasets, pipeline, random_keys, splits
 from googlenet_jax.evaluation import galleries, statistics, table
-from googlenet_jax.host import checkpoints, console, sharding
+from googlenet_jax.host import checkpoints, progress, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import ensemble, evaluator, loop, optimizers, plan
@@ -79,7 +79,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope='module')
 def stopped(whole, tmp_path_factory):
   """The same run, which a signal stopped in its sixth step; and what it printed."""
-  workdir, advance = tmp_path_factory.mktemp('stopped'), console.Progress.advance
+  workdir, advance = tmp_path_factory.mktemp('stopped'), progress.Progress.advance
 
   def advance_and_kill(self, step):
     advance(self, step)
@@ -87,7 +87,7 @@ def stopped(whole, tmp_path_factory):
       os.kill(os.getpid(), signal.SIGTERM)
 
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-    patch.setattr(console.Progress, 'advance', advance_and_kill)
+    patch.setattr(progress.Progress, 'advance', advance_and_kill)
     with pytest.raises(SystemExit) as ended:
       ensemble.train(small_config(**CONFIG), workdir)
   assert ended.value.code == 128 + signal.SIGTERM
@@ -150,14 +150,14 @@ def test_several_steps_a_call_stop_and_continue_bit_for_bit(tmp_path, monkeypatc
   stop = StopRequest()
   reference, workdir = tmp_path / 'reference', tmp_path / 'stopped'
   loop.train(config, reference, stop)
-  ends, advance = [], console.Progress.advance
+  ends, advance = [], progress.Progress.advance
 
   def advance_and_stop(self, step):
     ends.append(step)
     advance(self, step)
     stop.signal = signal.SIGTERM if step == 9 else None
 
-  monkeypatch.setattr(console.Progress, 'advance', advance_and_stop)
+  monkeypatch.setattr(progress.Progress, 'advance', advance_and_stop)
   loop.train(config, workdir, stop)
   assert '4 steps a call; the training images are in the memory of each device (0.024 MB)' in (
     printed := capsys.readouterr().out

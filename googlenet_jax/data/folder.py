@@ -10,7 +10,7 @@ import numpy as np
 from googlenet_jax.data import dividing, headers, listing
 from googlenet_jax.data.decoding import Damage, FolderImages, threads
 from googlenet_jax.data.splits import SKIPPED, SPLITS, Dataset, Split
-from googlenet_jax.host import console
+from googlenet_jax.host import console, progress
 from googlenet_jax.host.errors import UserError, expanded, one_line
 
 NAMED = 5  # files, classes, ... in a line
@@ -203,7 +203,7 @@ def _in_memory(root: pathlib.Path, dataset: Dataset, used: Sequence[str], replac
   """Decodes the pictures of some splits, and says how fast; without `replace` damaged ones are skipped."""
   parts = {name: getattr(dataset, name) for name in used if getattr(dataset, name) is not None}
   total, skipped, done = sum(map(len, parts.values())), [*dataset.skipped], []
-  with console.waiting(f'decoding {total:,} pictures', '', lambda: f'{len(done):,} of {total:,}') as waiting:
+  with progress.waiting(f'decoding {total:,} pictures', '', lambda: f'{len(done):,} of {total:,}') as waiting:
     for name, split in parts.items():
       images, sizes, good = split.images.decoded(replace, done)
       damaged = np.setdiff1d(np.arange(len(split)), good)

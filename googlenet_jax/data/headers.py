@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from googlenet_jax.data import pictures
-from googlenet_jax.host import cache, console
+from googlenet_jax.host import cache, progress
 from googlenet_jax.host.errors import UserError
 
 THREADS = 8  # they wait for the disk; more did not help
@@ -58,7 +58,7 @@ def look(root: pathlib.Path, files: Sequence[str]) -> Look:
 
   if len(new) > MANY:
     done = []
-    with console.waiting(f'looking at {len(new):,} new pictures', 'once', lambda: f'{len(done):,} so far'):
+    with progress.waiting(f'looking at {len(new):,} new pictures', 'once', lambda: f'{len(done):,} so far'):
       _in_threads(lambda i: done.append(examine(i)), new)
   else:
     _in_threads(examine, new)

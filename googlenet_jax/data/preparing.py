@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from googlenet_jax.data import downloading
-from googlenet_jax.host import console
+from googlenet_jax.host import console, progress
 from googlenet_jax.host.errors import UserError, expanded, one_line, reason
 
 SOURCE_VARIABLE = 'FASHION_MNIST_DIR'
@@ -129,7 +129,7 @@ def _download_and_prepare(builder, source_dir):
   download = tfds.download.DownloadConfig(manual_dir=source_dir or None, try_download_gcs=False)
   what = f'preparing {builder.name} in {builder.data_path} from {source_dir or "the network"}'
   try:
-    with downloading.limits() as received, console.waiting(what, '', None if source_dir else lambda: str(received)):
+    with downloading.limits() as received, progress.waiting(what, '', None if source_dir else lambda: str(received)):
       builder.download_and_prepare(download_config=download, file_format='array_record')
   except ImportError as error:
     raise UserError(

@@ -10,7 +10,7 @@ import jax
 from googlenet_jax.data import pipeline
 from googlenet_jax.evaluation import statistics
 from googlenet_jax.evaluation.evaluate import Evaluation, damage, evaluate
-from googlenet_jax.host import backend, console, processes
+from googlenet_jax.host import backend, console, processes, progress
 from googlenet_jax.host.signals import StoppedError, StopRequest
 from googlenet_jax.training.feed import between_steps
 from googlenet_jax.training.log import MetricsLog
@@ -140,7 +140,7 @@ class Evaluator:
     if used:
       yield
       return
-    with console.waiting(f'compiling {what}', 'once') as waiting:
+    with progress.waiting(f'compiling {what}', 'once') as waiting:
       yield
     self._meta['compile_seconds'] += waiting.seconds
 

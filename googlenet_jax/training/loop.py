@@ -14,7 +14,7 @@ from googlenet_jax import runs
 from googlenet_jax.data import dividing
 from googlenet_jax.data.splits import Dataset
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import checkpoints, console, distributed, files, processes, sharding
+from googlenet_jax.host import checkpoints, console, distributed, files, processes, progress, sharding
 from googlenet_jax.host.errors import UserError, reason, trouble
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import feed, finetune, summary
@@ -127,13 +127,13 @@ def train_steps(
   """
   config, first_step, evaluations = plan.config, int(state.step), {}
   calls = compile_train_step(plan, state, tally.meta)
-  progress = console.Progress(first_step, plan.last_step, plan.steps_per_epoch)
-  with contextlib.closing(progress), stop.holding(), saving_what_was_trained(lambda: state, tally, saved, log):
+  bar = progress.Progress(first_step, plan.last_step, plan.steps_per_epoch)
+  with contextlib.closing(bar), stop.holding(), saving_what_was_trained(lambda: state, tally, saved, log):
     tally.watch.start()
     for step, train_step, arguments in calls:  # often one step a call; `step` is the last one, see feed.py
       state, metrics = train_step(state, *arguments)
       tally.add(metrics)
-      progress.advance(step)
+      bar.advance(step)
       due = plan.ends_epoch(step) or plan.saves(step) or step % config.log_every_steps == 0
       stop_now = asked_to_stop(stop, agreed)  # read once: a signal that comes later is answered after the next step
       if not (due or stop_now):
@@ -156,7 +156,7 @@ def train_steps(
 
       # Evaluate and show; a signal ends that, and the same command does it
       if record is not None:
-        progress.show(record)
+        bar.show(record)
       evaluations = evaluator.evaluate(state) if plan.evaluates(step) and not (stop_now or agreed.signal) else {}
       if plan.ends_epoch(step):
         speed = feed.bottleneck(record or {})
@@ -234,7 +234,7 @@ def compile_train_step(plan: Plan, state: TrainState, meta: dict[str, Any]) -> I
     samples = None
     if int(state.step) == 0:
       samples = pool.submit(summary.draw_samples, plan.config, plan.workdir, plan.dataset, int(state.seed))
-    with console.waiting('compiling the training step', 'once; later about 10 s') as waiting:
+    with progress.waiting('compiling the training step', 'once; later about 10 s') as waiting:
       weights = weights_of_classes(plan.dataset.train.labels, len(plan.classifier.classes), plan.config.class_weights)
       makers = (plan.classifier.graphdef, plan.tx, plan.config, plan.mesh, plan.steps_per_epoch, weights)
       calls = feed.calls(plan, state, make_train_step(*makers), make_train_steps(*makers))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from googlenet_jax.data import pipeline
 from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import console, files, sharding
+from googlenet_jax.host import console, files, progress, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.training import feed
 from googlenet_jax.training.metrics import Metrics
@@ -37,7 +37,7 @@ class Tally:
       seed: decides the order of images.
       newest: returns a sentence that names the newest checkpoint.
     """
-    self.plan, self.meta, self.watch = plan, meta, console.Stopwatch()
+    self.plan, self.meta, self.watch = plan, meta, progress.Stopwatch()
     self._seed, self._newest, self._ahead = seed, newest, sharding.steps_ahead()
     self.epoch = Metrics(**meta['epoch_sums'])  # sums since the epoch began
     self._recent: list[Metrics] = []  # one for each call since the last log point, on the devices
