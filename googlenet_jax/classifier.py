@@ -289,10 +289,10 @@ class Classifier:
     """Multiply-adds in the convolutions for one image; counting them traces the network."""
     return count_multiply_adds(self.shape, self.recipe.image_size)
 
-  def with_networks(self, networks: Sequence[tuple[Any, Any]]) -> 'Classifier':
-    """Returns a classifier with other weights that shares the compiled programs."""
+  def with_networks(self, networks: Sequence[tuple[Any, Any]], steps: Sequence[int] | None = None) -> 'Classifier':
+    """Returns a classifier with other weights, and their steps if given, that shares the compiled programs."""
     other = copy.copy(self)
-    other.networks = list(networks)
+    other.networks, other.steps = list(networks), self.steps if steps is None else list(steps)
     return other
 
   def of_this_process(self) -> 'Classifier':

@@ -2,7 +2,7 @@
 
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -41,16 +41,18 @@ def matrix(subject: Subject) -> str:
   labels = results.most_confused(counts, MATRIX)
   room = Room(MATRIX_ROOM)
   found = _cell_pictures(subject.results, counts, labels, room) if subject.results else {}
-  popovers = [_popover(subject.run.classes, cell, int(counts[cell]), pictures) for cell, pictures in found.items()]
-  table = _matrix_table(subject.run.classes, counts, labels, found)
-  about = _about_matrix(subject, counts, labels)
+  popovers = [popover(subject.run.classes, cell, int(counts[cell]), pictures) for cell, pictures in found.items()]
+  opens = lambda cell: f'popovertarget="{_anchor(cell)}"' if cell in found else ''
+  table = matrix_table(subject.run.classes, counts, labels, opens)
+  about = about_matrix(subject, counts, labels)
   if subject.results:
     about += f' A click on a cell, or the Enter key, opens its pictures: up to {PER_CELL}, the surest answers first.'
     about += f' {room.left_out:,} of these had no room in the file.' if room.left_out else ''
   return markup.section('matrix', 'Confusion matrix', markup.paragraph(about, 'soft'), KEY, table, *popovers)
 
 
-def _about_matrix(subject: Subject, counts: np.ndarray, labels: Sequence[int]) -> str:
+def about_matrix(subject: Subject, counts: np.ndarray, labels: Sequence[int]) -> str:
+  """Says how many mistakes there are, and which classes the matrix shows."""
   wrong = counts - np.diag(np.diag(counts))
   source = '' if subject.results else f' From evaluation.json, step {subject.evaluation["step"]}.'
   if len(labels) == len(counts):
@@ -62,9 +64,17 @@ def _about_matrix(subject: Subject, counts: np.ndarray, labels: Sequence[int]) -
   )
 
 
-def _matrix_table(
-  classes: Sequence[str], counts: np.ndarray, labels: Sequence[int], found: dict[tuple[int, int], list[str]]
+def matrix_table(
+  classes: Sequence[str], counts: np.ndarray, labels: Sequence[int], opens: Callable[[tuple[int, int]], str]
 ) -> str:
+  """Returns the confusion matrix as a table.
+
+  Args:
+    classes: names of all classes.
+    counts: int `[num_classes, num_classes]`.
+    labels: the classes that are shown.
+    opens: returns the attribute by which the button of a cell opens something; empty for a cell without a button.
+  """
   totals = counts.sum(axis=1)
   shares = counts / np.maximum(totals, 1)[:, None]
   highest = max(np.max(shares, where=~np.eye(len(counts), dtype=bool), initial=0.0), 0.01)
@@ -77,7 +87,8 @@ def _matrix_table(
       count, share = int(counts[true, said]), float(shares[true, said])
       strength = share if said == true else (share / highest) ** 0.5
       kind = 'r' if said == true else 'w'
-      inside = _button(classes, (true, said), count) if (true, said) in found else f'{count:,}'
+      attribute = opens((true, said)) if count else ''
+      inside = _button(classes, (true, said), count, attribute) if attribute else f'{count:,}'
       cells.append(f'<td class="c {kind}" style="--s:{strength:.3f}">{inside}</td>' if count else '<td class=c></td>')
     recall = f'{100 * shares[true, true]:.1f}\u00a0%' if totals[true] else 'no images'
     name = markup.name(classes[true], 28)
@@ -88,9 +99,9 @@ def _matrix_table(
   return markup.scrolled(table, 'Confusion matrix')
 
 
-def _button(classes: Sequence[str], cell: tuple[int, int], count: int) -> str:
+def _button(classes: Sequence[str], cell: tuple[int, int], count: int, attribute: str) -> str:
   label = markup.text(f'{plural(count, "image")} of {markup.short(classes[cell[0]])}: {_verdict(classes, cell)}')
-  return f'<button popovertarget="cell-{cell[0]}-{cell[1]}" aria-label="{label}">{count:,}</button>'
+  return f'<button type=button {attribute} aria-label="{label}">{count:,}</button>'
 
 
 def _verdict(classes: Sequence[str], cell: tuple[int, int]) -> str:
@@ -108,7 +119,7 @@ def _cell_pictures(
   for place in range(PER_CELL):
     for cell, indices in inside.items():
       if place < len(indices) and room.left > 0:
-        figure = _cell_figure(found, int(indices[place]))
+        figure = cell_figure(found, int(indices[place]))
         if room.take(figure):
           pictures[cell].append(figure)
         else:
@@ -118,14 +129,20 @@ def _cell_pictures(
   return pictures
 
 
-def _cell_figure(found: Results, index: int) -> str:
+def cell_figure(found: Results, index: int) -> str:
+  """Returns an image of a cell with the probability of its answer."""
   answer = found.answer(index)
   picture = markup.picture(found.thumbnail(index, SIDE, enlarge=False), f'image {markup.short(answer.name)}', SHOWN)
   return markup.figure([picture], f'{percent(answer.probability)}<span class=file>{file_of(answer)}</span>')
 
 
-def _popover(classes: Sequence[str], cell: tuple[int, int], count: int, pictures: Sequence[str]) -> str:
-  anchor = f'cell-{cell[0]}-{cell[1]}'
+def _anchor(cell: tuple[int, int]) -> str:
+  return f'cell-{cell[0]}-{cell[1]}'
+
+
+def popover(classes: Sequence[str], cell: tuple[int, int], count: int, pictures: Sequence[str]) -> str:
+  """Returns the dialog of a cell: some of its `count` images, as HTML."""
+  anchor = _anchor(cell)
   verdict = 'right' if cell[0] == cell[1] else f'taken for {markup.name(classes[cell[1]])}'
   shown = f'{len(pictures)} of {count:,} images' if len(pictures) < count else plural(count, 'image')
   close = f'<button class=close popovertarget="{anchor}" popovertargetaction=hide autofocus>Close</button>'
@@ -205,7 +222,7 @@ def with_maps(runs: Sequence[Results], indices: Sequence[int]) -> Iterator[tuple
 
 def file_of(answer: Answer) -> str:
   """Returns the name of a file without its folders, as HTML; or the place of an image in a set without files."""
-  return markup.name(pathlib.PurePath(answer.name).name)
+  return markup.name(pathlib.PurePath(answer.name).name).replace('_', '_<wbr>')  # where a long name may be broken
 
 
 def image_of(found: Results, index: int, shown: int) -> str:

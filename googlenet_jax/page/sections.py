@@ -64,7 +64,7 @@ def tiles(subject: Subject) -> str:
 
 
 def run(subject: Subject, made: str) -> str:
-  """Returns the run in a few lines; `made` is the date of the report."""
+  """Returns the run in a few lines; `made` is the date of the report, and empty elsewhere."""
   config = subject.classifier.recipe
   facts = {
     'recipe': markup.name(config.name or subject.name),
@@ -75,7 +75,7 @@ def run(subject: Subject, made: str) -> str:
     'checkpoint': _checkpoint(subject),
     'hardware': _hardware(subject.run.machine),
     'versions': _versions(subject),
-    'report': f'made on {made} by googlenet_jax {__version__} with jax {jax.__version__}',
+    'report': f'made on {made} by googlenet_jax {__version__} with jax {jax.__version__}' if made else '',
   }
   lines = ''.join(f'<dt>{name}</dt><dd>{value}</dd>' for name, value in facts.items() if value)
   return markup.section('run', 'The run', f'<dl class=facts>{lines}</dl>', _crops(subject))

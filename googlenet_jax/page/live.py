@@ -1,0 +1,181 @@
+"""A run as the page shows it: it may still be training, and what is not known yet comes in the background."""
+
+import pathlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from googlenet_jax import loading, runs
+from googlenet_jax.classifier import Classifier
+from googlenet_jax.host import backend, console, sharding
+from googlenet_jax.host.errors import UserError, reason
+from googlenet_jax.page import answers, parts, results
+from googlenet_jax.page.results import Results
+from googlenet_jax.page.subject import Subject
+
+LOOK_SECONDS = 3.0  # between looks for the first checkpoint
+ANSWERING = 'Answering the test images: tables and pictures follow.'
+NO_CHECKPOINT = 'There is no checkpoint yet. The curves are here already; the rest follows by itself.'
+
+
+class Known(NamedTuple):
+  """What is known of a run at a moment. It is replaced whole, so every reader sees things that belong together."""
+
+  note: str  # what is missing, or under way; empty if nothing is
+  classifier: Classifier | None = None  # None without a checkpoint
+  subject: Subject | None = None  # None for a file of weights
+  parts: Mapping[str, str] = {}  # HTML of the parts of the page; see `parts.render`
+  number: int = 0  # grows with each change
+
+
+class LiveRun:
+  """A run, an ensemble or a file of weights that a page shows.
+
+  The newest checkpoint is read when the page starts, and again when somebody opens or reloads the page. A run without a
+  checkpoint is looked at every few seconds until there is one.
+
+  Attributes:
+    workdir: the folder, or the file.
+    known: what is known now.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int | str | None = None):
+    """Loads the network, if there is a checkpoint.
+
+    Args:
+      workdir: folder of a run or an ensemble, or a file of weights.
+      step: step of the checkpoint, 'best', or None for the newest.
+
+    Raises:
+      UserError: there is no run, or no such checkpoint.
+    """
+    self.workdir, self._step = workdir, step
+    self.is_run = not (workdir.suffix in loading.WEIGHTS and workdir.is_file())
+    self._saved = self._checkpoints()
+    self._asked, self._closed = threading.Event(), False
+    self._thread = threading.Thread(target=self._work, daemon=True)
+    self.known = Known('')
+    if not self.is_run:
+      self._know(note='A file of weights has no test images and no curves.', classifier=loading.load(workdir, step))
+    elif step is None and not self._has_checkpoints():
+      self._know(note=NO_CHECKPOINT, subject=self._subject(without_weights(workdir)))
+    else:
+      self._take(loading.load(workdir, step))
+
+  @property
+  def name(self) -> str:
+    """Folder or file, as short as it is clear."""
+    return self.workdir.name or str(self.workdir.resolve())
+
+  def start(self) -> None:
+    """Begins the work in the background."""
+    if self.is_run:
+      self._thread.start()
+
+  def look(self) -> None:
+    """Asks for a look whether there is a newer checkpoint. Returns at once."""
+    self._asked.set()
+
+  def close(self) -> None:
+    """Ends the work, and waits for what is under way."""
+    self._closed = True
+    self._asked.set()
+    if self._thread.is_alive():
+      self._thread.join()
+
+  def heading(self) -> str:
+    """Returns the heading of the page as HTML."""
+    return parts.heading(self.name, self.known.classifier, self.known.subject, self.known.note)
+
+  def answer(
+    self, read: Callable[[Classifier], np.ndarray] | None, group: str, with_title: bool, true: str | None = None
+  ) -> str:
+    """Returns the answer to a picture as HTML, or what is wrong with the picture.
+
+    Args:
+      read: returns the picture for a network, see `answers.read`; None to ask for one.
+      group: name of the choice of classes; see `answers.html_of`.
+      with_title: whether the name of the run stands above.
+      true: the class of the picture, where it is known.
+    """
+    known = self.known
+    title = parts.title(self.name, known.classifier) if with_title else ''
+    try:
+      if known.classifier is None:
+        inside = answers.trouble(NO_CHECKPOINT)
+      elif read is None:
+        inside = '<p class=soft>The answer to your picture appears here.</p>'
+      else:
+        inside = answers.html_of(answers.answer(known.classifier, read(known.classifier)), group, true)
+    except UserError as error:
+      inside = answers.trouble(str(error))
+    return f'<section class=answer aria-live=polite>{title}{inside}</section>'
+
+  # The work in the background ---------------------------------------------------------------------------------------
+
+  def _work(self) -> None:
+    self._safely(self._answer)
+    while True:
+      self._asked.wait(None if self.known.classifier else LOOK_SECONDS)
+      self._asked.clear()
+      if self._closed:
+        return
+      saved = self._checkpoints()
+      if saved != self._saved and (self._step is not None or self._has_checkpoints()):
+        self._saved = saved
+        self._safely(self._load_newer)
+
+  def _safely(self, work: Callable[[], None]) -> None:
+    """Keeps the page alive whatever happens to a checkpoint or a data set; the page says what it is."""
+    try:
+      work()
+    except Exception as error:
+      if not isinstance(error, UserError):
+        console.complain(f'warning: {self.workdir}: {reason(error)}')
+      self._know(note=reason(error))
+
+  def _checkpoints(self) -> list[str]:
+    """Returns the names of all checkpoints of all members."""
+    places = ('checkpoints', 'replaced', 'member_*/checkpoints', 'member_*/replaced')
+    found = (path for place in places for path in self.workdir.glob(f'{place}/*')) if self.is_run else ()
+    return sorted(str(path.relative_to(self.workdir)) for path in found if path.name.isdigit())
+
+  def _has_checkpoints(self) -> bool:
+    return all(map(runs.has_checkpoints, runs.members(self.workdir)))
+
+  def _load_newer(self) -> None:
+    loaded, before = loading.load(self.workdir, self._step), self.known.classifier
+    if before is None or loaded.steps != before.steps:
+      self._take(loaded if before is None else before.with_networks(loaded.networks, loaded.steps))
+      self._answer()
+
+  def _take(self, classifier: Classifier) -> None:
+    self._know(note=ANSWERING, classifier=classifier, subject=self._subject(classifier))
+
+  def _answer(self) -> None:
+    """Answers the test images, and makes the parts of the page that show them."""
+    if self.known.classifier is None:
+      self._know(parts=parts.render(self.known.subject))
+      return
+    notes: list[str] = []
+    found = results.load_results(self.workdir, self.known.classifier, say=notes.append)
+    subject = self._subject(self.known.classifier, found)
+    if found is not None and found.note:
+      notes.append(found.note)
+    self._know(note='; '.join(notes), subject=subject, parts=parts.render(subject))
+
+  def _subject(self, classifier: Classifier, found: Results | None = None) -> Subject:
+    return Subject(self.workdir, runs.read(runs.members(self.workdir)[0]), classifier, found, ())
+
+  def _know(self, **changes: Any) -> None:
+    self.known = self.known._replace(number=self.known.number + 1, **changes)
+
+
+def without_weights(workdir: pathlib.Path) -> Classifier:
+  """Returns the classifier of a run that has no checkpoint: it knows its layers, and can answer nothing."""
+  backend.start()
+  run = runs.read(runs.members(workdir)[0])
+  return Classifier(run.config, run.classes, run.image_shape[-1], [], sharding.make_mesh(jax.local_devices()))
