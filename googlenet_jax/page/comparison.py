@@ -3,7 +3,7 @@
 import numpy as np
 
 from googlenet_jax import recipe
-from googlenet_jax.evaluation.drawing import percent
+from googlenet_jax.evaluation.drawing import percent, plural
 from googlenet_jax.page import galleries, markup, results, sections
 from googlenet_jax.page.markup import Room
 from googlenet_jax.page.results import Results
@@ -17,19 +17,22 @@ def section(one: Subject, other: Subject) -> str:
   """Returns the comparison of two runs."""
   names = names_of(one, other)
   head = ['', *map(markup.name, names)]
-  parts = [markup.table(head, _figures(one, other), 'Figures of both runs'), _recipes(one, other, head)]
+  tables = [markup.table(head, _figures(one, other), 'Figures of both runs'), _recipes(one, other, head)]
   if why := _not_comparable(one, other):
-    parts.append(markup.paragraph(f'Their answers are not compared image by image: {why}.', 'note'))
+    parts = [markup.paragraph(f'Their answers are not compared image by image: {why}.', 'note')]
   else:
-    parts += _answers(one.results, other.results, names)
-  return markup.section('compared', f'Compared with {head[2]}', *parts)
+    table, *parts = _answers(one.results, other.results, names)
+    tables.append(table)
+  beside = f'<div class=tables>{"".join(tables)}</div>'
+  return markup.section('compared', f'Compared with {head[2]}', beside, *parts)
 
 
 def names_of(one: Subject, other: Subject) -> list[str]:
-  """Returns the names of both folders, with the folders that hold them if they are the same."""
-  if one.name != other.name:
-    return [one.name, other.name]
-  return [f'{subject.workdir.resolve().parent.name}/{subject.name}' for subject in (one, other)]
+  """Returns two names: those of both folders, with the folders that hold them if they are the same."""
+  names = [one.name, other.name]
+  if names[0] == names[1]:
+    names = [f'{subject.workdir.resolve().parent.name}/{subject.name}' for subject in (one, other)]
+  return names if names[0] != names[1] else [f'{name} ({place})' for name, place in zip(names, ('1', '2'), strict=True)]
 
 
 def _not_comparable(one: Subject, other: Subject) -> str:
@@ -75,7 +78,7 @@ def _recipes(one: Subject, other: Subject, head: list[str]) -> str:
 
 
 def _answers(one: Results, other: Results, names: list[str]) -> list[str]:
-  """Returns how often which run is right, and images on which they differ."""
+  """Returns a table of how often which run is right, and galleries of images on which they differ."""
   labels, said = one.evaluation.labels, (one.evaluation.predictions, other.evaluation.predictions)
   right = [answers == labels for answers in said]
   kinds = {
@@ -119,8 +122,8 @@ def _gallery(one: Results, other: Results, names: list[str], kind: str, indices:
       break
     figures.append(figure)
     most = max(most, len(pictures))
-  shown = f'{len(figures)} of {total:,} images' if len(figures) < total else f'{total:,} images'
+  shown = f'{len(figures)} of {total:,} images' if len(figures) < total else plural(total, 'image')
   columns = {2: 'pairs', 3: 'threes'}.get(most, '')
-  maps = ' with the maps of the answers' if most > 1 else ''
-  about = markup.paragraph(f'{shown}, the surest answers first{maps}.', 'soft')
+  maps = ' Beside each image: where the networks found what they said.' if most > 1 else ''
+  about = markup.paragraph(f'{shown}, the surest answers first.{maps}', 'soft')
   return f'<h3>{markup.name(kind[0].upper() + kind[1:])}</h3>{about}{markup.gallery(figures, columns)}'

@@ -116,9 +116,8 @@ def picture(image: Image.Image, alt: str, side: int) -> str:
   data = base64.b64encode(stream.getvalue()).decode()
   width, height = (max(1, round(side * length / longest)) for length in image.size)
   squares = ' class=px' if longest < side else ''  # enlarged pixels stay squares
-  return (
-    f'<img src="data:image/{kind};base64,{data}" width={width} height={height} alt="{text(alt)}" loading=lazy{squares}>'
-  )
+  source = f'data:image/{kind};base64,{data}'
+  return f'<img src="{source}" width={width} height={height} alt="{text(alt)}" decoding=async{squares}>'
 
 
 def figure(pictures: Sequence[str], caption: str) -> str:

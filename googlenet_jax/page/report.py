@@ -50,8 +50,6 @@ def _write(
     files.write_text(path, text)
   except OSError as error:
     raise _unwritable(path, output, error.strerror or str(error)) from error
-  for note in [note for found in (one, other) if found for note in found.notes]:
-    console.say(f'note: {note}')
   console.say(f'written to {one_line(path)}: {len(text.encode()) / 1e6:.1f} MB, all in one file')
 
 

@@ -48,6 +48,8 @@ circle{fill:var(--c);stroke:var(--paper);stroke-width:.8}
 .legend span{margin-right:20px;white-space:nowrap}
 .legend svg{width:28px;height:8px;margin-right:7px}
 .wide{overflow-x:auto;margin-top:10px}
+.tables{display:flex;flex-wrap:wrap;align-items:flex-start;gap:14px 64px}
+.tables .wide{max-width:100%}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums lining-nums}
 caption{text-align:left;font-size:13px;padding-bottom:6px}
 thead th{color:var(--soft);font-weight:500;font-size:13px;vertical-align:bottom}

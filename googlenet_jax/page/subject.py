@@ -95,7 +95,7 @@ class Subject:
     if found := self.evaluation:
       return found['accuracy'], f'{found["examples"]:,} test images, from evaluation.json at step {found["step"]}'
     if isinstance(found := self.summary.get('test_accuracy'), float):
-      return found, 'test images, from summary.json'
+      return found, f'test images, from summary.json at step {self.summary.get("steps")}'
     return None
 
   @property
@@ -143,12 +143,11 @@ def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   folders = runs.members(workdir)
   run = runs.read(folders[0])
   if step is None and not all(map(runs.has_checkpoints, folders)):
+    console.say(f'note: {workdir}: {NO_CHECKPOINT}')
     mesh = sharding.make_mesh(jax.local_devices())
     classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
     return Subject(workdir, run, classifier, None, (NO_CHECKPOINT,))
   classifier = loading.load(workdir, step)
-  why: list[str] = []
-  found = results.load_results(workdir, classifier, 'test', why.append)
-  for line in why:
-    console.say(f'note: {line}')  # it may name folders of this machine, and the report goes to others
+  # The reason may name folders of this machine, and the report goes to others.
+  found = results.load_results(workdir, classifier, 'test', lambda why: console.say(f'note: {why}'))
   return Subject(workdir, run, classifier, found, (NO_DATA,) if found is None else tuple(filter(None, [found.note])))
