@@ -78,6 +78,27 @@ def small_network(monkeypatch):
   monkeypatch.setattr(googlenet, 'TABLE', helpers.small_table())
 
 
+@pytest.fixture(scope='module')
+def torchvision_googlenet():
+  """`torchvision.models.googlenet`, beside any PyTorch.
+
+  The wheel on PyPI is built for CUDA. Beside a PyTorch for the CPU its compiled part does not load, and the import
+  fails where it describes two of that part's operators, unless somebody has defined them. googlenet uses neither.
+  """
+  import torch
+
+  operators = torch.library.Library('torchvision', 'FRAGMENT')
+  try:
+    import torchvision
+  except RuntimeError:
+    for name in ('nms', 'qnms'):
+      operators.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    import torchvision
+
+  yield torchvision.models.googlenet
+  del operators  # deleting it removes the definitions
+
+
 @pytest.fixture(autouse=True)
 def warn_again(monkeypatch):
   """Each test is a new process as far as `console.warn_once` goes."""

@@ -194,25 +194,6 @@ def test_ten_steps_in_float32_have_the_twins_losses(twin, real, mesh_of):
 # torchvision's googlenet ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def torchvision_googlenet():
-  """`torchvision.models.googlenet`, beside any PyTorch.
-
-  The wheel on PyPI is built for CUDA. Beside a PyTorch for the CPU its compiled part does not load, and the import
-  fails where it describes two of that part's operators, unless somebody has defined them. googlenet uses neither.
-  """
-  operators = torch.library.Library('torchvision', 'FRAGMENT')
-  try:
-    import torchvision
-  except RuntimeError:
-    for name in ('nms', 'qnms'):
-      operators.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-    import torchvision
-
-  yield torchvision.models.googlenet
-  del operators  # deleting it removes the definitions
-
-
 CLASSES = 12
 
 
