@@ -143,9 +143,9 @@ def call_main(*arguments):
   return Ended(status, out.getvalue(), err.getvalue())
 
 
-def random_state(config, seed=0):
+def random_state(config, seed=0, channels=1):
   """A state whose network gives different answers to different images, though nobody trained it."""
-  shape = classifier.Classifier(config, tuple('abcdefghij'), 1, [], sharding.make_mesh(jax.devices()[:1]))
+  shape = classifier.Classifier(config, tuple('abcdefghij'), channels, [], sharding.make_mesh(jax.devices()[:1]))
   rng = np.random.default_rng(seed)
 
   def drawn(path, leaf):

@@ -51,7 +51,8 @@ class Graph:
 
   def weight(self, name: str, values: Any, dtype: Any = None) -> str:
     """Adds a constant array, by default of the type `dtype` of the graph, and returns its name."""
-    self.weights[self._prefix + name] = np.asarray(values, dtype or self.dtype)
+    with np.errstate(over='ignore'):  # what is too large for float16 becomes infinite, and the check refuses it
+      self.weights[self._prefix + name] = np.asarray(values, dtype or self.dtype)
     return self._prefix + name
 
   @property

@@ -104,8 +104,8 @@ def quantise(path: pathlib.Path, split: Split) -> None:
       found = next(self._batches, None)
       return None if found is None else {'images': found}
 
-  nodes = onnx.load(path).graph.node
-  kept = [n.name for n in nodes if n.name.startswith(f'{onnx_preparing.PART}/') or n.op_type in ('Softmax', 'Mean')]
+  before, prefix = onnx.load(path), f'{onnx_preparing.PART}/'
+  kept = [n.name for n in before.graph.node if n.name.startswith(prefix) or n.op_type in ('Softmax', 'Mean')]
   with tempfile.TemporaryDirectory() as folder, _quiet():
     made = pathlib.Path(folder) / 'int8.onnx'
     quantize_static(
@@ -119,7 +119,10 @@ def quantise(path: pathlib.Path, split: Split) -> None:
       weight_type=QuantType.QInt8,
       nodes_to_exclude=kept,
     )
-    onnx_model.save(onnx.load(made), path)
+    model = onnx.load(made)
+  del model.metadata_props[:]  # the quantiser adds notes to itself
+  model.metadata_props.extend(before.metadata_props)
+  onnx_model.save(model, path)
 
 
 @contextlib.contextmanager
