@@ -1,0 +1,254 @@
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import call_main, random_state, small_config, small_table, write_run
+from PIL import Image
+
+from googlenet_jax import loading, runs
+from googlenet_jax.data import datasets
+from googlenet_jax.data.splits import Split
+from googlenet_jax.exporting import export, sample
+from googlenet_jax.exporting.artefact import Artefact
+from googlenet_jax.host import files
+from googlenet_jax.host.errors import UserError
+from googlenet_jax.model import googlenet, torch_weights, weight_files
+
+OWN = ['README.md', 'card.json', 'example.py', 'sample.npz']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def narrow():
+  with pytest.MonkeyPatch.context() as patch:
+    table = small_table()
+    del table['inception_3b']
+    patch.setattr(googlenet, 'TABLE', table)
+    yield
+
+
+@pytest.fixture(scope='module')
+def workdir(narrow, tmp_path_factory):
+  """A run of the digits that nobody trained."""
+  config = small_config(name='small', init_from='/home/somebody/runs/before')
+  workdir = write_run(tmp_path_factory.mktemp('runs') / 'digits', config, (7, random_state(config), 0.5, True))
+  runs.write(workdir, runs.Run(config, tuple('0123456789'), (8, 8, 1)))
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def loaded(workdir):
+  return loading.load(workdir)
+
+
+def run_example(folder, tmp_path):
+  """Runs example.py in another folder and without this package; returns what it prints."""
+  (tmp_path / 'nothing' / 'googlenet_jax').mkdir(parents=True)
+  (tmp_path / 'nothing' / 'googlenet_jax' / '__init__.py').write_text('raise ImportError("it is not installed")')
+  environment = {**os.environ, 'PYTHONPATH': str(tmp_path / 'nothing')}
+  command = [sys.executable, '-W', 'error', folder / 'example.py']
+  ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+  assert ended.returncode == 0, ended.stderr
+  return ended.stdout.splitlines()
+
+
+@pytest.mark.parametrize('to', ['stablehlo', 'torch'])
+def test_another_program_gives_the_same_answers(to, workdir, loaded, tmp_path):
+  ended = call_main('--mode=export', f'--to={to}', f'--workdir={workdir}')
+  assert (ended.status, ended.err) == (0, '')
+  folder = workdir / 'export' / to
+  begin, difference, written, advice = ended.out.splitlines()
+  assert begin == f'{workdir}, step 7: writing {to} and running it ...'
+  assert difference.endswith('over 17 real images (accepted: 0.0001)')
+  assert written.startswith(f'written to {folder}: googlenet.')
+  assert advice.endswith(f'; python {folder}/example.py')
+  card = json.loads((folder / 'card.json').read_text())
+  assert sorted(path.name for path in folder.iterdir()) == sorted([*card['files'], 'card.json'])
+  for name, facts in card['files'].items():
+    data = (folder / name).read_bytes()
+    assert facts == {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}, name
+  with np.load(folder / 'sample.npz') as file:
+    stored = dict(file)
+  np.testing.assert_allclose(stored['probabilities'], loaded.probabilities(stored['images']), atol=1e-6)
+  assert stored['images'].shape == (16, 8, 8, 1)
+  first, last = run_example(folder, tmp_path)
+  assert first == f'first image: {stored["probabilities"][0].argmax()}'
+  assert 0 <= float(last.removeprefix('largest difference: ')) < 1e-5
+  assert len((folder / 'example.py').read_text().split('\n\n', 2)[2].splitlines()) <= 10
+
+
+# What does not depend on the format ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def simple(monkeypatch, workdir, loaded):
+  """A format without any cost: our own classifier runs it. `simple['error']` is added to its answers."""
+  changes = {'error': 0.0}
+
+  def write(classifier, folder, pictures):
+    (folder / 'network.bin').write_bytes(b'network')
+    changes['pictures'] = pictures
+    run = lambda images: classifier.probabilities(images) + np.float32(changes['error'])
+    return Artefact(('network.bin',), run, 1e-4, 'print(1)\n', ('numpy==2.0.0',), {'limits': ['It is a test.']})
+
+  load = loading.load
+  monkeypatch.setattr(
+    loading, 'load', lambda path, step: loaded if (path, step) == (workdir, None) else load(path, step)
+  )
+  monkeypatch.setattr(export, '_writer', lambda _: write)
+  return changes
+
+
+def fails(match, *arguments, **options):
+  with pytest.raises(UserError, match=match) as caught:
+    export.export_run(*arguments, **options)
+  assert '\n' not in str(caught.value)
+
+
+def write_pictures(folder, *sizes):
+  folder.mkdir(exist_ok=True)
+  for i, size in enumerate(sizes):
+    pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f'{i:02d}.png')
+  return str(folder)
+
+
+def test_the_card_says_what_the_network_is(workdir, loaded, simple, tmp_path):
+  row = {'models': 1, 'crops': 10, 'top1_error': 0.0625}
+  found = {'split': 'test', 'step': 7, 'models': 1, 'examples': 360, 'table': [row]}
+  evaluation = workdir / 'evaluation.json'
+  files.write_json(evaluation, found)
+  export.export_run(workdir, 'torch', output=tmp_path / 'out')
+  card = json.loads((tmp_path / 'out' / 'card.json').read_text())
+  assert card['accuracy'] == [
+    {'split': 'test', 'images': 360, 'crops': 10, 'accuracy': 0.9375},
+    {'split': 'validation', 'crops': 1, 'accuracy': 0.5},
+  ]
+  assert (card['name'], card['data'], card['classes']) == ('small', 'digits', list('0123456789'))
+  assert card['input'] == {'name': 'images', 'type': 'uint8', 'shape': ['N', 'H', 'W', 1]}
+  assert card['output'] == {'name': 'probabilities', 'type': 'float32', 'shape': ['N', 10]}
+  assert card['recipe']['init_from'] == 'before'  # no place on the machine of whoever trained
+  assert card['parameters'] == googlenet.count_parameters(loaded.shape)
+  assert card['trained_with']['jax']
+  readme = (tmp_path / 'out' / 'README.md').read_text()
+  for text in ('| 360 of test | 10 | 93.75 % |', 'the short side resized to 17 pixels', '`0`, `1`', '- It is a test.'):
+    assert text in readme
+  files.write_json(evaluation, found | {'step': 6})  # of other weights
+  export.export_run(workdir, 'torch', output=tmp_path / 'out')
+  card = json.loads((tmp_path / 'out' / 'card.json').read_text())
+  assert [one['split'] for one in card['accuracy']] == ['validation']
+  evaluation.unlink()
+
+
+@pytest.mark.parametrize('error', [2e-4, np.nan])
+def test_answers_that_differ_are_refused_and_nothing_is_left(error, workdir, simple, tmp_path):
+  simple['error'] = error
+  fails('the answers of torch differ from ours by up to', workdir, 'torch', output=tmp_path / 'a' / 'b')
+  assert list(tmp_path.iterdir()) == []
+  simple['error'] = 0.0
+  export.export_run(workdir, 'torch', output=tmp_path / 'a' / 'b')
+  before = (tmp_path / 'a' / 'b' / 'card.json').read_bytes()
+  simple['error'] = error
+  fails('the answers of torch differ', workdir, 'torch', output=tmp_path / 'a' / 'b')
+  assert (tmp_path / 'a' / 'b' / 'card.json').read_bytes() == before
+  assert os.listdir(tmp_path / 'a') == ['b']
+
+
+def test_an_export_is_replaced_whole_and_other_folders_are_refused(workdir, simple, tmp_path):
+  place = tmp_path / 'out'
+  place.mkdir()
+  export.export_run(workdir, 'torch', output=place)  # an empty folder
+  (place / '__pycache__').mkdir()
+  export.export_run(workdir, 'torch', output=place)
+  assert sorted(os.listdir(place)) == [*OWN[:3], 'network.bin', 'sample.npz']
+  (place / 'mine.txt').touch()
+  fails('out holds mine.txt, which is no export', workdir, 'torch', output=place)
+  fails('holds .* and 1 more, which is no export', workdir, 'torch', output=workdir)
+  fails('mine.txt is a file', workdir, 'torch', output=place / 'mine.txt')
+  fails('mine.txt/under cannot be written', workdir, 'torch', output=place / 'mine.txt' / 'under')
+  fails('/proc is a mount point', workdir, 'torch', output=pathlib.Path('/proc'))
+  fails('/proc/out cannot be written', workdir, 'torch', output=pathlib.Path('/proc/out'))
+
+
+def test_a_full_disk_and_a_kill_leave_no_export(workdir, simple, tmp_path, monkeypatch):
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'savez', full)
+    fails('No space left on device: make room there', workdir, 'torch', output=tmp_path / 'a' / 'b')
+  assert os.listdir(tmp_path) == []
+  for name, age in (('old', 7200), ('new', 60)):
+    left = tmp_path / f'.export_{name}'
+    left.mkdir()
+    os.utime(left, (time.time() - age,) * 2)
+  export.export_run(workdir, 'torch', output=tmp_path / 'b')
+  assert sorted(os.listdir(tmp_path)) == ['.export_new', 'b']
+
+
+def test_pictures_of_many_sizes_become_one_batch_and_one_other_image(workdir, simple, tmp_path, capsys):
+  folder = write_pictures(tmp_path / 'pictures', *[(20, 30)] * 12, *[(30, 20)] * 8, (9, 40))
+  (tmp_path / 'pictures' / 'broken.png').write_bytes(b'no picture')
+  export.export_run(workdir, 'torch', output=tmp_path / 'out', paths=[folder])
+  assert 'note: ' in capsys.readouterr().err
+  shapes = [image.shape for image in simple['pictures'].sample]
+  assert shapes == [(20, 20, 1)] * 16 + [(20, 30, 1)]
+  assert simple['pictures'].names[0] == '00.png'
+  assert simple['pictures'].test is None
+
+
+def test_images_are_taken_from_the_whole_split():
+  images = np.arange(200, dtype=np.uint8).repeat(4).reshape(200, 2, 2, 1)
+  found, names = sample.choose(*sample.of_split(Split(images, np.zeros(200, np.int32))))
+  assert (names[0], names[15], len(found)) == ('#0', '#199', 17)
+  assert found[15].max() == 199
+  assert found[16].shape == (2, 1, 1)
+  damaged = Split(images, np.zeros(200, np.int32), files=np.array([f'{i}.png' for i in range(200)]), damaged={'0.png'})
+  assert sample.of_split(damaged)[1][0] == '3.png'
+
+
+def test_mistakes_are_one_line(workdir, simple, tmp_path, monkeypatch):
+  few = write_pictures(tmp_path / 'few', *[(9, 9)] * 15)
+  fails('checked on 16 real images, and there are 15', workdir, 'torch', paths=[few])
+  fails('checked on 16 real images, and there are 0', workdir, 'torch', paths=[str(tmp_path / 'none.png')])
+  fails('--to=tensorrt: choose from stablehlo, onnx, torch', workdir, 'tensorrt')
+  fails('--precision=int8: .* for --to=onnx', workdir, 'torch', precision='int8')
+  fails('is no folder: train first', tmp_path / 'none', 'torch')
+  fails('step', workdir, 'torch', step=8)
+
+  def gone(**_):
+    raise UserError('the data is not here')
+
+  monkeypatch.setattr(datasets, 'load', gone)
+  fails('the data is not here; or name at least 16 pictures', workdir, 'torch')
+  assert not (workdir / 'export' / 'torch_int8').exists()
+
+
+def test_a_file_of_weights_is_exported_with_pictures(loaded, simple, tmp_path, monkeypatch):
+  recipe_of_weights = loading.recipe_of_weights
+
+  def small(options):
+    config = recipe_of_weights(options)
+    config.image_size = 20
+    return config
+
+  monkeypatch.setattr(loading, 'recipe_of_weights', small)
+  tensors = torch_weights.to_torch(*loaded.networks[0])
+  weight_files.write(tmp_path / 'mine.safetensors', tensors)
+  fails('mine.safetensors is a file of weights', tmp_path / 'mine.safetensors', 'torch')
+  folder = write_pictures(tmp_path / 'pictures', *[(9, 12)] * 16)
+  export.export_run(tmp_path / 'mine.safetensors', 'torch', paths=[folder])
+  card = json.loads((tmp_path / 'mine' / 'export' / 'torch' / 'card.json').read_text())
+  assert (card['name'], card['accuracy'], card['classes'][3]) == ('mine', [], '3')
+  assert 'not measured' in (tmp_path / 'mine' / 'export' / 'torch' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize(('to', 'package'), [('torch', 'torch'), ('torch', 'safetensors'), ('onnx', 'onnx')])
+def test_a_package_that_is_not_installed_is_named(to, package, workdir, monkeypatch):
+  monkeypatch.setitem(sys.modules, package, None)
+  fails(rf"needs the package {package}: pip install -e '.\[{to}\]'", workdir, to)
