@@ -88,15 +88,15 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _around(low: float, high: float, most: float) -> list[float]:
-  """Returns round numbers around all values; the scale begins at 0 unless it would hide what changes."""
-  low = 0.0 if low < 0.6 * high else low
-  room = max(high - low, 0.02 * abs(high), 1e-9)
-  found = ticks(low, low + room)
-  step = found[1] - found[0]
-  first = math.floor(low / step + 1e-9) * step
-  count = math.ceil((high - first) / step - 1e-9)
-  marks = [round(first + number * step, 12) for number in range(count + 1)]
-  return [mark for mark in marks if mark <= most + 1e-9] if len(marks) > 2 else marks
+  """Returns round numbers around all values; they begin at 0 unless that would hide what changes."""
+  low = 0.0 if 0 <= low < 0.6 * high else low
+  least = 0.02 * abs(high) or 1.0
+  if high - low < least:  # so equal values have a scale, too
+    low, high = low - least / 2, high + least / 2
+  first, second, *_ = ticks(low, high)
+  step = second - first
+  numbers = range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
+  return [mark for number in numbers if (mark := round(number * step, 12)) <= most]
 
 
 def _powers(low: float, high: float) -> list[float]:

@@ -10,7 +10,7 @@ from googlenet_jax.page.results import Results
 from googlenet_jax.page.subject import Subject
 
 SHOWN = 18  # most images of each kind
-ROOM = 700_000  # bytes of the file for each kind
+ROOM = 500_000  # bytes of the file for each kind
 
 
 def section(one: Subject, other: Subject) -> str:

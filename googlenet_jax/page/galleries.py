@@ -19,7 +19,7 @@ MISTAKES, RIGHT = 36, 24  # most pictures of these sections
 PART = 32  # pictures whose maps are drawn at once
 SIDE, SHOWN = 128, 104  # pixels of a picture in a cell, and its length on the page
 LARGE, LARGE_SHOWN = 176, 122  # the same of a picture beside its map
-MATRIX_ROOM, GALLERY_ROOM = 5_000_000, 1_500_000  # bytes of the file for the pictures of a section
+MATRIX_ROOM, GALLERY_ROOM = 4_500_000, 1_200_000  # bytes of the file for the pictures of a section
 KEY = (
   '<p class=key>Rows are true classes, columns are answers. <i style="background:var(--right)"></i>right '
   '<i style="background:var(--wrong)"></i>wrong; a stronger colour is a larger share of the row.</p>'
