@@ -1,6 +1,7 @@
 """The file for JAX. This module traces the forms of layers for every platform, see tests/conftest.py."""
 
 import collections
+import pathlib
 import re
 
 import jax
@@ -115,3 +116,8 @@ def test_weights_beyond_the_format_are_refused(make, monkeypatch):
   monkeypatch.setattr(stablehlo, 'MOST_BYTES', 1000)
   with pytest.raises(UserError, match='GB of weights do not fit into one StableHLO file'):
     stablehlo.exported(make())
+
+
+def test_the_script_in_the_documentation_is_the_example():
+  text = (pathlib.Path(__file__).parent.parent / 'docs' / 'export.md').read_text()
+  assert f'```python\n{stablehlo.EXAMPLE}```' in text
