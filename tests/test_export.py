@@ -35,7 +35,7 @@ def narrow():
 @pytest.fixture(scope='module')
 def workdir(narrow, tmp_path_factory):
   """A run of the digits that nobody trained."""
-  config = small_config(name='small', init_from='/home/somebody/runs/before')
+  config = small_config(init_from='/home/somebody/runs/before')
   workdir = write_run(tmp_path_factory.mktemp('runs') / 'digits', config, (7, random_state(config), 0.5, True))
   runs.write(workdir, runs.Run(config, tuple('0123456789'), (8, 8, 1)))
   return workdir
@@ -129,7 +129,7 @@ def test_the_card_says_what_the_network_is(workdir, loaded, simple, tmp_path):
     {'split': 'test', 'images': 360, 'crops': 10, 'accuracy': 0.9375},
     {'split': 'validation', 'crops': 1, 'accuracy': 0.5},
   ]
-  assert (card['name'], card['data'], card['classes']) == ('small', 'digits', list('0123456789'))
+  assert (card['name'], card['data'], card['classes']) == ('digits', 'digits', list('0123456789'))
   assert card['input'] == {'name': 'images', 'type': 'uint8', 'shape': ['N', 'H', 'W', 1]}
   assert card['output'] == {'name': 'probabilities', 'type': 'float32', 'shape': ['N', 10]}
   assert card['recipe']['init_from'] == 'before'  # no place on the machine of whoever trained

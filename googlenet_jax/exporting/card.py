@@ -52,14 +52,16 @@ def make(
     kept['data'][name] = ''  # places on the machine of whoever trained
   kept['init_from'] = pathlib.PurePath(kept['init_from']).name
   trained = [part for name, part in classifier.params_shape.items() if not name.startswith('aux_')]
-  is_run = workdir.is_dir()
+  is_run, data = workdir.is_dir(), config.data.name
+  if data == 'folder':
+    data = f'{pathlib.PurePath(config.data.source_dir).name}, a folder of pictures'
   return {
-    'name': config.name or workdir.name,
+    'name': workdir.resolve().name if is_run else workdir.stem,
     'network': 'GoogLeNet (Inception v1), Szegedy et al. 2015, arXiv:1409.4842',
     'task': 'image classification',
     'format': FORMATS[to][0],
     'made': {'by': f'googlenet_jax {__version__}', 'date': datetime.date.today().isoformat()},
-    'data': config.data.name if is_run else 'unknown: the network came as a file of weights',
+    'data': data if is_run else 'unknown: the network came as a file of weights',
     'classes': list(classifier.classes),
     'accuracy': accuracies(classifier, workdir) if is_run else [],
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(trained)),
