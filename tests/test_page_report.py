@@ -321,9 +321,14 @@ def test_without_a_checkpoint_there_are_curves_and_layers(workdir, tmp_path, cap
     subject.read(copy, 7)
 
 
-def test_without_a_run_there_is_one_line(tmp_path):
+def test_without_a_run_there_is_one_line(workdir, tmp_path):
   with pytest.raises(UserError, match='holds no run'):
     report.write_report(tmp_path)
+  with pytest.raises(UserError, match='is no folder'):
+    report.write_report(tmp_path / 'none')
+  with pytest.raises(UserError, match='is no folder'):
+    report.write_report(workdir, compare=tmp_path / 'none')
+  assert not [*tmp_path.iterdir()]
   weights = tmp_path / 'x.pth'
   weights.touch()
   with pytest.raises(UserError, match='is a file of weights, which knows no run'):
@@ -332,6 +337,7 @@ def test_without_a_run_there_is_one_line(tmp_path):
 
 def test_a_folder_that_cannot_be_written(workdir, one, tmp_path, monkeypatch):
   monkeypatch.setattr(subject, 'read', lambda *_: one)
+  monkeypatch.setattr(subject, 'run_in', lambda *_: one.run)
   taken = tmp_path / 'file'
   taken.touch()
   with pytest.raises(UserError, match='--output=.*file/in cannot be written'):

@@ -42,9 +42,11 @@ def write_report(
 def _write(
   workdir: pathlib.Path, step: int | str | None, output: pathlib.Path | None, compare: pathlib.Path | None
 ) -> None:
+  for folder in (workdir, compare) if compare else (workdir,):
+    subject.run_in(folder)
+  path = _place(workdir, output) / FILE  # before the work, which may take minutes
   one = subject.read(workdir, step)
   other = None if compare is None else subject.read(compare, None)
-  path = _place(workdir, output) / FILE
   text = page(one, other, datetime.date.today().isoformat())
   try:
     files.write_text(path, text)

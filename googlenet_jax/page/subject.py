@@ -128,6 +128,17 @@ def _rows_of_file(path: pathlib.Path, classes: tuple[str, ...]) -> list[ClassRow
   return found if tuple(row.name for row in found) == classes else []
 
 
+def run_in(workdir: pathlib.Path) -> runs.Run:
+  """Returns what run.json says of a run, or of the first member of an ensemble.
+
+  Raises:
+    UserError: there is no run.
+  """
+  if workdir.suffix in loading.WEIGHTS and workdir.is_file():
+    raise UserError(f'{workdir} is a file of weights, which knows no run: give the folder of a run')
+  return runs.read(runs.members(workdir)[0])
+
+
 def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   """Reads a run, and answers its test images if they and a checkpoint are here.
 
@@ -138,10 +149,7 @@ def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   Raises:
     UserError: there is no run, no such checkpoint, or it is damaged.
   """
-  if workdir.suffix in loading.WEIGHTS and workdir.is_file():
-    raise UserError(f'{workdir} is a file of weights, which knows no run: give the folder of a run')
-  folders = runs.members(workdir)
-  run = runs.read(folders[0])
+  run, folders = run_in(workdir), runs.members(workdir)
   if step is None and not all(map(runs.has_checkpoints, folders)):
     console.say(f'note: {workdir}: {NO_CHECKPOINT}')
     mesh = sharding.make_mesh(jax.local_devices())
