@@ -23,7 +23,7 @@ import googlenet_jax
 from googlenet_jax import runs
 from googlenet_jax.data import augment, datasets, pipeline, random_keys, splits
 from googlenet_jax.evaluation import galleries, statistics, table
-from googlenet_jax.host import checkpoints, progress, sharding
+from googlenet_jax.host import checkpoints, program, progress, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import ensemble, evaluator, loop, optimizers, plan
@@ -88,6 +88,7 @@ def stopped(whole, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
     patch.setattr(progress.Progress, 'advance', advance_and_kill)
+    patch.setattr(program, 'is_program', lambda: True)
     with pytest.raises(SystemExit) as ended:
       ensemble.train(small_config(**CONFIG), workdir)
   assert ended.value.code == 128 + signal.SIGTERM

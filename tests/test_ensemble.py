@@ -19,6 +19,7 @@ from googlenet_jax import runs
 from googlenet_jax.data import datasets, random_keys
 from googlenet_jax.evaluation import drawing, table
 from googlenet_jax.evaluation.evaluate import Evaluation
+from googlenet_jax.host import program
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.host.signals import StopRequest
 from googlenet_jax.training import ensemble, loop, state
@@ -118,6 +119,7 @@ def trained(cheap, tmp_path_factory):
   """An ensemble of three: stopped when its first member ended, stopped in its second, continued; what it printed."""
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
     draw_nothing(patch)
+    patch.setattr(program, 'is_program', lambda: True)
     workdir, config = tmp_path_factory.mktemp('ensemble'), small_config(**CONFIG)
     for awaited, in_steps, there, missing in (
       ('member_0/summary.json', False, 'member_0/checkpoints/5', 'member_1'),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from googlenet_jax.host import signals
+from googlenet_jax.host import program, signals
 from googlenet_jax.host.signals import StoppedError, StopRequest
 from googlenet_jax.training import evaluator
 
@@ -24,17 +24,44 @@ def send(number):
   os.kill(os.getpid(), number)
 
 
+@pytest.mark.parametrize('is_program', [True, False])
 @pytest.mark.parametrize('number', ALL)
-def test_signals_are_requests_while_something_is_unsaved_and_as_before_afterwards(number, capfd):
+def test_signals_are_requests_while_something_is_unsaved_and_as_before_afterwards(
+  number, is_program, capfd, monkeypatch
+):
+  monkeypatch.setattr(program, 'is_program', lambda: is_program)
   before = signal.getsignal(number)
   with StopRequest() as stop, stop.holding():
     assert stop.signal is None
     send(number)
     assert stop.signal is number
   assert signal.getsignal(number) is before
-  assert capfd.readouterr().err == (
-    f'\n{number.name}: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once\n'
-  )
+  second = 'a second Ctrl-C or SIGTERM ends' if is_program else 'a second interrupt stops'
+  assert capfd.readouterr().err == f'\n{number.name}: saving after the steps under way; {second} at once\n'
+
+
+@pytest.mark.parametrize(
+  ('number', 'is_program', 'kind'),
+  [
+    (signal.SIGINT, True, SystemExit),
+    (signal.SIGTERM, False, SystemExit),
+    (signal.SIGINT, False, signals.Interrupted),
+  ],
+)
+def test_what_was_stopped_says_how_to_continue(number, is_program, kind, capsys, monkeypatch):
+  monkeypatch.setattr(program, 'is_program', lambda: is_program)
+  monkeypatch.setattr(sys, 'argv', ['ipykernel_launcher.py', '-f', 'kernel.json'])
+  stop = StopRequest()
+  stop.signal = number
+  with pytest.raises(kind) as ended:
+    stop.exit()
+  if kind is signals.Interrupted:
+    assert ended.value._render_traceback_() == ['interrupted, after saving: run the same again to continue']
+    assert capsys.readouterr().out == ''
+    return
+  assert ended.value.code == 128 + number
+  line = 'The same command continues: python ipykernel_launcher.py -f kernel.json'
+  assert capsys.readouterr().out == f'{line if is_program else "Run the same again to continue."}\n'
 
 
 @pytest.mark.parametrize('number', ALL)

@@ -12,12 +12,16 @@ JOINERS = '\u200c\u200d'  # invisible, and part of words in Persian and Hindi, a
 class UserError(Exception):
   """The user gave something wrong. The text says what is wrong, where, and what to do.
 
-  `main.py` prints the text as one line and exits with status 2, without a traceback.
+  `main.py` prints the text as one line and exits with status 2. A notebook shows that line too, without a traceback.
   """
 
   def __init__(self, text: str):
     """Makes one line of a text, which may quote a file or a library: with escapes for what cannot be printed."""
     super().__init__(one_line(' '.join(text.splitlines())))
+
+  def _render_traceback_(self) -> list[str]:
+    """Returns what a notebook shows instead of a traceback."""
+    return [f'error: {self}']
 
 
 def one_line(name: str | os.PathLike) -> str:

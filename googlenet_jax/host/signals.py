@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from googlenet_jax.host import program
+
 NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
 # A closed terminal sends SIGHUP twice, and a scheduler's SIGTERM follows its SIGUSR1: only these insist, if repeated.
 INSISTING = ('SIGINT', 'SIGTERM')
@@ -113,6 +115,13 @@ class StoppedError(Exception):
   """A signal came before some work was done."""
 
 
+class Interrupted(KeyboardInterrupt):
+  """A training was interrupted, and has saved. A notebook shows the text instead of a traceback."""
+
+  def _render_traceback_(self) -> list[str]:
+    return [str(self)]
+
+
 class StopRequest:
   """Answers signals in a `with` block in which something is trained; `signal` is the first one that came.
 
@@ -169,7 +178,8 @@ class StopRequest:
     distributed.pass_on(self.signal)
     self._insisted += signal.Signals(number).name in INSISTING
     if first and processes.is_first():
-      _tell(f'\n{self.signal.name}: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once')
+      second = 'a second Ctrl-C or SIGTERM ends' if program.is_program() else 'a second interrupt stops'
+      _tell(f'\n{self.signal.name}: saving after the steps under way; {second} at once')
     return self._insisted > 1
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
@@ -204,8 +214,16 @@ class StopRequest:
     return future.result()
 
   def exit(self) -> None:
-    """Says how to continue, and ends the program with the shell's status for the signal."""
-    from googlenet_jax.host import console  # it imports JAX; a program has signals before
+    """Ends what the signal interrupted, after saving, and says how to continue.
 
-    console.say(f'The same command continues: {shlex.join(["python", *sys.argv])}')
+    Raises:
+      SystemExit: has the shell's status for the signal.
+      Interrupted: SIGINT came, and this is not our own program but, say, a notebook.
+    """
+    if not program.is_program() and self.signal == signal.SIGINT:
+      raise Interrupted('interrupted, after saving: run the same again to continue')
+    from googlenet_jax.host import console  # here, because it is slow to import
+
+    again = shlex.join(['python', *sys.argv])
+    console.say(f'The same command continues: {again}' if program.is_program() else 'Run the same again to continue.')
     raise SystemExit(128 + self.signal)

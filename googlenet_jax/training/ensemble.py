@@ -32,6 +32,7 @@ def train(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike) ->
   Raises:
     UserError: something that the user can correct.
     SystemExit: interrupted by a signal, after saving.
+    KeyboardInterrupt: the same, in a notebook whose kernel is interrupted.
   """
   config = config if isinstance(config, ConfigDict) else recipe.read(str(config))
   workdir = expanded(workdir)
