@@ -17,7 +17,9 @@ def section(one: Subject, other: Subject) -> str:
   """Returns the comparison of two runs."""
   names = names_of(one, other)
   head = ['', *map(markup.name, names)]
-  tables = [markup.table(head, _figures(one, other), 'Figures of both runs'), _recipes(one, other, head)]
+  recipes = _recipes(one, other, head)
+  caption = 'Figures of both runs' if recipes else 'Figures of both runs, whose recipes are the same'
+  tables = [markup.table(head, _figures(one, other), caption), recipes]
   if why := _not_comparable(one, other):
     parts = [markup.paragraph(f'Their answers are not compared image by image: {why}.', 'note')]
   else:
@@ -69,10 +71,11 @@ def _figures(one: Subject, other: Subject) -> list[list[str]]:
 
 
 def _recipes(one: Subject, other: Subject, head: list[str]) -> str:
+  """Returns the keys of the recipes that differ; empty if none does."""
   there, here = (recipe.flatten(subject.run.config) for subject in (one, other))
   keys = [key for key in there if there[key] != here[key] and key not in ('name', 'ensemble.member', *sections.PATHS)]
   if not keys:
-    return markup.paragraph('Their recipes are the same.', 'soft')
+    return ''
   rows = [[sections.key_name(key), sections.shown(there[key]), sections.shown(here[key])] for key in keys]
   return markup.table(['key', *head[1:]], rows, 'Keys of the recipe that differ', words=3)
 

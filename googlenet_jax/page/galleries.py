@@ -79,7 +79,7 @@ def matrix_table(
   shares = counts / np.maximum(totals, 1)[:, None]
   highest = max(np.max(shares, where=~np.eye(len(counts), dtype=bool), initial=0.0), 0.01)
   turned = ' class=turned' if max(len(classes[label]) for label in labels) > 3 else ''
-  head = ''.join(f'<th scope=col{turned}><span>{markup.name(classes[label], 24)}</span></th>' for label in labels)
+  head = ''.join(f'<th scope=col{turned}><span>{markup.name(classes[label], 20)}</span></th>' for label in labels)
   lines = [f'<tr><th class=corner scope=col>true</th>{head}<th scope=col class=n>recall</th></tr>']
   for true in labels:
     cells = []

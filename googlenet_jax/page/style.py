@@ -69,7 +69,7 @@ background:linear-gradient(var(--right),var(--right)) 0 0/calc(var(--s)*100%) 10
 .matrix tbody tr:hover>*{background:none}
 .matrix thead th{padding:0 0 5px;text-align:center}
 .matrix thead th.turned{height:1px;text-align:left}
-.matrix thead th.turned span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block;max-height:150px;
+.matrix thead th.turned span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block;max-height:170px;
 overflow:hidden;text-overflow:ellipsis;vertical-align:bottom;line-height:42px}
 .matrix thead th.corner{text-align:right;padding:0 10px 6px 0;line-height:1.35}
 .matrix tbody th{padding-right:10px;text-align:right}
@@ -116,8 +116,14 @@ th bdi{max-width:20ch}.facts{grid-template-columns:1fr;gap:0}.facts dd{margin-bo
 .gallery{grid-template-columns:repeat(auto-fill,minmax(96px,1fr));gap:18px 12px}
 .gallery.pairs,.gallery.threes{grid-template-columns:1fr}}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
-@media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--panel:#f4f4f4;--link:#000}
-body{max-width:none;padding:0;font-size:10.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
-nav,.screen,[popover]{display:none}section{margin-top:26pt}h2{break-after:avoid}tr,svg{break-inside:avoid}
-.wide{overflow:visible}.gallery{grid-template-columns:repeat(6,1fr)}.gallery.pairs{grid-template-columns:repeat(3,1fr)}}
+@media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--panel:#f4f4f4;--link:#000;
+--train:#0072b2;--validation:#009e73;--test:#d55e00;--rate:#666d78}
+body{max-width:none;padding:0;font-size:10pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
+nav,[popover]{display:none}section{margin-top:26pt}h2{break-after:avoid}tr,svg{break-inside:avoid}
+.tiles{grid-template-columns:repeat(5,1fr)}.tiles div{padding:7pt 8pt}.tiles b{font-size:14pt}
+.charts{grid-template-columns:repeat(3,1fr);gap:14pt}.wide{overflow:visible}table{font-size:8pt}
+th,td{padding:2pt 8pt 2pt 0}thead th,caption,.tiles small,figcaption{font-size:8pt}
+code,figcaption .file{font-size:7.5pt}
+.gallery{grid-template-columns:repeat(6,1fr)}.gallery.pairs{grid-template-columns:repeat(3,1fr)}
+.gallery.threes{grid-template-columns:repeat(2,1fr)}}
 """.strip()
