@@ -10,13 +10,18 @@ from googlenet_jax.exporting.onnx_graph import IR_VERSION, OPSET
 
 FILE = 'googlenet.onnx'
 EXAMPLE = """\
+import json
+import pathlib
+
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession('googlenet.onnx', providers=['CPUExecutionProvider'])
-sample = np.load('sample.npz')
-[probabilities] = session.run(None, {'images': sample['images']})  # uint8 [N, H, W, C] -> float32 [N, classes]
-print('largest difference', abs(probabilities - sample['probabilities']).max())
+folder = pathlib.Path(__file__).parent
+session = onnxruntime.InferenceSession(str(folder / 'googlenet.onnx'), providers=['CPUExecutionProvider'])
+sample, classes = np.load(folder / 'sample.npz'), json.loads(session.get_modelmeta().custom_metadata_map['classes'])
+[found] = session.run(None, {'images': sample['images']})  # uint8 [N, H, W, C] -> float32 [N, classes]
+print('first image:', classes[found[0].argmax()])
+print('largest difference:', abs(found - sample['probabilities']).max())
 """
 
 
