@@ -21,6 +21,13 @@ element.addEventListener('click', event => {
   if (button) trigger('select', {place: button.dataset.place});
 });
 """
+# A screen reader says a new answer. On a phone it stands below the pictures: the page moves there.
+ON_ANSWER = """
+element.setAttribute('aria-live', 'polite');
+watch('value', () => {
+  if (element.getBoundingClientRect().top > 0.7 * innerHeight) element.scrollIntoView({behavior: 'smooth'});
+});
+"""
 # A dialog opens as soon as it has come.
 ON_CELL = "watch('value', () => element.querySelector('[popover]')?.showPopover());"
 
@@ -50,6 +57,7 @@ def build(found: Sequence[LiveRun], kept_seconds: int) -> gradio.Blocks:
       for run, title in zip(found, ('The run', 'The other run'), strict=False):
         if run.is_run:
           with gradio.Tab(title):
+            panels += [_panel(run, LiveRun.heading, 'heading')] if run is not found[0] else []
             panels += _run_tab(run)
     _keep_fresh(blocks, found, panels)
   return blocks
@@ -72,7 +80,7 @@ def _part(run: LiveRun, name: str, js: str | None = None) -> Panel:
 
 def _try_tab(found: Sequence[LiveRun]) -> Panel:
   """Makes the tab that answers pictures, and returns the test images in there, which follow the run."""
-  several = len(found) > 1
+  several, shown = len(found) > 1, []
   with gradio.Row(elem_classes='try'):
     with gradio.Column(scale=2, min_width=280):
       upload = gradio.Image(
@@ -85,8 +93,9 @@ def _try_tab(found: Sequence[LiveRun]) -> Panel:
       )
       upload.async_move_resource_to_block_cache = _only_files(upload.async_move_resource_to_block_cache)
       samples = _part(found[0], 'samples', ON_CLICK)
-    with gradio.Column(scale=4 if several else 3, min_width=280), gradio.Row():
-      shown = [_html('answer-place', min_width=260) for _ in found]
+    for _ in found:
+      with gradio.Column(scale=2 if several else 3, min_width=280):
+        shown.append(_html('answer-place', js_on_load=ON_ANSWER))
 
   def of_all(read: Callable[[Classifier], np.ndarray] | None, true: str | None = None) -> list[str]:
     return [run.answer(read, f'classes {place}', several, true) for place, run in enumerate(found)]

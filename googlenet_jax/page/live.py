@@ -109,10 +109,11 @@ class LiveRun:
       elif read is None:
         inside = '<p class=soft>The answer to your picture appears here.</p>'
       else:
-        inside = answers.html_of(answers.answer(known.classifier, read(known.classifier)), group, true)
+        found = answers.answer(known.classifier, read(known.classifier))
+        inside = answers.html_of(found, group, true if true in known.classifier.classes else None)
     except UserError as error:
       inside = answers.trouble(str(error))
-    return f'<section class=answer aria-live=polite>{title}{inside}</section>'
+    return f'<section class=answer>{title}{inside}</section>'
 
   # The work in the background ---------------------------------------------------------------------------------------
 

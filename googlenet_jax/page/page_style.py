@@ -20,12 +20,14 @@ label.said{cursor:pointer}
 div.said{grid-template-columns:minmax(0,1fr) auto}
 .said:has(:checked),label.said:hover{background:var(--panel)}
 .said:has(:focus-visible){outline:2px solid var(--link)}
-.said input{margin:0;accent-color:var(--link)}
+.said input{appearance:auto;width:15px;height:15px;margin:0;background:none;border:0;box-shadow:none;
+accent-color:var(--link)}
 .share{font-variant-numeric:tabular-nums}
 .track{grid-column:1/-1;height:7px;border-radius:4px;
 background:linear-gradient(var(--right),var(--right)) 0 0/calc(var(--s)*100%) 100% no-repeat var(--rule)}
 .views{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(210px,100%),300px));gap:16px;margin-bottom:10px}
-.views img{width:100%;max-width:300px}
+.views img{width:100%;max-height:300px;object-fit:contain;object-position:left top;background:none}
+.legend svg{display:inline-block}
 .map{display:none}
 .answer:has(.k0 :checked) .map.k0,.answer:has(.k1 :checked) .map.k1,.answer:has(.k2 :checked) .map.k2,
 .answer:has(.k3 :checked) .map.k3,.answer:has(.k4 :checked) .map.k4{display:block}
