@@ -24,7 +24,7 @@ from googlenet_jax.evaluation.evaluate import Evaluation
 from googlenet_jax.host import files, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
-from googlenet_jax.page import charts, comparison, galleries, markup, report, results, subject
+from googlenet_jax.page import charts, comparison, galleries, markup, report, results, sections, subject
 from googlenet_jax.page.subject import Subject
 
 SIZE = 17  # pixels: the last map has 2x2 cells
@@ -282,6 +282,14 @@ def test_without_the_data_the_files_of_the_run_are_shown(workdir, one, tmp_path,
   assert not page.all('button')
   assert '12.50\u00a0%6.25\u00a0%' in page.texts[0]
   assert found.per_class()[0] == one.results.per_class()
+  for table in ([{}], 5, [None]):  # damaged
+    (copy / 'evaluation.json').write_text(json.dumps({**content, 'table': table}))
+    assert 'top-1 error' not in report.page(subject.read(copy, None), None, '')
+  (copy / 'evaluation.json').write_text(json.dumps({**content, 'table': [{**content['table'][0], 'crops': '<b>'}]}))
+  assert '>&lt;b&gt;<' in report.page(subject.read(copy, None), None, '')
+  (copy / 'evaluation.json').unlink()
+  (copy / 'summary.json').write_text(json.dumps({'test_accuracy': 0.5, 'steps': '<b>'}))
+  assert 'at step &lt;b&gt;' in report.page(subject.read(copy, None), None, '')
 
 
 def test_scores_from_per_class_csv(workdir, one, tmp_path, without_data):
@@ -523,6 +531,19 @@ def test_accuracies_end_at_one():
   marks = [float(mark) for mark in re.findall(r'<text class=y[^>]*>([\d.]+)<', svg)]
   assert marks[-1] == 1
   assert marks[0] > 0.5
+
+
+@pytest.mark.parametrize('values', [[5.0, 6.0], [-1.0, -3.0], [-2.0, 1e300], [1e-300, 2e-300]])
+def test_impossible_values_make_a_chart(values):
+  svg = charts.chart('accuracy', [charts.Line('test', [(-3.0, values[0]), (-1.0, values[1])])], most=1.0)
+  Page(svg)
+  assert 'nan' not in svg
+
+
+def test_durations():
+  assert [*map(sections.seconds, (-1.0, 0.0, 23.4, 89.0, 594.0, 7200.0))] == [
+    '-1 seconds', '0 seconds', '23.4 seconds', '89 seconds', '9.9 minutes', '2 hours',
+  ]  # fmt: skip
 
 
 # The browser ---------------------------------------------------------------------------------------------------------

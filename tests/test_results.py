@@ -142,8 +142,8 @@ def test_a_missing_data_set_is_said(workdir, found, monkeypatch):
     assert results.load_results(workdir, found.classifier, say=said.append) is None
   assert said == [
     'no pictures: the recipe holds out no validation images',
-    'no pictures: the data set digits is not to be had here: there is no such folder',
-    'no pictures: the data set digits is not to be had here: no module of that name',
+    'no pictures: the data set digits cannot be loaded here: there is no such folder',
+    'no pictures: the data set digits cannot be loaded here: no module of that name',
   ]
 
 

@@ -39,7 +39,7 @@ def chart(title: str, lines: Sequence[Line], most: float = math.inf, log: bool =
   of = math.log10 if log else float
   marks = _powers(values.min(), values.max()) if log else _around(values.min(), values.max(), most)
   low, high = of(min(marks[0], values.min())), of(max(marks[-1], values.max()))
-  last = max(x for line in lines for x, _ in line.points) or 1
+  last = max(0.0, *(x for line in lines for x, _ in line.points)) or 1.0
   place_x = lambda x: LEFT + (WIDTH - LEFT - RIGHT) * x / last
   place_y = lambda y: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (of(y) - low) / (high - low)
   parts = [f'<text class=title x=0 y=12>{title}{" (log scale)" if log else ""}</text>']
@@ -78,13 +78,16 @@ def _drawn(line: Line, place_x, place_y) -> str:
   return path + ''.join(marks)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-  """Returns at most `most` + 1 round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+def _step(low: float, high: float, most: int = 5) -> float:
+  """Returns 1, 2 or 5 times a power of ten, at most `most` of which go from `low` to `high`."""
   power = 10.0 ** math.floor(math.log10((high - low) / most))
-  step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= most)
-  return [
-    round(number * step, 12) for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-  ]
+  return next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= most)
+
+
+def ticks(low: float, high: float) -> list[float]:
+  """Returns a few round numbers from `low` to `high`."""
+  step = _step(low, high)
+  return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _around(low: float, high: float, most: float) -> list[float]:
@@ -93,10 +96,10 @@ def _around(low: float, high: float, most: float) -> list[float]:
   least = 0.02 * abs(high) or 1.0
   if high - low < least:  # so equal values have a scale, too
     low, high = low - least / 2, high + least / 2
-  first, second, *_ = ticks(low, high)
-  step = second - first
-  numbers = range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
-  return [mark for number in numbers if (mark := round(number * step, 12)) <= most]
+  step = _step(low, high)
+  marks = [number * step for number in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+  possible = [mark for mark in marks if mark <= most + step / 1000]
+  return possible if len(possible) > 1 else marks
 
 
 def _powers(low: float, high: float) -> list[float]:

@@ -167,7 +167,7 @@ def load_results(
     with progress.waiting(f'answering {len(images):,} {split} images'):
       found = evaluate.evaluate(classifier, images)
   except (UserError, ImportError) as error:
-    say(f'no pictures: the data set {classifier.recipe.data.name} is not to be had here: {error}')
+    say(f'no pictures: the data set {classifier.recipe.data.name} cannot be loaded here: {error}')
     return None
   counts = {name: len(own) for name in SPLITS if (own := getattr(dataset, name)) is not None}
   note = evaluate.damage({split: images}).removeprefix('note: ')

@@ -29,8 +29,8 @@ def percent(share: float | None) -> str:
 
 def seconds(duration: float) -> str:
   """Writes a duration in a unit that fits."""
-  unit, size = next((u, s) for u, s in (('hours', 3600), ('minutes', 60), ('seconds', 0)) if duration >= 1.5 * s)
-  return f'{duration / (size or 1):.3g} {unit}'
+  unit, size = next(((u, s) for u, s in (('hours', 3600), ('minutes', 60)) if duration >= 1.5 * s), ('seconds', 1))
+  return f'{duration / size:.3g} {unit}'
 
 
 # The run -------------------------------------------------------------------------------------------------------------
@@ -59,7 +59,10 @@ def tiles(subject: Subject) -> str:
     found.append(
       ('trained', f'{subject.summary["epochs"]:.4g} epochs', f'{subject.summary["steps"]:,} steps in {took}')
     )
-  cells = (f'<div><dt>{name}</dt><dd><b>{value}</b><small>{note}</small></dd></div>' for name, value, note in found)
+  cells = (
+    f'<div><dt>{name}</dt><dd><b>{value}</b><small>{markup.text(note)}</small></dd></div>'
+    for name, value, note in found
+  )
   return f'<dl class=tiles>{"".join(cells)}</dl>'
 
 
@@ -133,9 +136,13 @@ def _versions(subject: Subject) -> str:
 def _crops(subject: Subject) -> str:
   """Returns the table of crops against error, if somebody evaluated the run."""
   rows = []
-  for row in subject.evaluation.get('table', []):
-    rows.append([plural(row['models'], 'network'), crops.label(row['crops'])])
-    rows[-1] += [percent(row['top1_error']), percent(row['top5_error'])]
+  try:
+    for row in subject.evaluation.get('table', []):
+      errors = percent(row['top1_error']), percent(row['top5_error'])
+      views = plural(row['models'], 'network'), crops.label(row['crops'])
+      rows.append([*map(markup.text, views), *errors])
+  except (KeyError, TypeError, ValueError):  # a damaged file
+    return ''
   at = f', step {subject.evaluation.get("step")}'
   head = 'networks', 'crops', 'top-1 error', 'top-5 error'
   return markup.table(head, rows, f'Several crops of each image, from evaluation.json{at}') if rows else ''
