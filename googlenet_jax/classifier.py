@@ -113,7 +113,7 @@ class Classifier:
     self.recipe, self.classes, self.channels = config, tuple(classes), channels
     self.networks, self.steps, self.mesh = list(networks), list(steps), mesh
     self.batch_size = config.batch_size
-    self.shape = nnx.eval_shape(lambda: make_network(config, len(self.classes), channels, nnx.Rngs(0)))
+    self.shape = googlenet.with_shapes(functools.partial(make_network, config, len(self.classes), channels))
     self.graphdef, self.params_shape, self.batch_stats_shape = split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
     self._stage = functools.cache(self._make_stage)

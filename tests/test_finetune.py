@@ -37,7 +37,7 @@ def source_run(workdir, averaged=False, **changes):
 
 def scratch(config, classes, channels):
   """A state whose every value is 0.5, which no source has."""
-  shape = nnx.eval_shape(lambda: make_network(config, len(classes), channels, nnx.Rngs(0)))
+  shape = googlenet.with_shapes(lambda rngs: make_network(config, len(classes), channels, rngs))
   params, batch_stats = (jax.tree.map(lambda a: jnp.full(a.shape, 0.5), tree) for tree in split(shape)[1:])
   averaged = {'params': params, 'batch_stats': batch_stats} if config.average_decay else {}
   return TrainState(jnp.int32(0), params, batch_stats, {}, averaged, jnp.int32(0))
@@ -156,7 +156,7 @@ def test_grey_pictures_look_the_same_in_one_channel_and_in_three(before, prepare
   kernels = {before: kernel, 4 - before: adapted.astype(np.float32)}
   grey, maps = rng.random((1, 9, 9, 1), np.float32), []
   for channels, own in kernels.items():
-    network = nnx.eval_shape(lambda channels=channels: googlenet.GoogLeNet(10, channels, options, rngs=nnx.Rngs(0)))
+    network = googlenet.with_shapes(lambda rngs, n=channels: googlenet.GoogLeNet(10, n, options, rngs=rngs))
     image = network._normalised(jnp.asarray(np.repeat(grey, channels, axis=-1)))
     maps.append(conv(image, jnp.asarray(own), 2))
   np.testing.assert_allclose(*maps, rtol=1e-5, atol=1e-4)
@@ -294,7 +294,7 @@ def flops(freeze):
   config = small_config(**BATCH, freeze=freeze, init_from='x')
   mesh = sharding.make_mesh(jax.devices()[:1])
   tx = optimizers.make_optimizer(config, lambda _: 0.1)
-  graphdef, params, batch_stats = split(nnx.eval_shape(lambda: make_network(config, 10, 1, nnx.Rngs(0))))
+  graphdef, params, batch_stats = split(googlenet.with_shapes(lambda rngs: make_network(config, 10, 1, rngs)))
   state = jax.eval_shape(lambda: create_state(config, 10, 1, tx, mesh)[1])
   number = jax.ShapeDtypeStruct((16,), jnp.int32)
   batch = {'image': jax.ShapeDtypeStruct((16, 17, 17, 1), jnp.uint8), 'label': number, 'index': number}
@@ -314,7 +314,7 @@ def test_frozen_stages_cost_no_gradient(monkeypatch):
 
 def test_frozen_stages_have_no_momentum():
   config = small_config(**BATCH)
-  shape = nnx.eval_shape(lambda: make_network(config, 10, 1, nnx.Rngs(0)))
+  shape = googlenet.with_shapes(lambda rngs: make_network(config, 10, 1, rngs))
   _, params, _ = split(shape)
   trained, frozen = partition(params, 'inception_4a')
   assert sorted(trained) == ['inception_4d', 'logits']

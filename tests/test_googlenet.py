@@ -20,10 +20,9 @@ from googlenet_jax.model.options import MIN_IMAGE_SIZE, STAGES, Options, map_sid
 def make(num_classes=10, channels=1, image_size=None, dtype=jnp.float32, **options):
   """A network without values: shapes only."""
   options = Options(**options)
-  make = lambda: googlenet.GoogLeNet(
-    num_classes, channels, options, image_size=image_size, dtype=dtype, rngs=nnx.Rngs(0)
+  return googlenet.with_shapes(
+    lambda rngs: googlenet.GoogLeNet(num_classes, channels, options, image_size=image_size, dtype=dtype, rngs=rngs)
   )
-  return nnx.eval_shape(make)
 
 
 def shapes(model, size):
@@ -42,6 +41,12 @@ def end_points(model, image):
   """Shapes and dtypes only: nothing is computed."""
   graphdef, state = nnx.split(model)
   return jax.eval_shape(lambda state, image: nnx.merge(graphdef, state).end_points(image), state, image)
+
+
+def test_a_network_with_shapes_is_that_of_flax():
+  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(options=Options(norm='batch'), rngs=nnx.Rngs(0)))
+  for ours, flaxs in zip(nnx.split(make(norm='batch')), nnx.split(model), strict=True):
+    assert ours == flaxs
 
 
 def test_parameters_in_total():

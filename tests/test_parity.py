@@ -91,7 +91,7 @@ def twin_of(twin, dtype):
 
 def ours_from_twin(module, dtype=jnp.float32):
   """Our network with the twin's weights: graphdef and parameters."""
-  graphdef, params, _ = split(nnx.eval_shape(lambda: googlenet.GoogLeNet(dtype=dtype, rngs=nnx.Rngs(0))))
+  graphdef, params, _ = split(googlenet.with_shapes(lambda rngs: googlenet.GoogLeNet(dtype=dtype, rngs=rngs)))
   params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), params)
   return graphdef, torch_weights.from_torch(numpy_state(module), params, {}).params
 
@@ -223,7 +223,7 @@ def theirs(trained):
 def ours_from(module, dtype=jnp.float32, **options):
   """Our network with the weights of torchvision's: graphdef and weights."""
   options = dataclasses.replace(torch_weights.TORCHVISION, **options)
-  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(CLASSES, 3, options, dtype=dtype, rngs=nnx.Rngs(0)))
+  model = googlenet.with_shapes(lambda rngs: googlenet.GoogLeNet(CLASSES, 3, options, dtype=dtype, rngs=rngs))
   graphdef, *trees = split(model)
   trees = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), trees)
   return graphdef, torch_weights.from_torch(numpy_state(module), *trees, 'torchvision')

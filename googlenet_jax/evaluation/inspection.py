@@ -1,9 +1,9 @@
 """`--mode=inspect`: the layers of a network, and the filters of its first layer."""
 
+import functools
 import pathlib
 
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from googlenet_jax import loading, runs
@@ -13,6 +13,7 @@ from googlenet_jax.evaluation.output import Output
 from googlenet_jax.host import console, files
 from googlenet_jax.host.errors import expanded
 from googlenet_jax.model import layer_table
+from googlenet_jax.model.googlenet import with_shapes
 
 PAPER = (1000, 3)  # classes and channels of ImageNet
 KNOWN = {'digits': (10, 1), **dict.fromkeys(preparing.IDX_SETS, (10, 1)), 'imagenet2012': PAPER}
@@ -39,7 +40,7 @@ def inspect(
   else:
     classes, channels, source = data_of(config)
   size = config.image_size
-  network = nnx.eval_shape(lambda: make_network(config, classes, channels, nnx.Rngs(0)))
+  network = with_shapes(functools.partial(make_network, config, classes, channels))
   rows = layer_table.layer_table(network, size)
   lines, title = layer_table.cells(rows), f'GoogLeNet, recipe {config.name}, images of {size}x{size}x{channels}'
   _, convolutions, linear = layer_table.totals(rows)

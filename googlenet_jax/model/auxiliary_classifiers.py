@@ -10,6 +10,8 @@ from googlenet_jax.model.options import AUXILIARY_POOL
 AFTER = {'aux_4a': 'inception_4a', 'aux_4d': 'inception_4d'}  # classifier: block whose output it reads
 LOSS_WEIGHT = 0.3
 DROPOUT = 0.7
+CHANNELS = 128  # of the 1x1 convolution
+HIDDEN = 1024  # units in the hidden layer
 
 
 class AuxiliaryClassifier(nnx.Module):
@@ -33,9 +35,9 @@ class AuxiliaryClassifier(nnx.Module):
     """
     self.pool = pool
     pooled = 4 if pool == 'adaptive_pool' else (side - AUXILIARY_POOL) // 3 + 1
-    self.conv = Conv(in_features, 128, 1, dtype=dtype, rngs=rngs, **conv_options)
-    self.fc1 = Linear(pooled * pooled * 128, 1024, dtype, rngs)
-    self.fc2 = Linear(1024, num_classes, dtype, rngs)
+    self.conv = Conv(in_features, CHANNELS, 1, dtype=dtype, rngs=rngs, **conv_options)
+    self.fc1 = Linear(pooled * pooled * CHANNELS, HIDDEN, dtype, rngs)
+    self.fc2 = Linear(HIDDEN, num_classes, dtype, rngs)
 
   def __call__(self, x: jax.Array, train: bool = False, keys: jax.Array | None = None) -> jax.Array:
     """Applies the classifier.

@@ -4,8 +4,9 @@ Source: Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842,
 `[B, H, W, C]`. Padding and pooling follow PyTorch's arithmetic: PyTorch's weights give the same logits here.
 """
 
-from collections.abc import Collection
-from typing import NamedTuple
+import types
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +217,15 @@ class GoogLeNet(nnx.Module):
     return self.end_points(image, train, keys)['logits']
 
 
+def with_shapes(make: Callable[[Any], GoogLeNet]) -> GoogLeNet:
+  """Returns the network `make(rngs)` with shapes in place of weights.
+
+  Every layer gets the same key. `nnx.Rngs` would count its keys, and to trace that takes longer than all the rest.
+  """
+  key = jax.eval_shape(jax.random.key, 0)
+  return nnx.eval_shape(lambda key: make(types.SimpleNamespace(params=lambda: key)), key)
+
+
 def stages_up_to(name: str) -> tuple[str, ...]:
   """Returns the stages up to and including one; none for an empty name."""
   return STAGES[: STAGES.index(name) + 1] if name else ()
@@ -230,7 +240,7 @@ def count_multiply_adds(model: GoogLeNet, image_size: int, stages: Collection[st
   """Counts the multiply-adds in the convolutions for one image: 1.582 G for d2l's network at 224x224x3.
 
   Args:
-    model: only shapes are read; it may come from `nnx.eval_shape`.
+    model: only shapes are read; it may come from `with_shapes`.
     image_size: side of the square input in pixels.
     stages: which to count.
 

@@ -43,7 +43,7 @@ def layer_table(model: GoogLeNet, image_size: int) -> list[Row]:
   leaves auxiliary classifiers out.
 
   Args:
-    model: only shapes are read; it may come from `nnx.eval_shape`.
+    model: only shapes are read; it may come from `with_shapes`.
     image_size: side of the square input in pixels.
   """
   maps, options = _shapes(model, image_size), model.options

@@ -21,7 +21,8 @@ def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Draws weights uniformly in +-sqrt(6 / (fan_in + fan_out)), with PyTorch's fans.
 
   The fans are `kh * kw * in` and `kh * kw * out`. NumPy draws the numbers, seeded by the key. Compiling XLA's generator
-  for each of the network's 57 shapes would take longer than compiling the training step.
+  for each of the network's 57 shapes would take longer than compiling the training step. Outside jit NumPy is called at
+  once, because a callback is a program too, and so is `jnp.asarray`.
 
   Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
 
@@ -37,8 +38,10 @@ def xavier_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     bound = (6 / (math.prod(shape[:-2]) * sum(shape[-2:]))) ** 0.5
     return np.random.default_rng(np.asarray(data)).uniform(-bound, bound, shape).astype(np.float32)
 
-  out = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return jax.pure_callback(draw, out, jax.random.key_data(key), vmap_method='sequential')
+  data = jax.random.key_data(key)
+  if not isinstance(data, jax.core.Tracer):
+    return jax.device_put(draw(data))
+  return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, jnp.float32), data, vmap_method='sequential')
 
 
 def by_platform(own: Callable, *arrays: Any, cpu: Callable | None = None, gpu: Callable | None = None) -> Any:

@@ -6,6 +6,7 @@ for other classes is new. `freeze` and `body_learning_rate` say what is trained,
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, traverse_util
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from googlenet_jax import loading, runs
@@ -21,7 +22,7 @@ from googlenet_jax.classifier import Classifier, make_network, split
 from googlenet_jax.host import console, sharding
 from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.model import auxiliary_classifiers, torch_weights, weight_files
-from googlenet_jax.model.googlenet import HEADS
+from googlenet_jax.model.googlenet import HEADS, with_shapes
 from googlenet_jax.model.options import STAGES, Options, numbers
 from googlenet_jax.training.state import TrainState
 
@@ -213,7 +214,7 @@ def _file(config: ConfigDict) -> Source:
   tensors, what = _read_file(config)
   own = config.copy_and_resolve_references()
   own.model.auxiliary = what.options.auxiliary
-  shape = nnx.eval_shape(lambda: make_network(own, what.num_classes, what.channels, nnx.Rngs(0)))
+  shape = with_shapes(functools.partial(make_network, own, what.num_classes, what.channels))
   _, params, batch_stats = split(shape)
   arrays, rest = torch_weights.match(tensors, params, batch_stats, what.naming)
   for name, array in rest.items():

@@ -38,13 +38,19 @@ def create_state(
   """Makes the network and its first state, whole on every device of the mesh; the same for the same seed."""
   model = make_network(config, num_classes, channels, nnx.Rngs(initial_seed(config)))
   graphdef, params, batch_stats = split(model)
-  opt_state = jax.jit(tx.init)(partition(params, config.freeze)[0])
+
+  @jax.jit  # one program; `jnp.copy` by itself would compile one for each shape
+  def rest(params, batch_stats):
+    averaged = {'params': params, 'batch_stats': batch_stats} if config.average_decay else {}
+    return tx.init(partition(params, config.freeze)[0]), jax.tree.map(jnp.copy, averaged)
+
+  opt_state, averaged = rest(params, batch_stats)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
     opt_state=opt_state,
-    averaged=jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}) if config.average_decay else {},
+    averaged=averaged,
     seed=jnp.int32(sampling_seed(config.seed, config.ensemble.member)),
   )
   return graphdef, sharding.replicate(state, mesh)
