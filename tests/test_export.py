@@ -18,7 +18,7 @@ from googlenet_jax.exporting import export, sample
 from googlenet_jax.exporting.artefact import Artefact
 from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import googlenet, torch_weights, weight_files
+from googlenet_jax.model import googlenet, layers
 
 OWN = ['README.md', 'card.json', 'example.py', 'sample.npz']
 
@@ -29,6 +29,7 @@ def narrow():
     table = small_table()
     del table['inception_3b']
     patch.setattr(googlenet, 'TABLE', table)
+    patch.setattr(layers, 'by_platform', lambda own, *arrays, **_: own(*arrays))  # XLA's own forms compile fastest
     yield
 
 
@@ -202,6 +203,14 @@ def test_pictures_of_many_sizes_become_one_batch_and_one_other_image(workdir, si
   assert simple['pictures'].test is None
 
 
+def test_odd_names_are_one_line_in_the_readme_and_whole_in_the_card(workdir, loaded, simple, tmp_path, monkeypatch):
+  names = ('a\nb', 'caf\udce9', 'cafй', *'3456789')  # a class is a folder, whose name need not be UTF-8
+  monkeypatch.setattr(loaded, 'classes', names)
+  export.export_run(workdir, 'torch', output=tmp_path / 'out', paths=[write_pictures(tmp_path / 'a', *[(8, 8)] * 16)])
+  assert json.loads((tmp_path / 'out' / 'card.json').read_text())['classes'] == list(names)
+  assert r'`a\nb`, `caf\udce9`, `cafй`, `3`' in (tmp_path / 'out' / 'README.md').read_text(encoding='utf-8')
+
+
 def test_images_are_taken_from_the_whole_split():
   images = np.arange(200, dtype=np.uint8).repeat(4).reshape(200, 2, 2, 1)
   found, names = sample.choose(*sample.of_split(Split(images, np.zeros(200, np.int32))))
@@ -230,19 +239,12 @@ def test_mistakes_are_one_line(workdir, simple, tmp_path, monkeypatch):
 
 
 def test_a_file_of_weights_is_exported_with_pictures(loaded, simple, tmp_path, monkeypatch):
-  recipe_of_weights = loading.recipe_of_weights
-
-  def small(options):
-    config = recipe_of_weights(options)
-    config.image_size = 20
-    return config
-
-  monkeypatch.setattr(loading, 'recipe_of_weights', small)
-  tensors = torch_weights.to_torch(*loaded.networks[0])
-  weight_files.write(tmp_path / 'mine.safetensors', tensors)
-  fails('mine.safetensors is a file of weights', tmp_path / 'mine.safetensors', 'torch')
+  weights = tmp_path / 'mine.safetensors'
+  weights.touch()
+  monkeypatch.setattr(loading, 'load', lambda *_: loaded)
+  fails('mine.safetensors is a file of weights', weights, 'torch')
   folder = write_pictures(tmp_path / 'pictures', *[(9, 12)] * 16)
-  export.export_run(tmp_path / 'mine.safetensors', 'torch', paths=[folder])
+  export.export_run(weights, 'torch', paths=[folder])
   card = json.loads((tmp_path / 'mine' / 'export' / 'torch' / 'card.json').read_text())
   assert (card['name'], card['accuracy'], card['classes'][3]) == ('mine', [], '3')
   assert 'not measured' in (tmp_path / 'mine' / 'export' / 'torch' / 'README.md').read_text()

@@ -10,7 +10,7 @@ from helpers import small_config
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment
 from googlenet_jax.exporting import torch_files, torch_network
-from googlenet_jax.model import googlenet, torch_weights
+from googlenet_jax.model import googlenet, layers, torch_weights
 
 # Each of these has other values than the default, and both together have all values.
 VARIANTS = {
@@ -34,6 +34,12 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+  """XLA's own forms, which compile fastest."""
+  monkeypatch.setattr(layers, 'by_platform', lambda own, *arrays, **_: own(*arrays))
+
+
 @pytest.fixture
 def make(mesh_of):
   """`make(channels=3, members=1, **changes)`: an ensemble of networks that nobody trained."""
@@ -44,7 +50,7 @@ def make(mesh_of):
 
     def network(seed):
       rng = np.random.default_rng(seed)
-      drawn = lambda a: (rng.normal(size=a.shape) / np.sqrt(max(1, a.size / a.shape[-1]))).astype(np.float32)
+      drawn = lambda a: rng.standard_normal(a.shape, np.float32) / max(1, a.size / a.shape[-1]) ** 0.5
       params, batch_stats = jax.tree.map(drawn, (shape.params_shape, shape.batch_stats_shape))
       return params, jax.tree.map(lambda a: abs(a) + 0.5, batch_stats)
 
@@ -92,14 +98,15 @@ def test_the_network_in_pytorch_computes_the_same_with_every_option(name, make, 
 )
 def test_images_are_prepared_as_ours(size, padding, resize):
   x = images(2, *size, 3)
-  ours = augment.prepare(x, 32, padding, resize=resize)
+  ours = jax.jit(lambda x: augment.prepare(x, 32, padding, resize=resize))(x)
   found = torch_network.prepare(torch.tensor(x), 32, padding, resize)
   np.testing.assert_allclose(found.permute(0, 2, 3, 1), ours, atol=1e-5)
 
 
 def test_torchvisions_own_network_reads_its_files(make, torchvision_googlenet, tmp_path):
   recipe = {f'model.{key}': value for key, value in VARIANTS['torchvision'].items()}
-  classifier = make(image_size=32, **recipe)
+  # tests/test_parity.py has the names of the auxiliary classifiers: without them the test is twice as fast
+  classifier = make(image_size=32, **recipe | {'model.auxiliary': 'none'})
   artefact = torch_files.write(classifier, tmp_path, None)
   assert artefact.files == (
     'googlenet.py', 'googlenet.pth', 'googlenet.safetensors', 'torchvision.pth', 'torchvision.safetensors'

@@ -14,6 +14,7 @@ from googlenet_jax import __version__, recipe, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops
 from googlenet_jax.exporting.artefact import Artefact
+from googlenet_jax.host.errors import one_line
 
 CARD, README, SAMPLE, EXAMPLE = 'card.json', 'README.md', 'sample.npz', 'example.py'
 FORMATS = {  # name in flags: (what it is, what runs it)
@@ -136,11 +137,11 @@ def readme(card: dict[str, Any], to: str, artefact: Artefact) -> str:
   count, channels = len(card['classes']), card['input']['shape'][-1]
   together = f'{card["networks"]} networks, whose probabilities are averaged. Each' if card['networks'] > 1 else 'It'
   kind = {1: 'grey images', 3: 'RGB images'}.get(channels, f'images of {channels} channels')
-  return f"""# {card['name']}: a GoogLeNet for {count} classes
+  return f"""# {one_line(card['name'])}: a GoogLeNet for {count} classes
 
 A neural network that says what a picture shows: it gives each of {count} classes a probability. The network is
 GoogLeNet (Inception v1; Szegedy et al., "Going deeper with convolutions", 2015, arXiv:1409.4842).
-{together} has {card['parameters']:,} parameters. Data set: {card['data']}. Format: {what}, for {runs_on}.
+{together} has {card['parameters']:,} parameters. Data set: {one_line(card['data'])}. Format: {what}, for {runs_on}.
 Made by {card['made']['by']} on {card['made']['date']}. `card.json` says all this for programs.
 
 ## Run it
@@ -186,7 +187,7 @@ Give pixels from 0 to 255, {kind}, turned upright as the file's EXIF says. The n
 
 
 def _classes(names: Sequence[str]) -> str:
-  shown = ', '.join(f'`{name}`' for name in names[:SHOWN])
+  shown = ', '.join(f'`{one_line(name)}`' for name in names[:SHOWN])
   return shown + (f', and {len(names) - SHOWN} more: see `classes` in card.json' if names[SHOWN:] else '')
 
 

@@ -18,7 +18,7 @@ from googlenet_jax.host.errors import UserError
 
 FILE = 'googlenet.stablehlo'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-BFLOAT16_TOLERANCE = 0.05  # numbers have three digits, and our answers are computed in float32
+BFLOAT16_TOLERANCE = 0.05  # bfloat16 has three digits, and the comparison is with float32
 MOST_BYTES = 2**31 - 2**26  # a file of this kind holds less than 2 GiB
 
 EXAMPLE = f"""import json
