@@ -69,6 +69,7 @@ class Page:
   """A page that is being served.
 
   Attributes:
+    runs: what it shows.
     address: where it is.
     uploads: folder of the pictures that were sent.
   """
@@ -84,7 +85,7 @@ class Page:
     Raises:
       UserError: Gradio is missing, or the server does not start.
     """
-    self._runs = found
+    self.runs = found
     self._folder = tempfile.TemporaryDirectory(prefix='googlenet_jax_page_')
     self.uploads = pathlib.Path(self._folder.name)
     self._stack = contextlib.ExitStack()
@@ -107,7 +108,7 @@ class Page:
       raise UserError(f"--mode=page needs the package gradio: pip install -e '.[page]' ({reason(error)})") from error
     from googlenet_jax.page import guard, layout
 
-    blocks = layout.build(self._runs, KEPT_SECONDS)
+    blocks = layout.build(self.runs, KEPT_SECONDS)
     blocks.queue(max_size=WAITING)
     try:
       blocks.launch(
@@ -138,7 +139,7 @@ class Page:
 
   def close(self) -> None:
     """Ends the server and the work in the background, for a program that goes on."""
-    for run in self._runs:
+    for run in self.runs:
       run.close()
     self._blocks.close(verbose=False)
     self.forget()

@@ -97,15 +97,16 @@ def _try_tab(found: Sequence[LiveRun]) -> Panel:
       with gradio.Column(scale=2 if several else 3, min_width=280):
         shown.append(_html('answer-place', js_on_load=ON_ANSWER))
 
-  def of_all(read: Callable[[Classifier], np.ndarray] | None, true: str | None = None) -> list[str]:
-    return [run.answer(read, f'classes {place}', several, true) for place, run in enumerate(found)]
+  def of_all(read: Callable[[Classifier], np.ndarray] | None, true: str | None = None) -> list[str] | str:
+    said = [run.answer(read, f'classes {place}', several, true) for place, run in enumerate(found)]
+    return said if several else said[0]  # as Gradio takes values for several outputs, and for one
 
-  def of_upload(file: dict[str, Any] | None) -> list[str]:
+  def of_upload(file: dict[str, Any] | None) -> list[str] | str:
     if file is None:
       return of_all(None)
     return of_all(functools.partial(answers.read, file['path'], file.get('orig_name')))
 
-  def of_sample(event: gradio.EventData) -> list[str]:
+  def of_sample(event: gradio.EventData) -> list[str] | str:
     results, place = found[0].known.subject.results, str(event.place)
     if results is None or not place.isdecimal() or int(place) >= len(results.split):
       return of_all(None)
