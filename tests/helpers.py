@@ -20,7 +20,7 @@ from googlenet_jax import classifier, command_line, recipe, runs
 from googlenet_jax.data import datasets
 from googlenet_jax.evaluation import drawing, statistics
 from googlenet_jax.host import checkpoints, console, program, sharding
-from googlenet_jax.model import googlenet
+from googlenet_jax.model import auxiliary_classifiers, googlenet
 from googlenet_jax.training import loop, summary
 from googlenet_jax.training.state import TrainState, items
 
@@ -96,18 +96,25 @@ def share_programs(patch):
 
 def make_whole_runs_cheap(patch):
   """A small network, a quarter of the digits, two devices, statistics of few images, and small pictures."""
-  from matplotlib.layout_engine import ConstrainedLayoutEngine
-
   digits = small_digits()
   table = small_table()
   del table['inception_3b']
   patch.setattr(googlenet, 'TABLE', table)
+  for name in ('CHANNELS', 'HIDDEN'):
+    patch.setattr(auxiliary_classifiers, name, 8)
   patch.setattr(datasets, 'load', lambda **_: digits)
   patch.setattr(statistics, 'EXAMPLES', 128)
-  patch.setattr(drawing, 'DPI', 40)
-  patch.setattr(ConstrainedLayoutEngine, 'execute', lambda *_: None)  # it takes long, and no run needs it
+  draw_small(patch)
   take_two_devices(patch)
   share_programs(patch)
+
+
+def draw_small(patch):
+  """Draws pictures with few pixels and without a layout: it takes long, and no run needs it."""
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+  patch.setattr(drawing, 'DPI', 40)
+  patch.setattr(ConstrainedLayoutEngine, 'execute', lambda *_: None)
 
 
 def draw_nothing(patch):
