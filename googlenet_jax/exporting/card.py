@@ -20,7 +20,7 @@ CARD, README, SAMPLE, EXAMPLE = 'card.json', 'README.md', 'sample.npz', 'example
 FORMATS = {  # name in flags: (what it is, what runs it)
   'stablehlo': ('StableHLO, written by jax.export', 'JAX'),
   'onnx': ('ONNX', 'ONNX Runtime, and other programs that read ONNX'),
-  'torch': ('PyTorch', 'PyTorch'),
+  'torch': ('weights, and the network as a Python file', 'PyTorch'),
 }
 SHOWN = 100  # classes in README.md; card.json has all
 LICENCE = (
@@ -135,7 +135,9 @@ def readme(card: dict[str, Any], to: str, artefact: Artefact) -> str:
   """Returns README.md, for somebody who never heard of this program."""
   what, runs_on = FORMATS[to]
   count, channels = len(card['classes']), card['input']['shape'][-1]
-  together = f'{card["networks"]} networks, whose probabilities are averaged. Each' if card['networks'] > 1 else 'It'
+  together = (
+    f'It is an ensemble of {card["networks"]}, whose probabilities are averaged. Each' if card['networks'] > 1 else 'It'
+  )
   kind = {1: 'grey images', 3: 'RGB images'}.get(channels, f'images of {channels} channels')
   return f"""# {one_line(card['name'])}: a GoogLeNet for {count} classes
 
