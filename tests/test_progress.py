@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import io
 import os
 import re
 import struct
@@ -7,6 +8,7 @@ import sys
 import termios
 import threading
 import time
+import types
 
 import pytest
 
@@ -241,3 +243,33 @@ def test_the_time_left_counts_from_the_end_of_the_first_call(terminal, monkeypat
   bar.advance(20)
   bar.close()
   assert screen.close()[0][-1].endswith('20/40, 10s left')
+
+
+def test_a_notebook_rewrites_one_line_a_few_times_in_a_second(monkeypatch):
+  shown, now = [], 0.0
+
+  class OutStream(io.StringIO):
+    __module__ = 'ipykernel.iostream'
+
+  def show(content, **options):
+    shown.append([content['text/plain']])
+    assert options == {'raw': True, 'display_id': True}
+    return types.SimpleNamespace(update=lambda content, raw: shown[-1].append(content['text/plain']))
+
+  monkeypatch.setattr(time, 'monotonic', lambda: now)
+  monkeypatch.setattr('IPython.display.display', show)
+  monkeypatch.setattr(sys, 'stdout', OutStream())
+  bar = progress.Progress(0, 20, 10)
+  for step in range(1, 11):
+    now += 0.3
+    bar.advance(step)
+  bar.show(record(10))
+  bar.close()
+  with progress.waiting('compiling', 'once'):
+    pass
+  line, counted = shown
+  assert [text.split()[-1] for text in line[:2]] == ['0/20', 'left']
+  assert len(line) == 1 + 5 + 2  # at the start, at every second step, at the log point and at the end
+  assert re.fullmatch(r'epoch 1\.0/2 \|.+\| 10/20, loss 0\.500, acc 0\.750, 100 img/s, \d+s left', line[-1])
+  assert (counted[0], counted[-1]) == ('compiling (once) ... 0 s', 'compiling: 0 s')
+  assert sys.stdout.getvalue() == ''
