@@ -25,9 +25,9 @@ from googlenet_jax.training import loop, summary
 from googlenet_jax.training.state import TrainState, items
 
 
-def take_two_devices(patch):
-  """Whole runs see two devices of the eight: these take turns on the machine's cores, and two show the same."""
-  devices = jax.devices()[:2]
+def take_devices(patch, count):
+  """Whole runs see one or two devices of the eight, which take turns on the machine's cores."""
+  devices = jax.local_devices()[:count]
   patch.setattr(jax, 'devices', lambda: devices)
 
 
@@ -95,7 +95,7 @@ def share_programs(patch):
 
 
 def make_whole_runs_cheap(patch):
-  """A small network, a quarter of the digits, two devices, statistics of few images, and small pictures."""
+  """A small network, a quarter of the digits, one device, statistics of few images, and small pictures."""
   digits = small_digits()
   table = small_table()
   del table['inception_3b']
@@ -105,7 +105,7 @@ def make_whole_runs_cheap(patch):
   patch.setattr(datasets, 'load', lambda **_: digits)
   patch.setattr(statistics, 'EXAMPLES', 128)
   draw_small(patch)
-  take_two_devices(patch)
+  take_devices(patch, 1)
   share_programs(patch)
 
 

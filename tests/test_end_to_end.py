@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits
+from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits, take_devices
 
 import googlenet_jax
 from googlenet_jax import runs
@@ -145,7 +145,11 @@ def test_a_signal_saves_and_the_same_command_continues_bit_for_bit(whole, stoppe
 
 @pytest.mark.usefixtures('no_pictures')
 def test_several_steps_a_call_stop_and_continue_bit_for_bit(tmp_path, monkeypatch, capsys):
-  """Checkpoints, log points and epochs keep their steps; that the steps are those of single calls: test_step.py."""
+  """Checkpoints, log points and epochs keep their steps; that the steps are those of single calls: test_step.py.
+
+  On two devices; the other tests here take one.
+  """
+  take_devices(monkeypatch, 2)
   some = {name: CONFIG[name] for name in ('batch_size', 'epochs', 'schedule', 'average_decay', 'log_every_steps')}
   config = small_config(**some, steps_per_call=5, checkpoint_every_steps=10, **{'augment.shift': 2})
   stop = StopRequest()

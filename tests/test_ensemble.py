@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits
+from helpers import draw_nothing, make_whole_runs_cheap, read_log, small_config, small_digits, take_devices
 
 import googlenet_jax
 from googlenet_jax import runs
@@ -210,7 +210,8 @@ def test_members_are_found_and_a_missing_one_is_named(trained, tmp_path):
     googlenet_jax.load(tmp_path)
 
 
-def test_side_by_side_members_train_as_in_turn(cheap, tmp_path, capsys):
+def test_side_by_side_members_train_as_in_turn(cheap, tmp_path, monkeypatch, capsys):
+  take_devices(monkeypatch, 2)
   config = small_config(**CONFIG | {'ensemble.side_by_side': True, 'ensemble.members': 2, 'max_steps': 2})
   ensemble.train_members(config, tmp_path, StopRequest())
   out = capsys.readouterr().out

@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers import call_main, draw_nothing, read_log, share_programs, small_table, take_two_devices
+from helpers import call_main, draw_nothing, read_log, share_programs, small_table, take_devices
 from PIL import Image
 
 from googlenet_jax import runs
@@ -598,7 +598,7 @@ def test_evaluation_of_a_streamed_folder_sees_every_picture_once(tmp_path, mesh_
 
 def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictures(tmp_path, monkeypatch):
   monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
-  take_two_devices(monkeypatch)
+  take_devices(monkeypatch, 2)
   share_programs(monkeypatch)
   draw_nothing(monkeypatch)
   monkeypatch.setattr(summary, 'estimate', lambda *_: 0.0)

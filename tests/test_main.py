@@ -12,7 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import call_main, draw_small, read_log, share_programs, small_table, take_two_devices
+from helpers import call_main, draw_small, read_log, share_programs, small_table, take_devices
 from PIL import Image
 
 from googlenet_jax import recipe, runs
@@ -131,7 +131,7 @@ def cheap():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(googlenet, 'TABLE', small_table())
     draw_small(patch)
-    take_two_devices(patch)
+    take_devices(patch, 2)
     share_programs(patch)
     yield
 

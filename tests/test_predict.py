@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import call_main, random_state, small_config, small_table, take_two_devices, write_run
+from helpers import call_main, random_state, small_config, small_table, take_devices, write_run
 from PIL import Image
 
 import googlenet_jax
@@ -27,7 +27,7 @@ ODD_NAMES = ('with space.png', 'quo"te\',.png', 'new\nline.png', '日本.PNG', o
 def small_network():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(googlenet, 'TABLE', small_table())
-    take_two_devices(patch)
+    take_devices(patch, 2)
     yield
 
 
