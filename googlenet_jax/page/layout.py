@@ -25,7 +25,8 @@ element.addEventListener('click', event => {
 ON_ANSWER = """
 element.setAttribute('aria-live', 'polite');
 watch('value', () => {
-  if (element.getBoundingClientRect().top > 0.7 * innerHeight) element.scrollIntoView({behavior: 'smooth'});
+  const answer = element.querySelector('.answer');
+  if (answer.getBoundingClientRect().top > 0.7 * innerHeight) answer.scrollIntoView();
 });
 """
 # A dialog opens as soon as it has come.

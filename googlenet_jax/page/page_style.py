@@ -9,7 +9,7 @@ CSS = (
   + """
 color:var(--ink);overflow-wrap:anywhere;font-size:15px;line-height:1.5;
 section{margin-top:28px}
-.answer{margin-top:0}
+.answer{margin-top:0;scroll-margin-top:16px}
 .best{font-size:26px;line-height:1.25;font-weight:650;margin:0}
 .truth b{color:var(--link)}
 .classes{border:0;padding:0;margin:12px 0 18px;min-width:0}
@@ -25,7 +25,8 @@ accent-color:var(--link)}
 .share{font-variant-numeric:tabular-nums}
 .track{grid-column:1/-1;height:7px;border-radius:4px;
 background:linear-gradient(var(--right),var(--right)) 0 0/calc(var(--s)*100%) 100% no-repeat var(--rule)}
-.views{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(210px,100%),300px));gap:16px;margin-bottom:10px}
+.views{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(200px,100%),1fr));gap:16px;margin-bottom:10px;
+max-width:640px}
 .views img{width:100%;max-height:300px;object-fit:contain;object-position:left top;background:none}
 .legend svg{display:inline-block}
 .map{display:none}

@@ -66,7 +66,7 @@ tr.sum>*{font-weight:600;border-bottom:0}
 background:linear-gradient(var(--right),var(--right)) 0 0/calc(var(--s)*100%) 100% no-repeat var(--rule)}
 .matrix{border-collapse:separate;border-spacing:2px;margin-top:4px}
 .matrix th,.matrix td{border:0;padding:0}
-.matrix tbody tr:hover>*{background:none}
+.matrix tbody tr:hover>:not(.c){background:none}
 .matrix thead th{padding:0 0 5px;text-align:center}
 .matrix thead th.turned{height:1px;text-align:left}
 .matrix thead th.turned span{writing-mode:vertical-rl;transform:rotate(180deg);display:inline-block;max-height:170px;
