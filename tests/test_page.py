@@ -389,6 +389,16 @@ def test_nothing_is_kept(workdir, monkeypatch):
     upload(page, b'another picture')  # which goes at the end
 
 
+def test_a_file_of_weights_has_the_first_tab_only(classifier, digits, tmp_path, monkeypatch):
+  (tmp_path / 'weights.pth').touch()
+  monkeypatch.setattr(loading, 'load', lambda *_: classifier)
+  run = LiveRun(tmp_path / 'weights.pth')
+  assert best_of(run.answer(lambda _: digits[0], 'x', True)) == classifier.predict(digits[0]).name
+  with served(run) as page, urllib.request.urlopen(f'{page.address}/config') as answer:
+    components = json.load(answer)['components']
+  assert [one['props']['label'] for one in components if one['type'] == 'tabitem'] == ['Try it']
+
+
 # The browser ----------------------------------------------------------------------------------------------------------
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

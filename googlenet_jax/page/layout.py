@@ -108,8 +108,9 @@ def _try_tab(found: Sequence[LiveRun]) -> Panel:
     return of_all(functools.partial(answers.read, file['path'], file.get('orig_name')))
 
   def of_sample(event: gradio.EventData) -> list[str] | str:
-    results, place = found[0].known.subject.results, str(event.place)
-    if results is None or not place.isdecimal() or int(place) >= len(results.split):
+    subject, place = found[0].known.subject, str(event.place)
+    results = subject and subject.results
+    if not results or not place.isdecimal() or int(place) >= len(results.split):
       return of_all(None)
     picture, true = results.split.picture(int(place)), results.classes[results.split.labels[int(place)]]
     return of_all(functools.partial(answers.recoloured, picture), true)
