@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test docs notebook lint format clean
 
 demo: $(VENV)/installed  ## Trains on the digits that come with scikit-learn
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/demo
@@ -13,6 +13,9 @@ test: $(VENV)/tested  ## Installs what the tests need and runs them all
 
 docs: $(VENV)/installed  ## Writes the table of all keys of a recipe into docs/recipes.md
 	$(BIN)/python -c 'from googlenet_jax import recipe; recipe.write_table("docs/recipes.md")'
+
+notebook: $(VENV)/tested  ## Runs docs/quickstart.ipynb, and stores what its cells show
+	$(BIN)/python -m experiments.run_notebook
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
