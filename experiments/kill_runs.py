@@ -117,7 +117,7 @@ def measure(options: argparse.Namespace, folder: pathlib.Path) -> Report:
   begin, rng, report = time.perf_counter(), random.Random(options.seed), Report()
   commit()
   narrow.import_program()
-  runs = Runs(folder, small_run(folder / 'pictures'))
+  runs = Runs(folder, small_run(folder / 'pictures'), draw=bool(options.kills or options.rounds))
   cache = folder / 'cache'
   runs.reference = folder / 'reference'
   whole = first = runs.start(runs.reference, cache).end()

@@ -60,9 +60,12 @@ class Ended:
 class Runs:
   """Starts narrowed runs with the same arguments, each in a workdir of its own."""
 
-  def __init__(self, folder: pathlib.Path, arguments: Sequence[str]):
-    """Takes the arguments of main.py, without the workdir. What runs print is kept in `folder` meanwhile."""
-    self.folder, self.arguments = folder, [*arguments]
+  def __init__(self, folder: pathlib.Path, arguments: Sequence[str], draw: bool = True):
+    """Takes the arguments of main.py, without the workdir, and whether runs draw pictures.
+
+    What runs print is kept in `folder` meanwhile.
+    """
+    self.folder, self.arguments, self.draw = folder, [*arguments], draw
 
   def start(
     self,
@@ -93,7 +96,7 @@ class Runs:
       os.close(read)
       os.dup2(out.fileno() if terminal is None else terminal, 1)
       os.dup2(err.fileno() if terminal is None else terminal, 2)
-      become([*self.arguments, *flags, f'--workdir={workdir}'], cache, write, aim, prepare)
+      become([*self.arguments, *flags, f'--workdir={workdir}'], cache, write, aim, prepare, self.draw)
     os.close(write)
     return Run(pid, read, out, err)
 
@@ -104,6 +107,7 @@ def become(
   pipe: int,
   aim: narrow.Aim | None,
   prepare: Callable[[], None] | None,
+  draw: bool,
 ) -> None:
   """Turns this forked process into `python main.py ARGUMENTS`; does not return."""
   status = 99
@@ -120,6 +124,8 @@ def become(
     if prepare is not None:
       prepare()
     narrow.narrow_network()
+    if not draw:
+      narrow.draw_nothing()
     narrow.watch(pipe, aim)
     sys.argv = ['main.py', *arguments]
     main.run()
