@@ -353,7 +353,7 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, messages, tmp_path
   arguments = [argument.format(tmp=tmp_path) for argument in arguments]
   if DIGITS in arguments and not any(argument.startswith('--workdir') for argument in arguments):
     arguments = [*arguments, f'--workdir={tmp_path}/new']
-  assert_one_line(call_main(*arguments), *messages)
+  assert_one_line(call_main(*arguments), *(message.replace('{tmp}', str(tmp_path)) for message in messages))
 
 
 def test_a_mistake_ends_the_process_with_status_2_and_no_traceback(tmp_path):
