@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags
 
 from googlenet_jax import command_line, ending
+from googlenet_jax.exporting.formats import FORMATS, PRECISIONS
 from googlenet_jax.host import console, errors, huge_pages, program, signals
 
 if TYPE_CHECKING:
@@ -81,11 +82,11 @@ OUTPUT = flags.DEFINE_string(
   **AGAIN,
 )
 TO = flags.DEFINE_enum(
-  'to', None, ('stablehlo', 'onnx', 'torch'), 'export: for which programs, such as --to=onnx: stablehlo for JAX, onnx '
+  'to', None, tuple(FORMATS), 'export: for which programs, such as --to=onnx: stablehlo for JAX, onnx '
   'for onnxruntime and others, torch for PyTorch.', **AGAIN
 )  # fmt: skip
 PRECISION = flags.DEFINE_enum(
-  'precision', 'float32', ('float32', 'float16', 'int8'), 'export --to=onnx: numbers in the file, such as '
+  'precision', 'float32', PRECISIONS, 'export --to=onnx: numbers in the file, such as '
   '--precision=int8.', **AGAIN
 )  # fmt: skip
 COMPARE = flags.DEFINE_string(

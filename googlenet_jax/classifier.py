@@ -24,7 +24,6 @@ from googlenet_jax.host import backend, sharding
 from googlenet_jax.host.errors import UserError, plain_troubles
 from googlenet_jax.model import googlenet
 from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds
-from googlenet_jax.model.options import Options
 
 PARTS = (8, 64)  # images that the network sees at once
 CLASS_MAPS = 'class_maps'  # name of the program that `explain` runs
@@ -50,21 +49,6 @@ class Explanation(NamedTuple):
   maps: np.ndarray  # float32 [top, h, w]: the mean of a map plus the bias of its class is the logit of the class
   picture: np.ndarray  # uint8 or float32 [H, W, C]: the image, shrunk to `data.canvas` if it is a larger file
   box: tuple[float, float, float, float]  # top, left, height, width of what the maps cover, in pixels of `picture`
-
-
-def make_network(config: ConfigDict, num_classes: int, channels: int, rngs: nnx.Rngs) -> GoogLeNet:
-  """Makes the network of a recipe.
-
-  Raises:
-    UserError: an option of the recipe does not go with the channels of the images.
-  """
-  options = Options(**config.model)
-  try:
-    options.check(config.image_size, channels)
-  except ValueError as error:
-    raise UserError(f'config.model.{error}') from error
-  dtype = jnp.dtype(config.dtype)
-  return GoogLeNet(num_classes, channels, options, image_size=config.image_size, dtype=dtype, rngs=rngs)
 
 
 def make_predict_step(
@@ -113,8 +97,8 @@ class Classifier:
     self.recipe, self.classes, self.channels = config, tuple(classes), channels
     self.networks, self.steps, self.mesh = list(networks), list(steps), mesh
     self.batch_size = config.batch_size
-    self.shape = googlenet.with_shapes(functools.partial(make_network, config, len(self.classes), channels))
-    self.graphdef, self.params_shape, self.batch_stats_shape = split(self.shape)
+    self.shape = googlenet.with_shapes(functools.partial(googlenet.make_network, config, len(self.classes), channels))
+    self.graphdef, self.params_shape, self.batch_stats_shape = googlenet.split(self.shape)
     self.predict_step = functools.cache(functools.partial(make_predict_step, self.graphdef, config, mesh))
     self._stage = functools.cache(self._make_stage)
     self._prepare = _jitted(self._prepared, mesh, cut=True)
@@ -295,6 +279,11 @@ class Classifier:
     other.networks, other.steps = list(networks), self.steps if steps is None else list(steps)
     return other
 
+  def with_recipe(self, config: ConfigDict, networks: Sequence[tuple[Any, Any]] | None = None) -> 'Classifier':
+    """Returns a classifier with another recipe, and other weights if given."""
+    networks = self.networks if networks is None else networks
+    return Classifier(config, self.classes, self.channels, networks, self.mesh, self.steps)
+
   def of_this_process(self) -> 'Classifier':
     """Returns a classifier that predicts on the devices of this process, and waits for no other process."""
     own = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
@@ -357,9 +346,3 @@ def mean_softmax(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 def _last_block() -> str:
   return [*googlenet.TABLE][-1]
-
-
-def split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:
-  """Returns the structure of a network, its parameters and its batch statistics, both as pure dicts."""
-  graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-  return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

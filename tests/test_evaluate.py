@@ -4,9 +4,10 @@ import pytest
 from flax import nnx
 from helpers import small_config
 
-from googlenet_jax.classifier import Classifier, make_network
+from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment, datasets
 from googlenet_jax.evaluation import evaluate
+from googlenet_jax.model.googlenet import make_network
 
 
 @pytest.mark.usefixtures('small_network')

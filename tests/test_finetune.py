@@ -14,10 +14,10 @@ from flax import nnx
 from helpers import call_main, draw_nothing, make_whole_runs_cheap, random_state, small_config, small_table, write_run
 
 from googlenet_jax import runs
-from googlenet_jax.classifier import make_network, split
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights, weight_files
+from googlenet_jax.model.googlenet import make_network, split
 from googlenet_jax.model.layers import conv
 from googlenet_jax.model.options import Options
 from googlenet_jax.training import finetune, optimizers, step

@@ -5,7 +5,7 @@ from flax import nnx
 from helpers import random_state, small_config, small_table
 
 import googlenet_jax
-from googlenet_jax import classifier, runs
+from googlenet_jax import runs
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.model.torch_weights import TORCHVISION
@@ -41,7 +41,7 @@ def test_a_file_of_weights_under_our_names(weights):
 
 def test_torchvisions_names_bring_its_preparation(tmp_path):
   make = lambda: googlenet.GoogLeNet(5, 3, TORCHVISION, image_size=224, rngs=nnx.Rngs(0))
-  _, *shapes = classifier.split(nnx.eval_shape(make))
+  _, *shapes = googlenet.split(nnx.eval_shape(make))
   rng = np.random.default_rng(0)
   params, batch_stats = jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
   weight_files.write(tmp_path / 'tv.safetensors', torch_weights.to_torch(params, batch_stats, naming='torchvision'))

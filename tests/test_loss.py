@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from helpers import small_config, small_table
 
-from googlenet_jax.classifier import make_network, split
 from googlenet_jax.data import datasets, mixing, random_keys
 from googlenet_jax.host import sharding
 from googlenet_jax.model import googlenet
+from googlenet_jax.model.googlenet import make_network, split
 from googlenet_jax.training import optimizers
 from googlenet_jax.training.loss import loss_fn, soft_targets, weights_of_classes
 from googlenet_jax.training.state import create_state

@@ -18,7 +18,6 @@ from googlenet_jax.exporting import (
   artefact,
   export,
   onnx_files,
-  onnx_model,
   onnx_network,
   onnx_precision,
   onnx_preparing,
@@ -60,8 +59,13 @@ def random_images(count, height, width, channels=1):
 
 def written(classifier, folder, half=False):
   """The function that runs the file of a classifier."""
-  onnx_model.save(onnx_model.make_model(classifier, half), folder / 'x.onnx')
-  return onnx_model.runner(folder / 'x.onnx')
+  onnx_files.save(onnx_files.make_model(classifier, half), folder / 'x.onnx')
+  return onnx_files.runner(folder / 'x.onnx')
+
+
+def reduced(classifier, folder, precision, pictures):
+  """The file of a classifier in a lower precision."""
+  return onnx_precision.reduced(onnx_files.write(classifier, folder), folder, precision, classifier, pictures)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def digits(monkeypatch):
   found = small_digits()
   monkeypatch.setattr(datasets, 'load', lambda **_: found)
   images = [*found.test.images[:16]]
-  return artefact.Pictures(images, [str(i) for i in range(16)], found.test, found.train)
+  return artefact.Pictures(images, [str(i) for i in range(16)], '', found.test, found.train)
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -103,8 +107,8 @@ def test_torchvisions_pools_round_up_as_ours(window, tmp_path):
   graph = Graph()
   graph.add('MaxPool', 'y', 'images', kernel_shape=[window, window], strides=[2, 2], ceil_mode=1)
   x, y = Value('images', FLOAT, ('N', 'C', 'H', 'W')), Value('y', FLOAT, ('N', 'C', 'h', 'w'))
-  onnx_model.save(graph.model('pool', '', [x], [y]), tmp_path / 'x.onnx')
-  run = onnx_model.runner(tmp_path / 'x.onnx')
+  onnx_files.save(graph.model('pool', '', [x], [y]), tmp_path / 'x.onnx')
+  run = onnx_files.runner(tmp_path / 'x.onnx')
   for height, width in ((2, 3), (4, 5), (6, 7), (8, 9)):
     images = np.random.default_rng(height).normal(size=(1, height, width, 2)).astype(np.float32)
     ours = layers.xla_max_pool(images, 2, window, ceil_mode=True)
@@ -114,7 +118,7 @@ def test_torchvisions_pools_round_up_as_ours(window, tmp_path):
 def test_an_independent_evaluator_of_onnx_agrees():
   # Not with LRN: onnx 1.23 takes the number of images for the number of channels there.
   classifier = random_classifier(**{'model.norm': 'batch'})
-  evaluator, images = onnx.reference.ReferenceEvaluator(onnx_model.make_model(classifier)), random_images(2, 6, 9)
+  evaluator, images = onnx.reference.ReferenceEvaluator(onnx_files.make_model(classifier)), random_images(2, 6, 9)
   np.testing.assert_allclose(evaluator.run(None, {'images': images})[0], classifier.probabilities(images), atol=1e-5)
 
 
@@ -155,8 +159,8 @@ def test_images_are_prepared_as_ours(image_size, padding, resize, tmp_path):
   graph = Graph()
   name = onnx_preparing.add_preparation(graph, 'images', image_size, padding, resize, Options(), 3)
   inputs, outputs = Value('images', UINT8, ('N', 'H', 'W', 3)), Value(name, FLOAT, ('N', 3, image_size, image_size))
-  onnx_model.save(graph.model('prepare', '', [inputs], [outputs]), tmp_path / 'x.onnx')
-  run = onnx_model.runner(tmp_path / 'x.onnx')
+  onnx_files.save(graph.model('prepare', '', [inputs], [outputs]), tmp_path / 'x.onnx')
+  run = onnx_files.runner(tmp_path / 'x.onnx')
   sizes = ((1, 1), (5, 9), (17, 17), (28, 28), (32, 32), (64, 48), (199, 301), (1, 40), (500, 3))
   images = [random_images(1, *size, 3)[0] for size in sizes]
   ours = jax.jit(augment.prepare, static_argnums=(1, 2, 4))(
@@ -181,7 +185,7 @@ def test_mean_and_deviation_of_each_channel_are_part_of_it():
 
 def test_the_file_says_what_it_is():
   classes = tuple('abcdefgh') + ('Tür', '猫')
-  model = onnx_model.make_model(random_classifier(classes=classes))
+  model = onnx_files.make_model(random_classifier(classes=classes))
   properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
   assert properties['classes'] == list(classes)
   assert 'resized to 17 pixels' in properties['preparation']
@@ -191,13 +195,13 @@ def test_the_file_says_what_it_is():
 
 
 def test_the_writer_checks_the_graph_and_names_itself(tmp_path):
-  model = onnx_model.make_model(random_classifier())
-  onnx_model.save(model, tmp_path / 'x.onnx')
+  model = onnx_files.make_model(random_classifier())
+  onnx_files.save(model, tmp_path / 'x.onnx')
   again = onnx.load(tmp_path / 'x.onnx')
   assert (again.producer_name, again.producer_version) == ('googlenet_jax', __version__)
   model.graph.node[-1].input[0] = 'elsewhere'
   with pytest.raises(onnx.checker.ValidationError):
-    onnx_model.save(model, tmp_path / 'y.onnx')
+    onnx_files.save(model, tmp_path / 'y.onnx')
   assert not (tmp_path / 'y.onnx').exists()
 
 
@@ -223,9 +227,9 @@ def test_the_network_in_the_graph_reads_as_in_the_paper():
 
 
 def test_a_file_that_would_be_too_large_is_refused(monkeypatch):
-  monkeypatch.setattr(onnx_model, 'LARGEST', 100_000)
+  monkeypatch.setattr(artefact, 'LARGEST', 100_000)
   with pytest.raises(UserError, match='the onnx file would have .* GiB, and the format ends at 2'):
-    onnx_model.make_model(random_classifier())
+    onnx_files.make_model(random_classifier())
 
 
 # Whole exports -------------------------------------------------------------------------------------------------------
@@ -234,23 +238,23 @@ def test_a_file_that_would_be_too_large_is_refused(monkeypatch):
 @pytest.fixture
 def run(digits, tmp_path):
   config = helpers.small_config()
-  return helpers.write_run(tmp_path / 'run', config, (1, helpers.random_state(config), None, True))
+  return helpers.write_run(tmp_path / 'run', config, (1, helpers.random_state(config), 0.5, True))
 
 
-def test_an_export_is_checked_on_real_images_and_its_example_runs(run, capsys):
-  export.export_run(run, 'onnx')
-  place = run / 'export' / 'onnx'
-  card = json.loads((place / 'card.json').read_text())
-  assert card['artefact'] == {
-    'opset': 13, 'ir_version': 7, 'producer': f'googlenet_jax {__version__}', 'precision': 'float32',
+def test_the_card_has_the_accuracy_of_the_file_itself(run):
+  export.export_run(run, 'onnx', precision='int8')
+  out = run / 'export' / 'onnx_int8'
+  card = json.loads((out / 'card.json').read_text())
+  first, *others = card['accuracy']
+  assert first == {
+    'of': 'this file, in int8', 'split': 'test', 'images': 104, 'crops': 1,
+    'accuracy': card['artefact']['accuracy']['int8'],
   }  # fmt: skip
-  assert card['check']['images'] > 16
-  assert card['check']['largest_difference'] < 1e-5
-  capsys.readouterr()
-  exec(compile((place / 'example.py').read_text(), 'example.py', 'exec'), {'__file__': str(place / 'example.py')})
-  first, difference = capsys.readouterr().out.splitlines()
-  assert first.removeprefix('first image: ') in 'abcdefghij'
-  assert float(difference.removeprefix('largest difference: ')) < 1e-5
+  assert [one['of'] for one in others] == ['the network in float32']
+  assert card['check']['accepted'] is None
+  assert card['artefact']['same_class']['share'] >= 0.8
+  rows = [line for line in (out / 'README.md').read_text().splitlines() if '| 1 |' in line]
+  assert rows[0] == f'| this file, in int8 | 104 of test | 1 | {100 * first["accuracy"]:.2f} % |'
 
 
 @pytest.mark.parametrize('precision', ['float32', 'int8'])
@@ -270,25 +274,25 @@ def test_a_wrong_graph_is_refused_and_nothing_is_kept(run, precision, monkeypatc
 # Precisions ----------------------------------------------------------------------------------------------------------
 
 
-def accuracy(run, split):
-  return (run(split.images).argmax(-1) == split.labels).mean()
-
-
 @pytest.mark.parametrize(('precision', 'share', 'most'), [('float16', 0.6, 0.01), ('int8', 0.5, 0.3)])
 def test_a_lower_precision_is_smaller_and_its_accuracy_measured(digits, precision, share, most, tmp_path, capfd):
   classifier = random_classifier(**{'model.norm': 'batch'})
   whole = written(classifier, tmp_path)
-  made = onnx_files.write(classifier, tmp_path, digits, precision)
-  images, path = digits.test.images, tmp_path / made.files[0]
+  made = reduced(classifier, tmp_path, precision, digits)
+  images, path = digits.test.images, tmp_path / onnx_files.FILE
   assert abs(made.run(images) - whole(images)).max() < most
   assert (made.run(images).argmax(-1) == whole(images).argmax(-1)).mean() > 0.9
-  before, after = accuracy(whole, digits.test), accuracy(made.run, digits.test)
+  said = [run(images).argmax(-1) for run in (whole, made.run)]
+  before, after = ((labels == digits.test.labels).mean() for labels in said)
+  same = (said[0] == said[1]).mean()
+  assert made.facts['same_class'] == {'share': round(same, 6), 'accepted': 0.8}
   assert made.facts['accuracy'] == {
     'split': 'test', 'images': 104, 'float32': round(before, 6), precision: round(after, 6),
   }  # fmt: skip
   assert path.stat().st_size < share * made.facts['bytes_in_float32'] == share * (tmp_path / 'x.onnx').stat().st_size
   out, err = capfd.readouterr()
-  assert f'accuracy {before:.4f} in float32, {after:.4f} in {precision} (104 test images)' in out
+  assert f'accuracy {before:.4f} in float32, {after:.4f} in {precision}; the same class for ' in out
+  assert f'{100 * same:.1f} % of the images (104 test images)' in out
   assert 'googlenet.onnx: 0.' in out
   assert ('WARNING' in err, 'onnxruntime' in out + err) == (False, False)
   json.dumps(made.facts)
@@ -298,10 +302,10 @@ def test_only_the_network_is_reduced(digits, tmp_path):
   classifier = random_classifier(**{'model.norm': 'lrn'})
   prepares = lambda model: {n.name: n for n in model.graph.node if 'prepare/' in n.name and 'Linear' not in n.name}
   softmax = lambda model: next(n for n in model.graph.node if n.op_type == 'Softmax')
-  before = onnx_model.make_model(classifier)
+  before = onnx_files.make_model(classifier)
   for precision in ('float16', 'int8'):
-    made = onnx_files.write(classifier, tmp_path, digits, precision)
-    model = onnx.load(tmp_path / made.files[0])
+    reduced(classifier, tmp_path, precision, digits)
+    model = onnx.load(tmp_path / onnx_files.FILE)
     assert prepares(model) == prepares(before)
     assert (model.producer_name, model.metadata_props) == ('googlenet_jax', before.metadata_props)
     assert softmax(model).name == 'probabilities'
@@ -337,13 +341,26 @@ def test_images_of_many_sizes_are_run_in_batches_of_one_size():
   assert found == [((3, 9, 9, 1), [0, 2, 3]), ((2, 4, 5, 1), [1, 4])]
 
 
-def test_a_large_fall_of_the_accuracy_gets_a_warning(digits, monkeypatch, tmp_path, capsys):
-  measured = iter([0.9, 0.85])
-  monkeypatch.setattr(onnx_precision, 'accuracy', lambda *_: next(measured))
-  onnx_files.write(random_classifier(), tmp_path, digits, 'float16')
-  assert 'warning: float16 costs 5.0 points of accuracy' in capsys.readouterr().err
+@pytest.mark.parametrize(('wrong', 'match'), [(2, ''), (6, '0.9400 in int8'), (21, 'the same class for 79.0 %')])
+def test_a_lower_precision_that_costs_too_much_is_refused(wrong, match, capsys):
+  labels, said = np.zeros(100, int), np.zeros(100, int)
+  said[:wrong] = 1
+  if not match:
+    assert onnx_precision._compared(labels, said, labels, 'int8')['accuracy']['int8'] == 0.98
+    assert 'warning: int8 costs 2.0 points of accuracy' in capsys.readouterr().err
+    return
+  truth = labels if wrong == 6 else labels + 2  # a network that is always wrong cannot lose accuracy
+  with pytest.raises(UserError, match=f'nothing is kept: int8 costs too much .*{match}'):
+    onnx_precision._compared(labels, said, truth, 'int8')
+
+
+def test_the_answers_of_both_files_are_compared(digits, tmp_path, monkeypatch):
+  said = iter([np.zeros(104, int), np.ones(104, int)])
+  monkeypatch.setattr(onnx_precision, 'answers', lambda *_: next(said))
+  with pytest.raises(UserError, match='nothing is kept: float16 costs too much .*the same class for 0.0 %'):
+    reduced(random_classifier(), tmp_path, 'float16', digits)
 
 
 def test_a_lower_precision_needs_the_test_images(digits, tmp_path):
   with pytest.raises(UserError, match='--precision=int8 is measured on the test images of a run'):
-    onnx_files.write(random_classifier(), tmp_path, digits._replace(test=None), 'int8')
+    reduced(random_classifier(), tmp_path, 'int8', digits._replace(test=None))

@@ -10,6 +10,7 @@ import googlenet_jax
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import heat_maps, report
+from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet
 from googlenet_jax.page import results
@@ -169,7 +170,7 @@ def test_curves_and_files_of_a_run(tmp_path):
   for content in (None, '{"a": 1', '[1]', '{"a": 1}'):
     if content is not None:
       (tmp_path / 'x.json').write_text(content)
-    assert results.read_json(tmp_path / 'x.json') == ({'a': 1} if content == '{"a": 1}' else {})
+    assert files.read_json(tmp_path / 'x.json') == ({'a': 1} if content == '{"a": 1}' else {})
 
 
 def test_the_layer_table_needs_no_weights(found):

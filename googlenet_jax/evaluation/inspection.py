@@ -7,13 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from googlenet_jax import loading, runs
-from googlenet_jax.classifier import make_network
 from googlenet_jax.data import listing, preparing
 from googlenet_jax.evaluation.output import Output
 from googlenet_jax.host import console, files
 from googlenet_jax.host.errors import expanded
 from googlenet_jax.model import layer_table
-from googlenet_jax.model.googlenet import with_shapes
+from googlenet_jax.model.googlenet import make_network, with_shapes
 
 PAPER = (1000, 3)  # classes and channels of ImageNet
 KNOWN = {'digits': (10, 1), **dict.fromkeys(preparing.IDX_SETS, (10, 1)), 'imagenet2012': PAPER}

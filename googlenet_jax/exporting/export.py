@@ -1,14 +1,11 @@
 """`--mode=export`: a folder with a trained network that other programs run. It needs nothing of this package."""
 
-import contextlib
 import importlib
 import json
 import os
 import pathlib
-import secrets
-import shutil
-import time
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,21 +15,12 @@ from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.data.splits import SPLITS, Split
 from googlenet_jax.exporting import card as cards
+from googlenet_jax.exporting import onnx_precision, place, readme
 from googlenet_jax.exporting import sample as samples
 from googlenet_jax.exporting.artefact import Artefact, Pictures
+from googlenet_jax.exporting.formats import FORMATS, PRECISIONS
 from googlenet_jax.host import console
-from googlenet_jax.host.errors import MEMORY_OF_OTHERS, UserError, expanded, one_line, plain_troubles, reason
-
-# Format: module that writes it, and packages that it needs beside those of every run.
-FORMATS = {
-  'stablehlo': ('stablehlo', ()),
-  'onnx': ('onnx_files', ('onnx', 'onnxruntime')),
-  'torch': ('torch_files', ('torch', 'safetensors')),
-}
-PRECISIONS = ('float32', 'float16', 'int8')
-TEMPORARY = '.export_'  # begins the name of a folder that is being written
-LEFT_SECONDS = 3600.0  # after which such a folder was left by a kill
-SEEN = ('__pycache__', '.DS_Store')  # what programs leave in a folder that they looked at
+from googlenet_jax.host.errors import MEMORY_OF_OTHERS, UserError, expanded, one_line, plain_troubles
 
 
 def export_run(
@@ -52,7 +40,7 @@ def export_run(
     to: one of FORMATS.
     step: step of the checkpoint, 'best', or None for the newest.
     output: the folder; by default `export/TO` in the workdir.
-    precision: 'float32'; for ONNX also 'float16' and 'int8'.
+    precision: one of PRECISIONS; the last two are for ONNX.
     paths: pictures to check on, as for `predict`. By default images of the run's test split.
 
   Raises:
@@ -65,31 +53,34 @@ def export_run(
     raise UserError(f'--precision={precision}: choose from {", ".join(PRECISIONS)}; the last two are for --to=onnx')
   workdir = expanded(workdir)
   name = to if precision == 'float32' else f'{to}_{precision}'
-  place = expanded(output) if output else (workdir if workdir.is_dir() else workdir.with_suffix('')) / 'export' / name
-  with plain_troubles(MEMORY_OF_OTHERS, place):
-    place = pathlib.Path(os.path.realpath(place))
-    _check_place(place)
+  goal = expanded(output) if output else (workdir if workdir.is_dir() else workdir.with_suffix('')) / 'export' / name
+  with plain_troubles(MEMORY_OF_OTHERS, goal):
+    goal = pathlib.Path(os.path.realpath(goal))
+    place.check(goal)
     write = _writer(to)
     classifier = loading.load(workdir, step)
     pictures = _pictures(classifier, workdir, precision, paths)
-    options = {'precision': precision} if precision != 'float32' else {}
-    with _folder(place) as folder:
+    with place.filled(goal) as folder:
       at = f', step {max(classifier.steps)}' if classifier.steps else ''
       console.say(f'{one_line(workdir)}{at}: writing {to} and running it ...')
-      artefact = write(classifier, folder, pictures, **options)
-      check = _fill(folder, classifier, workdir, to, artefact, pictures)
-  _say(place, artefact, check)
+      expected = samples.ours(classifier, pictures.sample)
+      artefact = write(classifier, folder)
+      check = _check(artefact, pictures, expected, to)
+      if precision != 'float32':
+        artefact = onnx_precision.reduced(artefact, folder, precision, classifier, pictures)
+        check = _check(artefact, pictures, expected, f'{to} in {precision}')
+      _describe(folder, cards.make(classifier, workdir, to, artefact, check, pictures), artefact, pictures, expected)
+  _say(goal, artefact, check)
 
 
 def _writer(to: str) -> Any:
   """Returns the `write` of a format."""
-  module, packages = FORMATS[to]
-  for package in packages:
+  for package in FORMATS[to].packages:
     try:
       importlib.import_module(package)
     except ImportError as error:
       raise UserError(f"--to={to} needs the package {package}: pip install -e '.[{to}]'") from error
-  return importlib.import_module(f'googlenet_jax.exporting.{module}').write
+  return importlib.import_module(f'googlenet_jax.exporting.{FORMATS[to].module}').write
 
 
 def _pictures(classifier: Classifier, workdir: pathlib.Path, precision: str, paths: Sequence[str]) -> Pictures:
@@ -121,115 +112,45 @@ def _splits(classifier: Classifier, workdir: pathlib.Path, precision: str) -> tu
   return dataset.test, (dataset.validation or dataset.train) if calibrated else None
 
 
-def _fill(
-  folder: pathlib.Path, classifier: Classifier, workdir: pathlib.Path, to: str, artefact: Artefact, pictures: Pictures
-) -> dict[str, Any]:
-  """Compares the answers, and writes what is the same for all formats; returns the card's entry `check`."""
-  expected = samples.ours(classifier, pictures.sample)
+def _check(artefact: Artefact, pictures: Pictures, expected: np.ndarray, what: str) -> dict[str, Any]:
+  """Compares the answers with ours; returns the card's entry `check`."""
   found = samples.answers(artefact.run, pictures.sample)
-  difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float('inf')
-  if not difference <= artefact.tolerance:  # NaN is refused too
+  difference, accepted = samples.difference(found, expected), artefact.tolerance
+  if not difference <= (np.finfo(np.float32).max if accepted is None else accepted):  # NaN is refused too
     raise UserError(
-      f'nothing is kept: the answers of {to} differ from ours by up to {difference:.2g}, and {artefact.tolerance:g} is '
-      'accepted'
+      f'nothing is kept: the answers of {what} differ from ours by up to {difference:.2g}'
+      + (f', and {accepted:g} is accepted' if accepted else '')
     )
-  count = samples.COUNT
-  check = {
+  return {
     'images': len(pictures.sample),
     'largest_difference': difference,
-    'accepted': artefact.tolerance,
+    'accepted': accepted,
+    'largest_difference_in_sample': samples.difference(found[: samples.COUNT], expected[: samples.COUNT]),
     'compared_with': 'the probabilities of googlenet_jax, computed in float32',
   }
+
+
+def _describe(
+  folder: pathlib.Path, card: dict[str, Any], artefact: Artefact, pictures: Pictures, expected: np.ndarray
+) -> None:
+  """Writes what is the same for all formats."""
+  count = samples.COUNT
   np.savez(folder / cards.SAMPLE, images=np.stack(pictures.sample[:count]), probabilities=expected[:count])
-  card = cards.make(classifier, workdir, to, artefact, check, pictures.names[:count])
   (folder / cards.EXAMPLE).write_text(artefact.example)
-  (folder / cards.README).write_text(cards.readme(card, to, artefact), encoding='utf-8')
-  card['files'] = cards.files_of(folder)
+  (folder / cards.README).write_text(readme.text(card, artefact), encoding='utf-8')
+  card['files'] = {path.name: place.facts(path) for path in sorted(folder.iterdir()) if path.name != place.LOCK}
   (folder / cards.CARD).write_text(json.dumps(card, indent=2) + '\n')
-  return check
 
 
-def _say(place: pathlib.Path, artefact: Artefact, check: dict[str, Any]) -> None:
-  sizes = ', '.join(f'{name} ({(place / name).stat().st_size / 1e6:.2f} MB)' for name in artefact.files)
+def _say(goal: pathlib.Path, artefact: Artefact, check: dict[str, Any]) -> None:
+  sizes = ', '.join(f'{name} ({(goal / name).stat().st_size / 1e6:.2f} MB)' for name in artefact.files)
+  accepted = f' (accepted: {check["accepted"]:g})' if check['accepted'] else ''
   console.say(
-    f'largest difference from our probabilities: {check["largest_difference"]:.1e} over {check["images"]} real images '
-    f'(accepted: {check["accepted"]:g})'
+    f'largest difference from our probabilities: {check["largest_difference"]:.1e} over {check["images"]} real images'
+    f'{accepted}'
   )
   console.say(
-    f'written to {one_line(place)}: {sizes}, README.md, card.json, example.py, and sample.npz, which holds '
+    f'written to {one_line(goal)}: {sizes}, README.md, card.json, example.py, and sample.npz, which holds '
     f'{samples.COUNT} of these images'
   )
-  console.say(f'try it anywhere: pip install {" ".join(artefact.needs)}; python {one_line(place / cards.EXAMPLE)}')
-
-
-# The folder ----------------------------------------------------------------------------------------------------------
-
-
-def _check_place(place: pathlib.Path) -> None:
-  """Refuses a place that cannot be replaced, or holds what is no export.
-
-  Raises:
-    UserError: says which.
-  """
-  if not os.path.lexists(place):
-    return
-  if not place.is_dir():
-    raise UserError(f'{place} is a file: give a folder by --output')
-  if os.path.ismount(place):
-    raise UserError(f'{place} is a mount point, which cannot be replaced: give a folder in it, such as {place}/export')
-  there = {path.name for path in place.iterdir()} - set(SEEN)
-  try:
-    own = {cards.CARD, *json.loads((place / cards.CARD).read_text(encoding='utf-8'))['files']}
-  except (OSError, ValueError, TypeError, KeyError):
-    own = set()
-  if others := sorted(there - own):
-    more = f' and {len(others) - 3} more' if others[3:] else ''
-    raise UserError(
-      f'{place} holds {", ".join(others[:3])}{more}, which is no export: give another folder by --output, or empty it'
-    )
-
-
-@contextlib.contextmanager
-def _folder(place: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a folder to fill beside `place`, which then replaces it whole. After a failure nothing of it is left."""
-  parent = place.parent
-  made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-  try:
-    parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(parent)
-    folder = parent / f'{TEMPORARY}{secrets.token_hex(6)}'
-    folder.mkdir()
-  except OSError as error:
-    raise UserError(f'{place} cannot be written ({reason(error)}): give another folder by --output') from error
-  try:
-    yield folder
-    _check_place(place)  # somebody may have written there meanwhile
-    _replace(folder, place)
-  except BaseException:
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # somebody may use them by now
-      for empty in made:
-        empty.rmdir()
-    raise
-
-
-def _replace(folder: pathlib.Path, place: pathlib.Path) -> None:
-  old = folder.with_name(f'{folder.name}_old')
-  before = place.exists()
-  if before:
-    place.rename(old)
-  try:
-    folder.rename(place)
-  except BaseException:
-    if before:
-      old.rename(place)
-    raise
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_left(parent: pathlib.Path) -> None:
-  """Removes folders that killed programs were writing."""
-  for path in parent.glob(f'{TEMPORARY}*'):
-    with contextlib.suppress(FileNotFoundError):  # just renamed
-      if time.time() - path.stat().st_mtime > LEFT_SECONDS:
-        shutil.rmtree(path, ignore_errors=True)
+  console.say(f'try it: python {shlex.quote(one_line(goal / cards.EXAMPLE))}; README.md says how elsewhere')

@@ -48,15 +48,19 @@ def _spread(count: int, most: int) -> list[int]:
   return [int(i) for i in np.linspace(0, count - 1, min(count, most)).round()]
 
 
-def choose(images: list[np.ndarray], names: list[str]) -> tuple[list[np.ndarray], list[str]]:
+def choose(images: list[np.ndarray], names: list[str]) -> tuple[list[np.ndarray], list[str], str]:
   """Chooses COUNT images, cuts them to one size if they have several, and adds one image of another size.
 
   One size makes one batch, which is easy to use. A second size shows that images of any size can be given. Some
-  programs compile for each size, so more sizes would take minutes.
+  programs compile for each size, so more sizes would take minutes. The size is near the median, so the images are
+  enlarged or shrunk as most images are.
 
   Args:
     images: uint8 `[h, w, C]` each.
     names: where they come from.
+
+  Returns:
+    The images, their names, and in words how they were cut: the fields `sample`, `names` and `cut` of `Pictures`.
 
   Raises:
     UserError: there are fewer than COUNT images.
@@ -66,18 +70,25 @@ def choose(images: list[np.ndarray], names: list[str]) -> tuple[list[np.ndarray]
       f'an export is checked on {COUNT} real images, and there are {len(images)}: name at least {COUNT} pictures, or a '
       'folder of them, after the flags'
     )
-  shapes = [image.shape for image in images]
-  common = Counter(shapes)
-  order = sorted(range(len(images)), key=lambda i: (-common[shapes[i]], shapes[i]))  # the commonest size first
-  order = [order[i] for i in _spread(max(COUNT, *common.values()), COUNT)]
-  height, width = (min(images[i].shape[axis] for i in order) for axis in (0, 1))
+  sizes = np.array([image.shape[:2] for image in images])
+  [((height, width), count)] = Counter(map(tuple, sizes.tolist())).most_common(1)
+  if count >= COUNT:
+    fitting, cut = np.flatnonzero((sizes == (height, width)).all(1)), ''
+  else:
+    size = np.median(sizes, axis=0)
+    while (sizes >= size.astype(int)).all(1).sum() < COUNT:
+      size = np.maximum(size * 0.97, 1)
+    height, width = map(int, size)
+    fitting = np.flatnonzero((sizes >= (height, width)).all(1))
+    cut = f'the middle {height}x{width} pixels of each'
+  order = [int(fitting[i]) for i in _spread(len(fitting), COUNT)]
   sample = [_middle(images[i], height, width) for i in order]
   other = next((i for i, image in enumerate(images) if image.shape[:2] != (height, width)), None)
   if other is None:
     other, extra = 0, _middle(images[0], height, max(1, width * 3 // 4))
   else:
     extra = images[other]
-  return [*sample, extra], [names[i] for i in [*order, other]]
+  return [*sample, extra], [names[i] for i in [*order, other]], cut
 
 
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -95,12 +106,16 @@ def answers(run: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray
   return np.stack(found)
 
 
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+  """Returns the largest difference of a probability; infinite for another shape, and NaN if there are NaNs."""
+  return float(np.abs(found - expected).max()) if found.shape == expected.shape else float('inf')
+
+
 def ours(classifier: Classifier, images: Sequence[np.ndarray]) -> np.ndarray:
   """Returns our probabilities, computed in float32 whatever the recipe and the device."""
   if classifier.recipe.dtype != 'float32':
     config = classifier.recipe.copy_and_resolve_references()
     config.dtype = 'float32'
-    parts = classifier.classes, classifier.channels, classifier.networks, classifier.mesh, classifier.steps
-    classifier = Classifier(config, *parts)
+    classifier = classifier.with_recipe(config)
   with jax.default_matmul_precision('highest'):
     return answers(classifier.probabilities, images)

@@ -12,16 +12,14 @@ from jax import export
 
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment
-from googlenet_jax.exporting.artefact import TOLERANCE, Artefact, Pictures, pinned
+from googlenet_jax.exporting.artefact import TOLERANCE, Artefact, check_size, pinned
 from googlenet_jax.host import backend
-from googlenet_jax.host.errors import UserError
 
 FILE = 'googlenet.stablehlo'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 BFLOAT16_TOLERANCE = 0.05  # bfloat16 has three digits, and the comparison is with float32
-MOST_BYTES = 2**31 - 2**26  # a file of this kind holds less than 2 GiB
 
-EXAMPLE = f"""import json
+EXAMPLE = """import json
 import pathlib
 
 import jax
@@ -29,21 +27,20 @@ import numpy as np
 from jax import export
 
 folder = pathlib.Path(__file__).parent
-network = export.deserialize(bytearray((folder / '{FILE}').read_bytes()))
+network = export.deserialize(bytearray((folder / 'googlenet.stablehlo').read_bytes()))
 sample, classes = np.load(folder / 'sample.npz'), json.loads((folder / 'card.json').read_text())['classes']
 found = np.asarray(jax.jit(network.call)(sample['images']))  # uint8 [N, H, W, C] -> float32 [N, classes]
-print('first image:', classes[found[0].argmax()])
+print(f'first image: {classes[found[0].argmax()]!r}')
 print('largest difference:', abs(found - sample['probabilities']).max())
 """
 
 
-def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> Artefact:
+def write(classifier: Classifier, folder: pathlib.Path) -> Artefact:
   """Writes the file, and reads it back to run it.
 
   Args:
     classifier: the network, or an ensemble.
     folder: where the file goes.
-    pictures: not read.
 
   Raises:
     UserError: the weights are too large for one file.
@@ -61,11 +58,14 @@ def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> A
     "jax.export's guarantee; newer versions can work",
     'limits': [
       'JAX compiles it for each new number and size of images, which takes seconds: keep to few of them.',
+      'Give at least one image.',
+      'On a CPU, some convolutions are slower than in the program that made the file: their fastest form needs a '
+      'number of images that is known when the file is written.',
       f'It runs on {", ".join(PLATFORMS)}. On other platforms, such as rocm, JAX refuses it.',
     ],
   }
   return Artefact(
-    files=(FILE,),
+    files={FILE: 'the preparation of images, the network, and softmax, for each platform'},
     run=lambda images: np.asarray(run(images)),
     tolerance=TOLERANCE if full else BFLOAT16_TOLERANCE,
     example=EXAMPLE,
@@ -81,12 +81,7 @@ def exported(classifier: Classifier) -> export.Exported:
     UserError: the weights are too large for one file.
   """
   classifier = _without_auxiliary(classifier)
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(classifier.networks))
-  if size > MOST_BYTES:
-    raise UserError(
-      f'{size / 1e9:.1f} GB of weights do not fit into one StableHLO file, which holds 2 GB: export the members of the '
-      'ensemble one by one, or give --to=torch'
-    )
+  check_size(sum(leaf.nbytes for leaf in jax.tree.leaves(classifier.networks)), 'stablehlo')
   batch, height, width = export.symbolic_shape('N, H, W')
   images = jax.ShapeDtypeStruct((batch, height, width, classifier.channels), jnp.uint8)
   # Without this, a GPU or TPU computes float32 with fewer digits, and a setting of this machine would decide it.
@@ -119,7 +114,7 @@ def _without_auxiliary(classifier: Classifier) -> Classifier:
   config.model.auxiliary = 'none'
   kept = lambda tree: {name: part for name, part in tree.items() if not name.startswith('aux_')}
   networks = [tuple(map(kept, network)) for network in classifier.networks]
-  return Classifier(config, classifier.classes, classifier.channels, networks, classifier.mesh, classifier.steps)
+  return classifier.with_recipe(config, networks)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.exporting.artefact import TOLERANCE, Artefact, Pictures, pinned
+from googlenet_jax.exporting.artefact import TOLERANCE, Artefact, pinned
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import googlenet, torch_weights, weight_files
 from googlenet_jax.model.options import Options, numbers
 
 MODULE = 'googlenet.py'
-SUFFIXES = ('.pth', '.safetensors')
+SUFFIXES = {'.pth': '', '.safetensors': ' (the same, for the package safetensors)'}  # and what README.md says of them
 
 EXAMPLE = """import json
 import pathlib
@@ -28,12 +28,12 @@ classifier = googlenet.load(folder)  # or googlenet.load(folder, '.safetensors')
 sample, classes = np.load(folder / 'sample.npz'), json.loads((folder / 'card.json').read_text())['classes']
 with torch.inference_mode():
   found = classifier(torch.from_numpy(sample['images'])).numpy()  # uint8 [N, H, W, C] -> float32 [N, classes]
-print('first image:', classes[found[0].argmax()])
+print(f'first image: {classes[found[0].argmax()]!r}')
 print('largest difference:', abs(found - sample['probabilities']).max())
 """
 
 
-def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> Artefact:
+def write(classifier: Classifier, folder: pathlib.Path) -> Artefact:
   """Writes the files, and reads them back to run them.
 
   With the options of torchvision's `googlenet`, files whose names begin with `torchvision` have its names.
@@ -41,21 +41,11 @@ def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> A
   Args:
     classifier: the network, or an ensemble, which gets a file for each member.
     folder: where the files go.
-    pictures: not read.
 
   Raises:
     UserError: a package is missing.
   """
-  count = len(classifier.networks)
-  names = {'own': 'googlenet'} | ({'torchvision': 'torchvision'} if is_torchvisions(classifier) else {})
-  stems = {naming: [f'{name}_{i}' if count > 1 else name for i in range(count)] for naming, name in names.items()}
-  files = [MODULE]
-  for naming, members in stems.items():
-    for stem, network, step in zip(members, classifier.networks, classifier.steps or [0] * count, strict=True):
-      tensors = torch_weights.to_torch(*jax.tree.map(np.asarray, network), counters=step, naming=naming)
-      for suffix in SUFFIXES:
-        weight_files.write(folder / f'{stem}{suffix}', tensors)
-        files.append(f'{stem}{suffix}')
+  stems, files = _write_weights(classifier, folder)
   source = pathlib.Path(__file__).with_name('torch_network.py')
   (folder / MODULE).write_bytes(source.read_bytes())
   facts = {
@@ -69,22 +59,45 @@ def write(classifier: Classifier, folder: pathlib.Path, pictures: Pictures) -> A
     ],
   }
   if 'torchvision' in stems:
-    auxiliary = classifier.recipe.model.auxiliary != 'none'
-    facts['torchvision'] = {
-      'weights': stems['torchvision'],
-      'network': f'torchvision.models.googlenet(num_classes={len(classifier.classes)}, aux_logits={auxiliary}, '
-      'init_weights=False, transform_input=False)',
-      'note': 'torchvision does not prepare images: they must be as `prepare` of googlenet.py returns them, minus '
-      f'{facts["network"]["input_mean"] or [0]}, divided by {facts["network"]["input_std"] or [1]}',
-    }
+    facts['torchvision'] = _for_torchvision(classifier, stems['torchvision'])
   return Artefact(
-    files=tuple(files),
+    files={MODULE: 'the network and the preparation of images, in plain PyTorch'} | files,
     run=_reader(folder, facts),
     tolerance=TOLERANCE,
     example=EXAMPLE,
     needs=pinned('torch', 'numpy'),
     facts=facts,
   )
+
+
+def _write_weights(classifier: Classifier, folder: pathlib.Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+  """Writes the weights of each member; returns the names without suffixes by naming, and what each file is."""
+  count = len(classifier.networks)
+  names = {'own': 'googlenet'} | ({'torchvision': 'torchvision'} if is_torchvisions(classifier) else {})
+  stems = {naming: [f'{name}_{i}' if count > 1 else name for i in range(count)] for naming, name in names.items()}
+  files = {}
+  for naming, members in stems.items():
+    for i, (stem, network) in enumerate(zip(members, classifier.networks, strict=True)):
+      step = classifier.steps[i] if classifier.steps else 0
+      tensors = torch_weights.to_torch(*jax.tree.map(np.asarray, network), counters=step, naming=naming)
+      what = f'weights of member {i}' if count > 1 else 'weights'
+      what += ", under the names of torchvision's googlenet" if naming == 'torchvision' else f', for {MODULE}'
+      for suffix, kind in SUFFIXES.items():
+        weight_files.write(folder / f'{stem}{suffix}', tensors)
+        files[f'{stem}{suffix}'] = what + kind
+  return stems, files
+
+
+def _for_torchvision(classifier: Classifier, weights: list[str]) -> dict[str, Any]:
+  """Returns what a reader needs to use the files in torchvision."""
+  auxiliary, arguments = classifier.recipe.model.auxiliary != 'none', network_arguments(classifier)
+  return {
+    'weights': weights,
+    'network': f'torchvision.models.googlenet(num_classes={len(classifier.classes)}, aux_logits={auxiliary}, '
+    'init_weights=False, transform_input=False)',
+    'note': 'torchvision does not prepare images: they must be as `prepare` of googlenet.py returns them, minus '
+    f'{arguments["input_mean"] or [0]}, divided by {arguments["input_std"] or [1]}',
+  }
 
 
 def is_torchvisions(classifier: Classifier) -> bool:

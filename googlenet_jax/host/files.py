@@ -63,6 +63,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + '\n')
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file; an empty one if the file is missing or damaged, for what can do without it."""
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError):
+    return {}
+  return content if isinstance(content, dict) else {}
+
+
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
   """Returns rows of cells as the text of a CSV file."""
   text = io.StringIO()

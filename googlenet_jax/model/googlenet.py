@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from googlenet_jax.data import random_keys
+from googlenet_jax.host.errors import UserError
 from googlenet_jax.model import auxiliary_classifiers
 from googlenet_jax.model.layers import Conv, Linear, dropout, flatten, max_pool, read_one_map, relu
 from googlenet_jax.model.normalisation import local_response_norm
@@ -255,3 +257,24 @@ def count_multiply_adds(model: GoogLeNet, image_size: int, stages: Collection[st
     kernels = [p for p in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)) if p.ndim == 4]
     total += maps[name].shape[1] * maps[name].shape[2] * sum(kernel.size for kernel in kernels)
   return total
+
+
+def make_network(config: ConfigDict, num_classes: int, channels: int, rngs: nnx.Rngs) -> GoogLeNet:
+  """Makes the network of a recipe.
+
+  Raises:
+    UserError: an option of the recipe does not go with the channels of the images.
+  """
+  options = Options(**config.model)
+  try:
+    options.check(config.image_size, channels)
+  except ValueError as error:
+    raise UserError(f'config.model.{error}') from error
+  dtype = jnp.dtype(config.dtype)
+  return GoogLeNet(num_classes, channels, options, image_size=config.image_size, dtype=dtype, rngs=rngs)
+
+
+def split(model: GoogLeNet) -> tuple[nnx.GraphDef, Any, Any]:
+  """Returns the structure of a network, its parameters and its batch statistics, both as pure dicts."""
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+  return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

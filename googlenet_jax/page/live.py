@@ -5,16 +5,15 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.host import backend, console, sharding
+from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, reason
 from googlenet_jax.page import answers, parts, results
 from googlenet_jax.page.results import Results
-from googlenet_jax.page.subject import Subject
+from googlenet_jax.page.subject import Subject, run_in, without_weights
 
 LOOK_SECONDS = 3.0  # between looks for the first checkpoint
 ANSWERING = 'Answering the test images: tables and pictures follow.'
@@ -61,7 +60,7 @@ class LiveRun:
     if not self.is_run:
       self._know(note='A file of weights has no test images and no curves.', classifier=loading.load(workdir, step))
     elif step is None and not self._has_checkpoints():
-      self._know(note=NO_CHECKPOINT, subject=self._subject(without_weights(workdir)))
+      self._know(note=NO_CHECKPOINT, subject=self._subject(without_weights(run_in(workdir))))
     else:
       self._take(loading.load(workdir, step))
 
@@ -173,10 +172,3 @@ class LiveRun:
 
   def _know(self, **changes: Any) -> None:
     self.known = self.known._replace(number=self.known.number + 1, **changes)
-
-
-def without_weights(workdir: pathlib.Path) -> Classifier:
-  """Returns the classifier of a run that has no checkpoint: it knows its layers, and can answer nothing."""
-  backend.start()
-  run = runs.read(runs.members(workdir)[0])
-  return Classifier(run.config, run.classes, run.image_shape[-1], [], sharding.make_mesh(jax.local_devices()))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -223,12 +222,3 @@ def curves(workdir: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
 def layer_rows(classifier: Classifier) -> list[list[str]]:
   """Returns the layer table as text: the head, a row for each layer, the totals. It needs no weights."""
   return layer_table.cells(layer_table.layer_table(classifier.shape, classifier.recipe.image_size))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns a JSON file of a run, such as `summary.json`; empty if it is missing or damaged."""
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError, RecursionError):
-    return {}
-  return content if isinstance(content, dict) else {}

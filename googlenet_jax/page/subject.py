@@ -12,12 +12,13 @@ import numpy as np
 
 from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier
-from googlenet_jax.host import console, sharding
+from googlenet_jax.evaluation import stored
+from googlenet_jax.host import backend, console, files, sharding
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.page import results
 from googlenet_jax.page.results import ClassRow, Results
 
-NO_CHECKPOINT = (
+CURVES_ONLY = (
   'This run has saved no checkpoint yet, so the report has its curves and its layers only. Make it again after the '
   'first checkpoint.'
 )
@@ -58,25 +59,17 @@ class Subject:
   @functools.cached_property
   def content(self) -> dict[str, Any]:
     """run.json as it is; the first member's."""
-    return results.read_json(self.folders[0] / runs.FILE)
+    return files.read_json(self.folders[0] / runs.FILE)
 
   @functools.cached_property
   def summary(self) -> dict[str, Any]:
     """summary.json; empty for an ensemble or a run that has not ended."""
-    return results.read_json(self.workdir / 'summary.json')
+    return files.read_json(self.workdir / 'summary.json')
 
   @functools.cached_property
   def evaluation(self) -> dict[str, Any]:
     """evaluation.json of the test images; empty if nobody evaluated the run, or if it has other classes."""
-    found = results.read_json(self.workdir / 'evaluation.json')
-    try:
-      matrix, classes = np.array(found['confusion_matrix']), len(self.run.classes)
-      whole = matrix.shape == (classes, classes) and matrix.dtype.kind == 'i' and matrix.min() >= 0
-      whole &= found['split'] == 'test' and 0 <= found['accuracy'] <= 1 and found['examples'] == matrix.sum()
-      whole &= all(type(found[key]) is kind for key, kind in {'step': int, 'models': int, 'loss': float}.items())
-    except (KeyError, TypeError, ValueError):
-      return {}
-    return found if whole else {}
+    return stored.read(self.workdir, len(self.run.classes))
 
   @property
   def confusion(self) -> np.ndarray | None:
@@ -139,6 +132,12 @@ def run_in(workdir: pathlib.Path) -> runs.Run:
   return runs.read(runs.members(workdir)[0])
 
 
+def without_weights(run: runs.Run) -> Classifier:
+  """Returns the classifier of a run that has no checkpoint: it knows its layers, and can answer nothing."""
+  backend.start()
+  return Classifier(run.config, run.classes, run.image_shape[-1], [], sharding.make_mesh(jax.local_devices()))
+
+
 def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   """Reads a run, and answers its test images if they and a checkpoint are here.
 
@@ -151,10 +150,8 @@ def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   """
   run, folders = run_in(workdir), runs.members(workdir)
   if step is None and not all(map(runs.has_checkpoints, folders)):
-    console.say(f'note: {workdir}: {NO_CHECKPOINT}')
-    mesh = sharding.make_mesh(jax.local_devices())
-    classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
-    return Subject(workdir, run, classifier, None, (NO_CHECKPOINT,))
+    console.say(f'note: {workdir}: {CURVES_ONLY}')
+    return Subject(workdir, run, without_weights(run), None, (CURVES_ONLY,))
   classifier = loading.load(workdir, step)
   # The reason may name folders of this machine, and the report goes to others.
   found = results.load_results(workdir, classifier, 'test', lambda why: console.say(f'note: {why}'))

@@ -18,11 +18,11 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from googlenet_jax import loading, runs
-from googlenet_jax.classifier import Classifier, make_network, split
+from googlenet_jax.classifier import Classifier
 from googlenet_jax.host import console, sharding
 from googlenet_jax.host.errors import UserError, expanded
 from googlenet_jax.model import auxiliary_classifiers, torch_weights, weight_files
-from googlenet_jax.model.googlenet import HEADS, with_shapes
+from googlenet_jax.model.googlenet import HEADS, make_network, split, with_shapes
 from googlenet_jax.model.options import STAGES, Options, numbers
 from googlenet_jax.training.state import TrainState
 

@@ -9,10 +9,9 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax.classifier import make_network, split
 from googlenet_jax.data.random_keys import sampling_seed
 from googlenet_jax.host import checkpoints, sharding
-from googlenet_jax.model.googlenet import stages_up_to
+from googlenet_jax.model.googlenet import make_network, split, stages_up_to
 
 
 class TrainState(struct.PyTreeNode):
