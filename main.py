@@ -219,7 +219,7 @@ def check_flags(paths: list[str]) -> None:
       f'--config.{command_line.overrides[0][0]} is not for --mode={mode}: the run knows its recipe'
     )
   if mode == 'export' and TO.value is None:
-    raise errors.UserError('--to is missing: give --to=stablehlo, --to=onnx or --to=torch')
+    raise errors.UserError(f'--to is missing: give --to={", or --to=".join(FORMATS)}')
   if TO.value != 'onnx' and PRECISION.value != 'float32':
     raise errors.UserError(f'--precision={PRECISION.value} is for --to=onnx')
   if mode in READ_BY['top']:

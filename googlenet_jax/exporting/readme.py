@@ -1,5 +1,6 @@
 """README.md of an export, for somebody who never heard of this program."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,18 +47,25 @@ def _kind(card: dict[str, Any]) -> str:
 def _use(card: dict[str, Any], artefact: Artefact) -> str:
   sample, channels = card['sample'], card['input']['shape'][-1]
   cut = f' ({sample["cut"]})' if sample['cut'] else ''
+  about = (
+    f'`{EXAMPLE}` runs the network on the {len(sample["from"])} real images of `{SAMPLE}`{cut}, and prints the largest '
+    f'difference from the probabilities that are stored there. Here it was '
+    f'{card["check"]["largest_difference_in_sample"]:.1e}. Read it to see how the network is used: it is short. Other '
+    'versions of these packages can work too.'
+  )
   return f"""    pip install {' '.join(artefact.needs)}
     python {EXAMPLE}
 
-`{EXAMPLE}` runs the network on the {len(sample['from'])} real images of `{SAMPLE}`{cut}, and prints the largest
-difference from the probabilities that are stored there. Here it was
-{card['check']['largest_difference_in_sample']:.1e}. Read it to see how the network is used: it is short. Other versions
-of these packages can work too.
+{_filled(about)}
 
 | | name | type | shape |
 |---|---|---|---|
 | input | `images` | uint8 | `[N, H, W, {channels}]`: {_kind(card)}, one or more, of any size |
 | output | `probabilities` | float32 | `[N, {len(card['classes'])}]`: in the order of the classes; a row sums to 1 |"""
+
+
+def _filled(text: str) -> str:
+  return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _classes(names: Sequence[str]) -> str:
@@ -80,9 +88,9 @@ def _accuracy(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _images(card: dict[str, Any]) -> str:
-  return (
+  return _filled(
     f"Give pixels from 0 to 255, {_kind(card)}, turned upright as the file's EXIF says. The network prepares them "
-    f'itself:\n{card["preparation"]}. This is {card["preparation_is"]}.'
+    f'itself: {card["preparation"]}. This preparation is {card["preparation_is"]}.'
   )
 
 
