@@ -198,35 +198,52 @@ def _far_apart(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
   return wrong
 
 
+def quick(trial: Trial) -> None:
+  """For the tests: training, another number of processes, predicting."""
+  trial.another_layout('everything', [*EVERYTHING, *THREE], processes=3)
+  trial.predict('everything_1x4')
+
+
+def short(trial: Trial) -> None:
+  """For continuous integration: also ensembles, a kill, and a signal to one process."""
+  quick(trial)
+  trial.runs.draw = False
+  trial.ensembles()
+  trial.kill('disturbed', 'a step', 0, random.Random(0))
+  trial.stop('disturbed', [1])
+  trial.finish('disturbed', exactly=False)
+
+
+def whole(trial: Trial, kills: int) -> None:
+  """Everything, with many kills."""
+  trial.another_layout('everything', EVERYTHING, processes=4)
+  trial.predict('everything_1x4')
+  trial.ensembles()
+  trial.layouts('everything_whole', EVERYTHING)
+  trial.layouts('several_steps', SEVERAL)
+  for victims in ([0], [1], [0, 1]):
+    trial.stop('stopped', victims)
+    trial.finish('stopped', exactly=False)
+  for number in range(kills):
+    trial.kill('killed', PHASES[number // 2 % len(PHASES)], number % 2, random.Random(number))
+    trial.finish('killed', exactly=True)
+
+
 def main() -> None:
-  """Tries everything, writes the report, and fails if anything was wrong."""
+  """Makes the trials, writes the report, and fails if anything was wrong."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--kills', type=int, default=60, help='0: few short trials, for the tests')
+  parser.add_argument('--kills', type=int, default=60, help='0: few short trials')
+  parser.add_argument('--quick', action='store_true', help='even fewer')
   parser.add_argument('--output', type=pathlib.Path, required=True)
   options = parser.parse_args()
   folder = pathlib.Path(tempfile.mkdtemp(prefix='processes_'))  # a TemporaryDirectory would end with each child
   narrow.import_program()  # the processes are forked, and need not do it
-  trial = Trial(folder, [] if options.kills else PLAIN)
-  if options.kills:
-    trial.another_layout('everything', EVERYTHING, processes=4)
+  if options.quick or not options.kills:
+    trial = Trial(folder, PLAIN)
+    (quick if options.quick else short)(trial)
   else:
-    trial.another_layout('everything', [*EVERYTHING, *THREE], processes=3)
-  trial.predict('everything_1x4')
-  trial.runs.draw = bool(options.kills)
-  trial.ensembles()
-  if options.kills:
-    trial.layouts('everything_whole', EVERYTHING)
-    trial.layouts('several_steps', SEVERAL)
-    for victims in ([0], [1], [0, 1]):
-      trial.stop('stopped', victims)
-      trial.finish('stopped', exactly=False)
-    for number in range(options.kills):
-      trial.kill('killed', PHASES[number // 2 % len(PHASES)], number % 2, random.Random(number))
-      trial.finish('killed', exactly=True)
-  else:
-    trial.kill('disturbed', 'a step', 0, random.Random(0))
-    trial.stop('disturbed', [1])
-    trial.finish('disturbed', exactly=False)
+    trial = Trial(folder, [])
+    whole(trial, options.kills)
   shutil.rmtree(folder)
   options.output.mkdir(parents=True, exist_ok=True)
   report = {

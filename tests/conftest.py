@@ -35,8 +35,8 @@ if not flags.FLAGS.is_parsed():
 
 # Files that take longest. They come first, so the processes of pytest-xdist end at about the same time.
 LONGEST = (
-  'test_many_processes', 'test_end_to_end', 'test_main', 'test_step', 'test_parity', 'test_killed', 'test_ensemble',
-  'test_finetune', 'test_experiments', 'test_loss', 'test_classifier',
+  'test_end_to_end', 'test_many_processes', 'test_step', 'test_main', 'test_parity', 'test_notebook', 'test_page',
+  'test_ensemble', 'test_export', 'test_onnx', 'test_experiments', 'test_stablehlo', 'test_loss', 'test_classifier',
 )  # fmt: skip
 
 
