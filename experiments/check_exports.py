@@ -22,10 +22,14 @@ import tempfile
 
 from experiments import tables
 from experiments.worker import ROOT
+from googlenet_jax.exporting.artefact import pinned
 from googlenet_jax.exporting.formats import FORMATS
 
 EXPORTS = [(to, 'float32') for to in FORMATS] + [('onnx', 'float16'), ('onnx', 'int8')]
-OLDER = {'stablehlo': ['jax==0.10.0', 'jaxlib==0.10.0'], 'onnx': ['onnxruntime==1.15.0', 'numpy<2']}
+OLDER = {
+  'stablehlo': ['jax==0.10.0', 'jaxlib==0.10.0', 'flatbuffers', 'numpy'],
+  'onnx': ['onnxruntime==1.15.0', 'numpy<2'],
+}
 WITH_TORCHVISION = ['torchvision==0.28.0', 'safetensors']  # beside what the format `torch` needs
 HEAD = ['network', 'export', 'read by', 'largest difference', 'accepted', 'MB']
 SMALL = {  # narrow networks, see experiments/narrow.py
@@ -48,6 +52,7 @@ network = torchvision.models.googlenet(num_classes=10, aux_logits=False, init_we
 with torch.no_grad():
   for _ in range(20):
     network(torch.rand(8, 3, 64, 64))  # fits the statistics of batch normalisation
+  network.fc.weight.mul_(30)  # or all answers would be alike, and would show nothing
 torch.save(network.state_dict(), 'made.pth')
 """
 BACK = f"""{TORCHVISION}
@@ -120,7 +125,7 @@ def environment(place: pathlib.Path, packages: list[str]) -> tuple[pathlib.Path,
   subprocess.run([sys.executable, '-m', 'venv', place], check=True)
   python = place / 'bin' / 'python'
   pip = [python, '-m', 'pip', '--quiet']
-  subprocess.run([*pip, 'install', '--only-binary=:all:', *packages], check=True)
+  subprocess.run([*pip, 'install', '--no-compile', '--only-binary=:all:', *packages], check=True)
   there = subprocess.run([*pip, 'freeze'], capture_output=True, text=True, check=True).stdout
   return python, ', '.join(there.split())
 
@@ -142,9 +147,8 @@ def check_run(check: Check, workdir: pathlib.Path) -> None:
     if to in OLDER:
       check.read(folder, name, f'{to} {precision}', f'{to} older', OLDER[to], ['example.py'])
     if to == 'torch':
-      needs = json.loads((folder / 'card.json').read_text())['needs']
-      command = ['-c', SAFETENSORS]
-      check.read(folder, name, '.safetensors', 'torch with torchvision', [*needs, *WITH_TORCHVISION], command)
+      needs = [*pinned('torch', 'numpy'), *WITH_TORCHVISION]
+      check.read(folder, name, '.safetensors', 'torch with torchvision', needs, ['-c', SAFETENSORS])
 
 
 def check_small(check: Check) -> None:
@@ -160,7 +164,7 @@ def check_small(check: Check) -> None:
 
 def check_torchvision(check: Check, pictures: str) -> None:
   """Exports weights that torchvision saved, and lets torchvision read them; there they answer as here."""
-  reader, needs = 'torch with torchvision', []
+  reader, needs = 'torch with torchvision', [*pinned('torch', 'numpy'), *WITH_TORCHVISION]
   check.run(reader, needs, check.place, ['-c', MADE])
   weights = check.place / 'made.pth'
   folder = check.export("torchvision's googlenet", weights, 'torch', 'float32', ['main.py'], pictures)
