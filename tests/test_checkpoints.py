@@ -1,6 +1,7 @@
 import concurrent.futures
 import os
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from googlenet_jax.host import checkpoints, damage
+from googlenet_jax.host import checkpoints, damage, turns
 from googlenet_jax.host.errors import UserError
 from googlenet_jax.training import state
+
+
+@pytest.fixture(autouse=True)
+def no_other_runs(monkeypatch):
+  """A run saves in another way while there are others, and earlier tests may leave some."""
+  monkeypatch.setattr(turns, '_savers', weakref.WeakSet())
 
 
 def tree(value):

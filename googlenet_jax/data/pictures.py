@@ -154,7 +154,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
   except FileNotFoundError as error:
     link = os.path.islink(path)
     raise UserError(f'{name} {"is a link to nothing" if link else "does not exist"}: check the path') from error
-  except Image.DecompressionBombError as error:
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # with `python -W error` the second
     raise UserError(f'{name} is too large: {_SMALLER}') from error
   except MemoryError as error:
     raise UserError(f'{name} does not fit in memory: make it smaller') from error
