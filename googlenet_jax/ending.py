@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from googlenet_jax.host import console, errors
+from googlenet_jax.host import console, errors, signals
 
 
 def after_signal(workdir_of_flags: Callable[[], pathlib.Path | None], number: int = signal.SIGINT) -> None:
@@ -22,8 +22,11 @@ def after_signal(workdir_of_flags: Callable[[], pathlib.Path | None], number: in
   try:
     if distributed := sys.modules.get('googlenet_jax.host.distributed'):
       distributed.tell(f'{signal.Signals(number).name} interrupted it', 128 + number)
-    workdir = workdir_of_flags() if flags.FLAGS.is_parsed() else None
-    print(f'interrupted; {_what_stays(workdir)}', file=sys.stderr)
+    if signals.farewell is not None:
+      text = signals.farewell()
+    else:
+      text = f'interrupted; {_what_stays(workdir_of_flags() if flags.FLAGS.is_parsed() else None)}'
+    print(text, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
   finally:

@@ -258,7 +258,7 @@ def test_mistakes_name_their_files_and_show_the_maps_of_what_was_said(monkeypatc
   figure = galleries._mistakes_figure(*arguments, Maps())
   texts = checked(figure)
   assert '7 $.png\nsaid 1 (84 %),\ntrue 2' in texts
-  assert any('orange speaks for what was said' in text for text in texts)
+  assert any('orange speaks for the answer' in text for text in texts)
   image, map_of_1 = (axes.images[0].get_array() for axes in figure.axes)
   np.testing.assert_allclose(image, split.picture(7)[..., 0] / 255)
   share = heat_maps.STRONGEST  # the map of class 1 is at its strongest everywhere

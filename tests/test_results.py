@@ -67,6 +67,11 @@ def test_the_cells_hold_each_image_once_the_surest_first(found):
   np.testing.assert_array_equal(found.mistakes, evaluation.mistakes)
 
 
+def test_samples_of_all_answers_cover_all_classes(found):
+  assert len(found.samples(12, only_right=False)) == 12
+  assert set(found.evaluation.labels[found.samples(20, only_right=False)]) == set(found.evaluation.labels)
+
+
 def test_samples_are_right_answers_of_all_classes_that_have_any(found):
   labels = found.evaluation.labels
   right = np.flatnonzero(found.evaluation.predictions == labels)

@@ -71,7 +71,7 @@ def _mistakes_figure(
   batch, below = split.batch(shown), ()
   if classifier is not None and classifier.tells_places:
     below = heat_maps.of_said(classifier, batch, evaluation.predictions[shown])
-    title += f'\nBelow each image: {heat_maps.MEANING}'
+    title += '\nBelow each image: ' + heat_maps.meaning('the answer')
   return _images_figure(splits.pictures(batch), captions, title, below=below)
 
 

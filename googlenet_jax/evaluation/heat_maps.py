@@ -14,7 +14,11 @@ COLOURS = LinearSegmentedColormap.from_list('for_and_against', ['#4B2A99', '#999
 LEAST, MOST = 160, 512  # pixels: small pictures are enlarged to show a smooth map, large ones shrunk
 STRONGEST = 0.8  # share of the colour where the map is strongest; the rest is the picture in grey
 UNSEEN = 0.75  # share of white where the network did not look
-MEANING = 'orange speaks for what was said, purple against it; pale is not seen'
+
+
+def meaning(shown: str) -> str:
+  """Says what the colours of a map mean; `shown` says whose map it is, such as 'the answer'."""
+  return f'orange speaks for {shown}, purple against it; pale parts were cut off before the network saw the picture'
 
 
 def of_said(classifier: Classifier, batch: dict[str, np.ndarray], labels: Sequence[int]) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ NAMES = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
 INSISTING = ('SIGINT', 'SIGTERM')
 GRACE = 1.0  # seconds in which KeyboardInterrupt must arrive
 LAST_WORDS = 3.0  # seconds for the message at the end: the disk that it looks at may hang
+farewell: Callable[[], str] | None = None  # a mode's last work at a signal, in any thread; returns the last words
 _watching = False  # whether a thread learns of signals
 _request: 'StopRequest | None' = None  # the training that runs in the main thread
 _abandoned: list[concurrent.futures.Future] = []  # work that XLA may still compile

@@ -97,7 +97,7 @@ def html_of(found: Answer, group: str, true: str | None = None) -> str:
     true: the class of the picture, where it is known.
   """
   from googlenet_jax.evaluation.drawing import percent
-  from googlenet_jax.evaluation.heat_maps import MEANING
+  from googlenet_jax.evaluation.heat_maps import meaning
 
   rows, maps = [], []
   for place, (name, probability) in enumerate(zip(found.names, found.probabilities, strict=True)):
@@ -122,6 +122,7 @@ def html_of(found: Answer, group: str, true: str | None = None) -> str:
   if true is not None:
     verdict = 'right' if true == found.names[0] else 'wrong'
     mark = f'<p class=truth>It is {markup.name(true)}: the answer is <b>{verdict}</b>.</p>'
+  about = found.why or f'{meaning("the chosen class").capitalize()}.'
   size = 'x'.join(map(str, found.prepared.shape[:2]))
   seen = markup.picture(as_image(found.prepared), f'The picture as the network sees it, {size} pixels', SIDE)
   seen = f'<figure>{seen}<figcaption>As the network sees it: {size} pixels</figcaption></figure>'
@@ -129,7 +130,7 @@ def html_of(found: Answer, group: str, true: str | None = None) -> str:
     f'<p class=best>{markup.name(found.names[0])}</p>{mark}'
     f'<{kind} class=classes>{explained}{"".join(rows)}</{kind}>'
     f'<div class=views>{"".join(maps)}{seen}</div>'
-    f'<p class=soft>{markup.text(found.why) if found.why else f"Of the map: {MEANING}."}</p>'
+    f'<p class=soft>{markup.text(about)}</p>'
   )
 
 

@@ -42,7 +42,7 @@ def _not_comparable(one: Subject, other: Subject) -> str:
   if not one.results or not other.results:
     return 'there are no answers of both'
   if one.run.classes != other.run.classes:
-    return 'they have other classes'
+    return 'they have different classes'
   if one.results.split.fingerprint() != other.results.split.fingerprint():
     return 'their test images differ'
   return ''
@@ -87,7 +87,7 @@ def _answers(one: Results, other: Results, names: list[str]) -> list[str]:
   kinds = {
     f'only {names[0]} is right': right[0] & ~right[1],
     f'only {names[1]} is right': ~right[0] & right[1],
-    'both are wrong, with other answers': ~right[0] & ~right[1] & (said[0] != said[1]),
+    'both are wrong, with different answers': ~right[0] & ~right[1] & (said[0] != said[1]),
   }
   counts = {
     'both are right': right[0] & right[1],

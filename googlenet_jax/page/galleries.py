@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from googlenet_jax.evaluation import heat_maps
 from googlenet_jax.evaluation.drawing import percent, plural
 from googlenet_jax.page import markup, results
 from googlenet_jax.page.markup import Room
@@ -24,7 +25,6 @@ KEY = (
   '<p class=key>Rows are true classes, columns are answers. <i style="background:var(--right)"></i>right '
   '<i style="background:var(--wrong)"></i>wrong; a stronger colour is a larger share of the row.</p>'
 )
-MEANING = 'Orange speaks for the answer, purple against it; pale was not seen.'  # as evaluation/heat_maps.py draws
 
 
 # The confusion matrix -------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def mistakes(subject: Subject) -> str:
   total = len(found.mistakes)
   text = f'{plural(total, "mistake")}, the most confident first.'
   if len(figures) < total:
-    text = f'The {len(figures)} most confident of {total:,} mistakes; mistakes.csv in the folder of the run has all.'
+    text = f'The {len(figures)} most confident of {total:,} mistakes; --mode=evaluate lists all in mistakes.csv.'
   return _gallery_section('mistakes', 'Mistakes', text, figures, has_maps)
 
 
@@ -185,9 +185,11 @@ def samples(subject: Subject) -> str:
 
 
 def _gallery_section(anchor: str, title: str, text: str, figures: Sequence[str], has_maps: bool) -> str:
-  about = f'{text} Beside each image: where the network found what it said. {MEANING}' if has_maps else text
+  if has_maps:
+    colours = heat_maps.meaning('the answer').capitalize()
+    text = f'{text} Beside each image: where the network found what it said. {colours}.'
   gallery = markup.gallery(figures, 'pairs' if has_maps else '')
-  return markup.section(anchor, title, markup.paragraph(about, 'soft'), gallery)
+  return markup.section(anchor, title, markup.paragraph(text, 'soft'), gallery)
 
 
 def _figures(found: Results, indices: Sequence[int], room: Room) -> tuple[list[str], bool]:

@@ -1,6 +1,7 @@
 """The parts of the page and what happens between them, with Gradio. Texts and pictures are in other modules."""
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.page import answers, page_style, parts, sections
 from googlenet_jax.page.live import LiveRun
+from googlenet_jax.page.uploads import Uploads
 
 REFRESH_SECONDS = 3.0  # between looks at what has changed; an unchanged part is not sent again
 HEAD = f'<style>{page_style.CSS}</style>'
@@ -21,16 +23,23 @@ element.addEventListener('click', event => {
   if (button) trigger('select', {place: button.dataset.place});
 });
 """
-# A screen reader says a new answer. On a phone it stands below the pictures: the page moves there.
-ON_ANSWER = """
-element.setAttribute('aria-live', 'polite');
-watch('value', () => {
-  const answer = element.querySelector('.answer');
-  if (answer.getBoundingClientRect().top > 0.7 * innerHeight) answer.scrollIntoView();
-});
+# A screen reader says a new answer.
+ON_ANSWER = "element.setAttribute('aria-live', 'polite');"
+# On a phone the first answer stands below the pictures: the page moves there.
+ON_FIRST_ANSWER = f"""{ON_ANSWER}
+watch('value', () => {{
+  const answer = element.querySelector('.answer:has(.best, .trouble)');
+  if (answer && answer.getBoundingClientRect().top > 0.7 * innerHeight) answer.scrollIntoView();
+}});
 """
 # A dialog opens as soon as it has come.
 ON_CELL = "watch('value', () => element.querySelector('[popover]')?.showPopover());"
+# A table that somebody has opened stays open when newer figures come.
+ON_CURVES = """
+let open = false;
+element.addEventListener('toggle', event => { open = event.target.open; }, true);
+watch('value', () => element.querySelectorAll('details').forEach(details => { details.open = open; }));
+"""
 
 
 class Panel(NamedTuple):
@@ -41,27 +50,40 @@ class Panel(NamedTuple):
   html: Callable[[], str]
 
 
-def build(found: Sequence[LiveRun], kept_seconds: int) -> gradio.Blocks:
+def build(found: Sequence[LiveRun], sent: Uploads) -> gradio.Blocks:
   """Makes the page.
 
   Args:
     found: the run, and perhaps another one to compare with.
-    kept_seconds: how long a picture that was sent stays on the disk.
+    sent: where the pictures of users lie.
   """
-  with gradio.Blocks(
-    title=f'{found[0].name}: GoogLeNet', analytics_enabled=False, delete_cache=(kept_seconds // 4, kept_seconds)
-  ) as blocks:
+  with gradio.Blocks(title=f'{found[0].name}: GoogLeNet', analytics_enabled=False) as blocks:
     panels = [_panel(found[0], LiveRun.heading, 'heading')]
     with gradio.Tabs():
       with gradio.Tab('Try it'):
-        panels.append(_try_tab(found))
+        panels.append(_try_tab(found, sent))
       for run, title in zip(found, ('The run', 'The other run'), strict=False):
         if run.is_run:
           with gradio.Tab(title):
             panels += [_panel(run, LiveRun.heading, 'heading')] if run is not found[0] else []
             panels += _run_tab(run)
     _keep_fresh(blocks, found, panels)
+  blocks.preprocess_data = _without_tracebacks(blocks.preprocess_data)
   return blocks
+
+
+def _without_tracebacks(preprocess: Callable) -> Callable:
+  """Refuses what somebody wrote by hand and Gradio cannot read, without pages of text in the terminal."""
+
+  async def read(*arguments: Any, **options: Any) -> Any:
+    try:
+      return await preprocess(*arguments, **options)
+    except gradio.Error:
+      raise
+    except Exception as error:
+      raise gradio.Error('This page cannot read that request.', print_exception=False) from error
+
+  return read
 
 
 def _html(kind: str, value: str = '', **options: Any) -> gradio.HTML:
@@ -79,7 +101,7 @@ def _part(run: LiveRun, name: str, js: str | None = None) -> Panel:
 # Try it ---------------------------------------------------------------------------------------------------------------
 
 
-def _try_tab(found: Sequence[LiveRun]) -> Panel:
+def _try_tab(found: Sequence[LiveRun], sent: Uploads) -> Panel:
   """Makes the tab that answers pictures, and returns the test images in there, which follow the run."""
   several, shown = len(found) > 1, []
   with gradio.Row(elem_classes='try'):
@@ -94,34 +116,45 @@ def _try_tab(found: Sequence[LiveRun]) -> Panel:
       )
       upload.async_move_resource_to_block_cache = _only_files(upload.async_move_resource_to_block_cache)
       samples = _part(found[0], 'samples', ON_CLICK)
-    for _ in found:
+    for place, run in enumerate(found):
       with gradio.Column(scale=2 if several else 3, min_width=280):
-        shown.append(_html('answer-place', js_on_load=ON_ANSWER))
+        first = run.answer(None, '', several)
+        shown.append(_html('answer-place', first, js_on_load=ON_ANSWER if place else ON_FIRST_ANSWER))
 
-  def of_all(read: Callable[[Classifier], np.ndarray] | None, true: str | None = None) -> list[str] | str:
-    said = [run.answer(read, f'classes {place}', several, true) for place, run in enumerate(found)]
+  def of_all(read: Callable[[Classifier], np.ndarray] | None, true: str | None = None) -> list[str]:
+    return [run.answer(read, f'classes {place}', several, true) for place, run in enumerate(found)]
+
+  def of_upload(file: Any) -> list[str] | str:
+    said = of_all(None if file is None else functools.partial(_read, sent, file))
     return said if several else said[0]  # as Gradio takes values for several outputs, and for one
 
-  def of_upload(file: dict[str, Any] | None) -> list[str] | str:
-    if file is None:
-      return of_all(None)
-    return of_all(functools.partial(answers.read, file['path'], file.get('orig_name')))
-
-  def of_sample(event: gradio.EventData) -> list[str] | str:
-    subject, place = found[0].known.subject, str(event.place)
+  def of_sample(event: gradio.EventData) -> list[str | None]:
+    subject, place = found[0].known.subject, _place(event)
     results = subject and subject.results
-    if not results or not place.isdecimal() or int(place) >= len(results.split):
-      return of_all(None)
+    if not results or not parts.is_label(place, len(results.split)):
+      return [None, *of_all(None)]
     picture, true = results.split.picture(int(place)), results.classes[results.split.labels[int(place)]]
-    return of_all(functools.partial(answers.recoloured, picture), true)
+    return [None, *of_all(functools.partial(answers.recoloured, picture), true)]
 
   # One answer at a time: the others wait in the order in which they came.
-  options = {'outputs': shown, 'concurrency_limit': 1, 'concurrency_id': 'network', 'api_visibility': 'undocumented'}
+  options = {'concurrency_limit': 1, 'concurrency_id': 'network', 'api_visibility': 'undocumented'}
   # Without preprocessing: Gradio would decode the picture itself, without our checks.
-  upload.input(of_upload, upload, preprocess=False, api_name='answer', **options)
-  upload.clear(lambda: of_all(None), None, shown, queue=False, api_visibility='private')
-  samples.component.select(of_sample, None, api_name='sample', **options)
+  upload.input(of_upload, upload, shown, preprocess=False, api_name='answer', **options)
+  upload.clear(lambda: of_upload(None), None, shown, queue=False, api_visibility='private')
+  samples.component.select(of_sample, None, [upload, *shown], api_name='sample', **options)  # takes the upload away
   return samples
+
+
+def _read(sent: Uploads, file: Any, classifier: Classifier) -> np.ndarray:
+  return answers.read(*sent.find(file), classifier)
+
+
+def _place(event: gradio.EventData) -> str:
+  """Returns what a click carries; empty for a request that was written by hand."""
+  try:
+    return str(event.place)
+  except (AttributeError, TypeError):
+    return ''
 
 
 def _only_files(move: Callable) -> Callable:
@@ -141,14 +174,16 @@ def _only_files(move: Callable) -> Callable:
 def _run_tab(run: LiveRun) -> list[Panel]:
   """Makes the tab on a run, and returns its parts."""
   summary = _part(run, 'summary')
-  curves = _html('part-curves')
+  curves = _html('part-curves', js_on_load=ON_CURVES)
   matrix = _part(run, 'matrix', ON_CLICK)
   dialog = _html('dialog', js_on_load=ON_CELL)
+  numbers = itertools.count()
   others = [_part(run, name) for name in ('mistakes', 'members', 'classes', 'layers')]
 
   def open_cell(event: gradio.EventData) -> str:
     found = run.known.subject.results
-    return parts.cell(found, str(event.place)) if found else ''
+    # The number makes the same dialog a new value, or a cell could be opened only once in a row.
+    return f'{parts.cell(found, _place(event))}<!-- {next(numbers)} -->' if found else ''
 
   matrix.component.select(
     open_cell, None, dialog, show_progress='hidden', api_name='cell', api_visibility='undocumented'

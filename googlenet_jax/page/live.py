@@ -13,11 +13,17 @@ from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, reason
 from googlenet_jax.page import answers, parts, results
 from googlenet_jax.page.results import Results
-from googlenet_jax.page.subject import Subject, run_in, without_weights
+from googlenet_jax.page.subject import NO_DATA, Subject, run_in, without_weights
 
 LOOK_SECONDS = 3.0  # between looks for the first checkpoint
 ANSWERING = 'Answering the test images: tables and pictures follow.'
 NO_CHECKPOINT = 'There is no checkpoint yet. The curves are here already; the rest follows by itself.'
+WEIGHTS = (
+  'A file of weights has no test images and no curves, and its classes are numbers. How the pictures of its training '
+  'were prepared is not known: {size} pixels and the rest are assumed, as for the networks of the paper. If it was '
+  'otherwise, the answers are unreliable.'
+)
+TROUBLE = 'Something cannot be read; the terminal in which the page was started says what.'
 
 
 class Known(NamedTuple):
@@ -58,7 +64,8 @@ class LiveRun:
     self._thread = threading.Thread(target=self._work, daemon=True)
     self.known = Known('')
     if not self.is_run:
-      self._know(note='A file of weights has no test images and no curves.', classifier=loading.load(workdir, step))
+      classifier = loading.load(workdir, step)
+      self._know(note=WEIGHTS.format(size=classifier.recipe.image_size), classifier=classifier)
     elif step is None and not self._has_checkpoints():
       self._know(note=NO_CHECKPOINT, subject=self._subject(without_weights(run_in(workdir))))
     else:
@@ -101,12 +108,12 @@ class LiveRun:
       true: the class of the picture, where it is known.
     """
     known = self.known
-    title = parts.title(self.name, known.classifier) if with_title else ''
+    title = parts.title(self.name, known.classifier if read else None) if with_title else ''
     try:
-      if known.classifier is None:
-        inside = answers.trouble(NO_CHECKPOINT)
-      elif read is None:
+      if read is None:
         inside = '<p class=soft>The answer to your picture appears here.</p>'
+      elif known.classifier is None:
+        inside = answers.trouble(NO_CHECKPOINT)
       else:
         found = answers.answer(known.classifier, read(known.classifier))
         inside = answers.html_of(found, group, true if true in known.classifier.classes else None)
@@ -129,13 +136,15 @@ class LiveRun:
         self._safely(self._load_newer)
 
   def _safely(self, work: Callable[[], None]) -> None:
-    """Keeps the page alive whatever happens to a checkpoint or a data set; the page says what it is."""
+    """Keeps the page alive whatever happens to a checkpoint or a data set.
+
+    The reason stays in the terminal: it may name folders of this machine, and the page may be open to others.
+    """
     try:
       work()
     except Exception as error:
-      if not isinstance(error, UserError):
-        console.complain(f'warning: {self.workdir}: {reason(error)}')
-      self._know(note=reason(error))
+      console.complain(f'warning: {self.workdir}: {reason(error)}')
+      self._know(note=TROUBLE)
 
   def _checkpoints(self) -> list[str]:
     """Returns the names of all checkpoints of all members."""
@@ -160,12 +169,10 @@ class LiveRun:
     if self.known.classifier is None:
       self._know(parts=parts.render(self.known.subject))
       return
-    notes: list[str] = []
-    found = results.load_results(self.workdir, self.known.classifier, say=notes.append)
+    say = lambda why: console.say(f'note: {self.workdir}: {why}')
+    found = results.load_results(self.workdir, self.known.classifier, say=say)
     subject = self._subject(self.known.classifier, found)
-    if found is not None and found.note:
-      notes.append(found.note)
-    self._know(note='; '.join(notes), subject=subject, parts=parts.render(subject))
+    self._know(note=NO_DATA if found is None else found.note, subject=subject, parts=parts.render(subject))
 
   def _subject(self, classifier: Classifier, found: Results | None = None) -> Subject:
     return Subject(self.workdir, runs.read(runs.members(self.workdir)[0]), classifier, found, ())

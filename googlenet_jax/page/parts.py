@@ -30,9 +30,10 @@ def heading(name: str, classifier: Classifier | None, subject: Subject | None, n
   """Returns the heading of the page: what the run is, and what is missing or under way."""
   about = []
   if classifier:
-    about.append(f'GoogLeNet with {len(classifier.classes):,} classes')
+    count = len(classifier.networks)
+    about.append(f'{f"{count} GoogLeNets together" if count > 1 else "GoogLeNet"}, {len(classifier.classes):,} classes')
     if classifier.steps:
-      about.append(f'step {classifier.steps[0]:,}')
+      about.append(sections.steps(classifier))
   if subject and subject.results and subject.accuracy:
     about.append(f'{sections.percent(subject.accuracy[0])} of {len(subject.results.split):,} test images right')
   missing = f'<p class=note role=status>{markup.text(note)}</p>' if note else ''
@@ -41,7 +42,7 @@ def heading(name: str, classifier: Classifier | None, subject: Subject | None, n
 
 def title(name: str, classifier: Classifier | None) -> str:
   """Returns a heading for the answer of one of several runs."""
-  step = f', step {classifier.steps[0]:,}' if classifier and classifier.steps else ''
+  step = f', {sections.steps(classifier)}' if classifier and classifier.steps else ''
   return f'<h2>{markup.name(name)}{step}</h2>'
 
 
@@ -50,7 +51,7 @@ def samples(subject: Subject) -> str:
   found, buttons = subject.results, []
   if found is None:
     return ''
-  for index in found.samples(SAMPLES).tolist():
+  for index in found.samples(SAMPLES, only_right=False).tolist():
     alt = f'Test image {markup.short(found.name(index))}, {markup.short(found.answer(index).true)}'
     picture = markup.picture(found.thumbnail(index, SIDE, enlarge=False), alt, SHOWN)
     buttons.append(f'<button type=button data-place={index}>{picture}</button>')
@@ -87,9 +88,15 @@ def cell(found: Results, place: str) -> str:
     found: the answers.
     place: labels of the true class and of the answer, such as '3,5'.
   """
-  labels = [int(label) for label in place.split(',') if label.isdecimal()]
-  if len(labels) != 2 or max(labels) >= len(found.classes):
+  places = place.split(',')
+  if len(places) != 2 or not all(is_label(one, len(found.classes)) for one in places):
     return ''
+  labels = [int(one) for one in places]
   indices = found.cell(*labels)
   figures = [galleries.cell_figure(found, index) for index in indices[:PICTURES].tolist()]
   return galleries.popover(found.classes, tuple(labels), len(indices), figures)
+
+
+def is_label(text: str, count: int) -> bool:
+  """Returns whether a text is a number below `count`; it may be anything that somebody sent."""
+  return text.isdecimal() and len(text) < 10 and int(text) < count

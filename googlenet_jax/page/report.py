@@ -52,7 +52,9 @@ def _write(
     files.write_text(path, text)
   except OSError as error:
     raise _unwritable(path, output, error.strerror or str(error)) from error
-  console.say(f'written to {one_line(path)}: {len(text.encode()) / 1e6:.1f} MB, all in one file')
+  size = len(text.encode())
+  shown = f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.0f} kB'
+  console.say(f'written to {one_line(path)}: {shown}, all in one file')
 
 
 def _place(workdir: pathlib.Path, output: pathlib.Path | None) -> pathlib.Path:

@@ -88,12 +88,17 @@ class Results:
     order = self._by_confidence
     return order[(self.evaluation.labels[order] == true) & (self.evaluation.predictions[order] == said)]
 
-  def samples(self, count: int) -> np.ndarray:
-    """Returns up to `count` indices of right answers, spread evenly over the classes and the split."""
+  def samples(self, count: int, only_right: bool = True) -> np.ndarray:
+    """Returns up to `count` indices, spread evenly over the classes and the split.
+
+    Args:
+      count: how many.
+      only_right: whether to take right answers only.
+    """
     found = self.evaluation
-    right = np.flatnonzero(found.predictions == found.labels)
-    right = right[np.argsort(found.labels[right], kind='stable')]
-    return right[np.unique(np.linspace(0, len(right) - 1, min(count, len(right))).astype(int))]
+    among = np.flatnonzero(found.predictions == found.labels) if only_right else np.arange(len(found.labels))
+    among = among[np.argsort(found.labels[among], kind='stable')]
+    return among[np.unique(np.linspace(0, len(among) - 1, min(count, len(among))).astype(int))]
 
   def answer(self, index: int) -> Answer:
     """Returns the answer to one image."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from googlenet_jax import __version__, recipe
+from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops
 from googlenet_jax.data.splits import SPLITS
 from googlenet_jax.evaluation import report
@@ -75,7 +76,7 @@ def run(subject: Subject, made: str) -> str:
     'images': _words(subject.content.get('preparation')),
     'network': _network(config),
     'training': _training(subject),
-    'checkpoint': _checkpoint(subject),
+    'checkpoint': steps(subject.classifier),
     'hardware': _hardware(subject.run.machine),
     'versions': _versions(subject),
     'report': f'made on {made} by googlenet_jax {__version__} with jax {jax.__version__}' if made else '',
@@ -119,11 +120,12 @@ def _training(subject: Subject) -> str:
   return _words('; '.join(parts))
 
 
-def _checkpoint(subject: Subject) -> str:
-  steps = subject.classifier.steps
-  if len(set(steps)) > 1:
-    return f'steps {min(steps):,} to {max(steps):,}'
-  return f'step {steps[0]:,}' if steps else 'none yet'
+def steps(classifier: Classifier) -> str:
+  """Returns the steps of the checkpoints of a run or an ensemble."""
+  found = classifier.steps
+  if len(set(found)) > 1:
+    return f'steps {min(found):,} to {max(found):,}'
+  return f'step {found[0]:,}' if found else 'none yet'
 
 
 def _versions(subject: Subject) -> str:

@@ -23,8 +23,8 @@ CURVES_ONLY = (
   'first checkpoint.'
 )
 NO_DATA = (
-  'The images of this run are not on the machine that made the report, so it shows no pictures, and only what the '
-  'files of the run say of its answers. With the data in the place that the recipe names, the same command adds them.'
+  'The images of this run are not on the machine that answered them, so there are no pictures, and only what the '
+  'files of the run say of its answers. With the data in the place that the recipe names, they are shown too.'
 )
 
 
