@@ -404,7 +404,7 @@ def test_runs_on_other_images_are_not_compared_image_by_image(one):
   assert 'not compared image by image: their test images differ' in text
   assert 'first &lt;run&gt; (1)' in text  # two runs of one name
   other = dataclasses.replace(one, run=dataclasses.replace(one.run, classes=tuple('abcdefghij')))
-  assert 'they have other classes' in report.page(one, other, '')
+  assert 'they have different classes' in report.page(one, other, '')
   assert 'there are no answers of both' in report.page(one, dataclasses.replace(one, results=None), '')
 
 
