@@ -1,9 +1,9 @@
 """Takes the pictures of docs/page.md: the page of a run in a browser without a screen.
 
 pip install -e '.[test]'; apt-get install chromium
-python -m experiments.page_pictures runs/scenes docs/pictures
+python -m experiments.page_pictures runs/scenes PICTURE docs/pictures
 
-  page_try.jpg     a photograph that scikit-learn ships, with its answer and the map of the likeliest class
+  page_try.jpg     the picture, with its answer and the map of the likeliest class
   page_run.jpg     the run, from its curves to the confusion matrix with an open cell
   page_phone.jpg   the answer on a phone, dark
 """
@@ -14,12 +14,10 @@ import shutil
 import socket
 import time
 
-import sklearn
-
 from googlenet_jax.page import app
 from googlenet_jax.page.live import LiveRun
+from googlenet_jax.page.uploads import Uploads
 
-PICTURE = pathlib.Path(sklearn.__file__).parent / 'datasets' / 'images' / 'flower.jpg'
 OPTIONS = ('--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update')
 QUALITY = 80  # of JPEG
 
@@ -28,20 +26,21 @@ def main() -> None:
   """Serves the page, and takes its pictures."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('workdir', type=pathlib.Path)
+  parser.add_argument('picture', type=pathlib.Path)
   parser.add_argument('output', type=pathlib.Path)
   options = parser.parse_args()
   with socket.socket() as trial:
     trial.bind(('127.0.0.1', 0))
     port = trial.getsockname()[1]
   run = LiveRun(options.workdir)
-  page = app.Page([run], port)
+  page = app.Page([run], port, '127.0.0.1', Uploads())
   while not run.known.parts:
     time.sleep(0.1)
-  take(page.address, options.output)
+  take(page.address, options.picture, options.output)
   page.close()
 
 
-def take(address: str, output: pathlib.Path) -> None:
+def take(address: str, picture: pathlib.Path, output: pathlib.Path) -> None:
   """Takes all pictures of a page."""
   from playwright.sync_api import sync_playwright
 
@@ -62,7 +61,7 @@ def take(address: str, output: pathlib.Path) -> None:
 
     for name, size, scheme in (('page_try.jpg', (1120, 860), 'light'), ('page_phone.jpg', (390, 844), 'dark')):
       tab = opened(*size, scheme)
-      tab.set_input_files('input[type=file]', PICTURE)
+      tab.set_input_files('input[type=file]', picture)
       tab.wait_for_selector('.map img')
       save(tab, name)
     tab = opened(1120, 860, 'light')
