@@ -35,8 +35,9 @@ if not flags.FLAGS.is_parsed():
 
 # Files that take longest. They come first, so the processes of pytest-xdist end at about the same time.
 LONGEST = (
-  'test_end_to_end', 'test_many_processes', 'test_step', 'test_main', 'test_parity', 'test_notebook', 'test_page_server',
-  'test_ensemble', 'test_export', 'test_onnx', 'test_experiments', 'test_stablehlo', 'test_loss', 'test_classifier',
+  'test_end_to_end', 'test_many_processes', 'test_step', 'test_main', 'test_parity', 'test_notebook',
+  'test_page_server', 'test_ensemble', 'test_export', 'test_onnx', 'test_experiments', 'test_stablehlo', 'test_loss',
+  'test_classifier',
 )  # fmt: skip
 
 
