@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 
 import pytest
 
@@ -26,6 +27,11 @@ def test_the_end_of_the_near_side_is_passed_on():
   with socket.create_server(('127.0.0.1', 0)) as server:
     near = socket.create_connection(('127.0.0.1', relay.start(*server.getsockname())), timeout=60)
     far, _ = server.accept()
+    near.sendall(b'question')
+    assert far.recv(100) == b'question'
+    far.sendall(b'answer')
+    assert near.recv(100) == b'answer'  # so both threads are reading
+    time.sleep(0.1)
     near.close()
     far.settimeout(60)
     with far:

@@ -39,4 +39,6 @@ def _pass_on(source: socket.socket, target: socket.socket, closes: bool) -> None
     while data := source.recv(CHUNK):
       target.sendall(data)
   if closes:
+    with contextlib.suppress(OSError):
+      target.shutdown(socket.SHUT_RDWR)  # the other thread reads from it, and a close alone would wait for that
     target.close()
