@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## Trains on the digits that come with scikit-learn
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/demo
 
 test: $(VENV)/tested  ## Installs what the tests need and runs them all
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 docs: $(VENV)/installed  ## Writes the table of all keys of a recipe into docs/recipes.md
 	$(BIN)/python -c 'from googlenet_jax import recipe; recipe.write_table("docs/recipes.md")'
