@@ -193,8 +193,8 @@ def main() -> None:
 
 For each export: a fresh virtual environment with the packages below and nothing else, a copy of the exported folder,
 sha256 of every file compared with card.json, and `python example.py`, which compares the answers to 16 real images with
-ours. For `.safetensors` and torchvision a script of the same few lines. Accepted differences are rounded to one digit;
-that of int8 is 1.1 times the difference where the file was made. On {tables.cpu_model()}.
+ours. For `.safetensors` and torchvision a script of the same few lines. The accepted difference
+of int8 is 1.1 times the difference where the file was made. On {tables.cpu_model()}.
 
 {tables.table(HEAD, check.rows)}
 The whole environments:
