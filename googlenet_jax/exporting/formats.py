@@ -6,7 +6,7 @@ from typing import NamedTuple
 class Format(NamedTuple):
   """A format, and what makes it."""
 
-  module: str  # of this package; has `write(classifier, folder) -> Artefact`
+  module: str  # a module of this package with `write(classifier, folder) -> Artefact`
   packages: tuple[str, ...]  # that writing needs beside those of every run
   what: str  # for a reader
   runs_on: str
@@ -17,4 +17,4 @@ FORMATS = {
   'onnx': Format('onnx_files', ('onnx', 'onnxruntime'), 'ONNX', 'ONNX Runtime, and other programs that read ONNX'),
   'torch': Format('torch_files', ('torch', 'safetensors'), 'weights, and the network as a Python file', 'PyTorch'),
 }
-PRECISIONS = ('float32', 'float16', 'int8')  # of ONNX; the other formats have float32 only
+PRECISIONS = ('float32', 'float16', 'int8')  # the last two are for ONNX only

@@ -29,7 +29,7 @@ class Graph:
     """Makes an empty graph."""
     self.nodes: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = []  # operator, name, inputs, attributes
     self.weights: dict[str, np.ndarray] = {}
-    self.dtype = np.float32  # of weights that are added
+    self.dtype = np.float32  # weights that are added get it
     self._prefix = ''
 
   def within(self, part: str) -> 'Graph':

@@ -11,7 +11,7 @@ from googlenet_jax.model import googlenet
 from googlenet_jax.model.googlenet import GoogLeNet, Inception
 from googlenet_jax.model.layers import Conv, Linear
 
-PROBABILITIES = 'probabilities'  # of the file, or of a member
+PROBABILITIES = 'probabilities'  # the output of the file, or of a member
 PADDED = {'kernel_shape': [3, 3], 'pads': [1, 1, 1, 1]}  # the window of every pool but torchvision's between stages
 
 

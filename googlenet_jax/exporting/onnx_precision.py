@@ -25,7 +25,7 @@ from googlenet_jax.host.errors import UserError
 
 BATCH = 64  # images that onnxruntime sees at once
 CALIBRATION = 256  # images that say which range each map needs
-LARGE_FALL = 0.01  # of the accuracy; more gets a warning
+LARGE_FALL = 0.01  # a larger fall of the accuracy gets a warning
 MOST_FALL = 0.05  # more is refused: a file that bad is of no use, and calibration images are the likely reason
 # A broken file can have the accuracy of a poor network. So it must say the same as float32 for this share of the
 # images. The rest is for near ties, of which a network of a thousand classes has many.

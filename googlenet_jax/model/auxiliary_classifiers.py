@@ -10,7 +10,7 @@ from googlenet_jax.model.options import AUXILIARY_POOL
 AFTER = {'aux_4a': 'inception_4a', 'aux_4d': 'inception_4d'}  # classifier: block whose output it reads
 LOSS_WEIGHT = 0.3
 DROPOUT = 0.7
-CHANNELS = 128  # of the 1x1 convolution
+CHANNELS = 128  # output channels of the 1x1 convolution
 HIDDEN = 1024  # units in the hidden layer
 
 

@@ -46,7 +46,7 @@ class Panel(NamedTuple):
   """A part of the page that follows a run."""
 
   component: gradio.HTML
-  version: Callable[[], Hashable]  # of what it shows; it is sent anew if that changes
+  version: Callable[[], Hashable]  # changes with what is shown, which is then sent anew
   html: Callable[[], str]
 
 

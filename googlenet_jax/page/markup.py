@@ -12,7 +12,7 @@ from googlenet_jax.host.errors import one_line
 
 NAME = 60  # letters of a name; a longer one loses its middle
 PNG_UP_TO = 64  # pixels: smaller pictures are kept exactly, larger ones become JPEG
-QUALITY = 80  # of JPEG
+QUALITY = 80  # JPEG's own scale, up to 95
 
 
 class Room:

@@ -28,7 +28,7 @@ class Answer(NamedTuple):
   name: str  # its file, or its place such as '#7'
   true: str  # its class
   said: str  # the class that the network says
-  probability: float  # of `said`
+  probability: float  # that of `said`
   probability_of_true: float
 
   @property
@@ -194,7 +194,7 @@ def most_confused(confusion: np.ndarray, most: int) -> list[int]:
     return [*range(len(confusion))]
   wrong = confusion - np.diag(np.diag(confusion))
   chosen: dict[int, None] = {}
-  for place in np.argsort(-wrong, axis=None, kind='stable')[: most**2]:  # of these pairs, `most` labels at least
+  for place in np.argsort(-wrong, axis=None, kind='stable')[: most**2]:  # these pairs have `most` labels at least
     new = [label for label in map(int, divmod(int(place), len(confusion))) if label not in chosen]
     if len(chosen) + len(new) <= most:
       chosen |= dict.fromkeys(new)

@@ -10,7 +10,7 @@ from typing import Any
 
 from googlenet_jax.host.errors import UserError
 
-MOST_BYTES = 50 << 20  # of an upload
+MOST_BYTES = 50 << 20  # the largest upload
 ROOM = 1 << 30  # bytes of all uploads together
 FILE_BYTES = 4096  # what a file takes at least
 KEPT_SECONDS = 120  # an upload may wait so long for its answer before it is deleted; looked at four times as often
