@@ -21,7 +21,7 @@ import nbformat
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / 'docs' / 'quickstart.ipynb'
 CELL_SECONDS = 600
-MOST_BYTES = 1_000_000  # of the notebook: it is read in browsers
+MOST_BYTES = 1_000_000  # a larger notebook is refused, because it is read in browsers
 VERSION = r'\b(googlenet_jax|jax) \d[\w.]*'  # in the first line of a training
 
 
@@ -31,7 +31,7 @@ def execute(notebook: nbformat.NotebookNode, folder: pathlib.Path, environment: 
   Args:
     notebook: its cells get their outputs.
     folder: an empty folder; the run is written there.
-    environment: of the kernel.
+    environment: environment of the kernel.
 
   Raises:
     nbclient.exceptions.CellExecutionError: a cell has failed.

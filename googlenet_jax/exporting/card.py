@@ -94,7 +94,7 @@ def _of_weights(path: pathlib.Path) -> dict[str, Any]:
 
 
 def accuracies(classifier: Classifier, workdir: pathlib.Path, artefact: Artefact) -> list[dict[str, Any]]:
-  """Returns what was measured of exactly these weights: of what, split, crops, accuracy. What is exported comes first.
+  """Returns the accuracies of exactly these weights, with what was measured, split and crops; the export comes first.
 
   Args:
     classifier: the network.

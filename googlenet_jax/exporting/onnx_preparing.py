@@ -23,7 +23,7 @@ def add_preparation(
     image_size: see `augment.prepare`.
     padding: see `augment.prepare`.
     resize: see `augment.prepare`.
-    options: of the network; it normalises by `input_mean` and `input_std`.
+    options: options of the network; it normalises by `input_mean` and `input_std`.
     channels: channels of the images.
 
   Returns:

@@ -27,7 +27,7 @@ class Peers:
 
     Args:
       index: number of this process.
-      names: of all processes.
+      names: names of all processes.
       channels: from `meeting.meet`.
       end: called in a thread with a text and an exit status if another process has ended; it must end this one.
     """
@@ -38,7 +38,7 @@ class Peers:
     self._texts: dict[int, str] = {}  # why processes failed
     self._ending = False  # whether this process says why it ends
     self._wanted = self._signal = 0  # a signal that some process got; the one that all stop for
-    self._calls, self._stop_at = 0, None  # of training steps, and of evaluations
+    self._calls, self._stop_at = 0, None  # calls for training steps and evaluations
     self._values: dict[int, Any] = {}  # what processes have sent to `gather`
     for number, channel in channels.items():
       threading.Thread(target=self._listen, args=(number, channel), daemon=True).start()

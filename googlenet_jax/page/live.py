@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from googlenet_jax import loading, runs
+from googlenet_jax import loading
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, reason
 from googlenet_jax.page import answers, parts, results
 from googlenet_jax.page.results import Results
-from googlenet_jax.page.subject import NO_DATA, Subject, run_in, without_weights
+from googlenet_jax.page.subject import NO_DATA, Subject, can_answer, is_weights, run_in, without_weights
 
 LOOK_SECONDS = 3.0  # between looks for the first checkpoint
 ANSWERING = 'Answering the test images: tables and pictures follow.'
@@ -58,7 +58,7 @@ class LiveRun:
       UserError: there is no run, or no such checkpoint.
     """
     self.workdir, self._step = workdir, step
-    self.is_run = not (workdir.suffix in loading.WEIGHTS and workdir.is_file())
+    self.is_run = not is_weights(workdir)
     self._saved = self._checkpoints()
     self._asked, self._closed = threading.Event(), False
     self._thread = threading.Thread(target=self._work, daemon=True)
@@ -66,7 +66,7 @@ class LiveRun:
     if not self.is_run:
       classifier = loading.load(workdir, step)
       self._know(note=WEIGHTS.format(size=classifier.recipe.image_size), classifier=classifier)
-    elif step is None and not self._has_checkpoints():
+    elif step is None and not can_answer(workdir):
       self._know(note=NO_CHECKPOINT, subject=self._subject(without_weights(run_in(workdir))))
     else:
       self._take(loading.load(workdir, step))
@@ -131,7 +131,7 @@ class LiveRun:
       if self._closed:
         return
       saved = self._checkpoints()
-      if saved != self._saved and (self._step is not None or self._has_checkpoints()):
+      if saved != self._saved and (self._step is not None or can_answer(self.workdir)):
         self._saved = saved
         self._safely(self._load_newer)
 
@@ -151,9 +151,6 @@ class LiveRun:
     places = ('checkpoints', 'replaced', 'member_*/checkpoints', 'member_*/replaced')
     found = (path for place in places for path in self.workdir.glob(f'{place}/*')) if self.is_run else ()
     return sorted(str(path.relative_to(self.workdir)) for path in found if path.name.isdigit())
-
-  def _has_checkpoints(self) -> bool:
-    return all(map(runs.has_checkpoints, runs.members(self.workdir)))
 
   def _load_newer(self) -> None:
     loaded, before = loading.load(self.workdir, self._step), self.known.classifier
@@ -175,7 +172,7 @@ class LiveRun:
     self._know(note=NO_DATA if found is None else found.note, subject=subject, parts=parts.render(subject))
 
   def _subject(self, classifier: Classifier, found: Results | None = None) -> Subject:
-    return Subject(self.workdir, runs.read(runs.members(self.workdir)[0]), classifier, found, ())
+    return Subject(self.workdir, run_in(self.workdir), classifier, found, ())
 
   def _know(self, **changes: Any) -> None:
     self.known = self.known._replace(number=self.known.number + 1, **changes)

@@ -121,13 +121,23 @@ def _rows_of_file(path: pathlib.Path, classes: tuple[str, ...]) -> list[ClassRow
   return found if tuple(row.name for row in found) == classes else []
 
 
+def is_weights(workdir: pathlib.Path) -> bool:
+  """Returns whether it is a file of weights, and not the folder of a run."""
+  return workdir.suffix in loading.WEIGHTS and workdir.is_file()
+
+
+def can_answer(workdir: pathlib.Path) -> bool:
+  """Returns whether a run, or every member of an ensemble, has a checkpoint."""
+  return all(map(runs.has_checkpoints, runs.members(workdir)))
+
+
 def run_in(workdir: pathlib.Path) -> runs.Run:
   """Returns what run.json says of a run, or of the first member of an ensemble.
 
   Raises:
     UserError: there is no run.
   """
-  if workdir.suffix in loading.WEIGHTS and workdir.is_file():
+  if is_weights(workdir):
     raise UserError(f'{workdir} is a file of weights, which knows no run: give the folder of a run')
   return runs.read(runs.members(workdir)[0])
 
@@ -148,8 +158,8 @@ def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   Raises:
     UserError: there is no run, no such checkpoint, or it is damaged.
   """
-  run, folders = run_in(workdir), runs.members(workdir)
-  if step is None and not all(map(runs.has_checkpoints, folders)):
+  run = run_in(workdir)
+  if step is None and not can_answer(workdir):
     console.say(f'note: {workdir}: {CURVES_ONLY}')
     return Subject(workdir, run, without_weights(run), None, (CURVES_ONLY,))
   classifier = loading.load(workdir, step)
