@@ -22,9 +22,9 @@ def as_at_the_start(monkeypatch):
   monkeypatch.setattr(fonts, '_used', [fonts.OWN])
   monkeypatch.setattr(fonts, '_lacking', {})
   monkeypatch.setattr(fonts, '_said', False)
-  fonts.look_up.cache_clear()
+  fonts._find.cache_clear()
   yield
-  fonts.look_up.cache_clear()
+  fonts._find.cache_clear()
   fonts._new_names.cache_clear()
 
 
@@ -67,6 +67,7 @@ def test_fonts_that_were_installed_after_matplotlib_listed_them_are_found(known,
 def test_letters_that_no_font_has_are_named_in_one_line(known, tmp_path, monkeypatch, capsys, recwarn):
   monkeypatch.setattr(drawing, 'DPI', 30)
   monkeypatch.setattr(fonts, '_known_names', list)
+  drawing.fit('鼠', 100, 9)  # belongs to none of the pictures below
   drawing.save(tmp_path / 'a.png', lambda: drawing.new_figure(1.0, f'{OTHER * 3}石a'))
   drawing.save(tmp_path / 'b.png', lambda: drawing.new_figure(1.0, '英' + ''.join(map(chr, range(0x4E00, 0x4E30)))))
   assert capsys.readouterr().err == (

@@ -56,12 +56,11 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
 
 def save(path: pathlib.Path, make: Callable[..., Figure], *arguments: Any) -> None:
   """Writes the figure that `make(*arguments)` returns as a PNG. Both happen without the user's matplotlib settings."""
-  with own_settings():
+  with fonts.warning_of_lacking(), own_settings():
     figure = make(*arguments)
     FigureCanvasAgg(figure)  # draws without a screen and without pyplot's global state
     with replacing(path) as temporary, no_glyph_warnings():
       figure.savefig(temporary, dpi=DPI, format='png')
-  fonts.warn_of_lacking()
 
 
 @contextlib.contextmanager

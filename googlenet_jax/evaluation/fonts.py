@@ -1,6 +1,8 @@
 """Fonts for names in any alphabet: matplotlib's own, and installed ones for the letters that it lacks."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,7 +21,7 @@ IGNORED = frozenset(map(chr, range(0xFE00, 0xFE10)))  # variation selectors: the
 SHOWN = 20  # letters in the warning
 
 _used = [OWN]  # it only grows: a letter keeps its font
-_lacking: dict[str, None] = {}  # letters that no font has
+_lacking: dict[str, None] = {}  # letters of the picture being drawn that no font has
 _said = False
 
 
@@ -28,26 +30,35 @@ def families() -> list[str]:
   return list(_used)
 
 
-@functools.cache
 def look_up(letter: str) -> None:
   """Finds a font for a letter, among those in use if possible."""
-  if letter in IGNORED or any(_has(face, letter) for name in _used for face in _faces(name)):
-    return
-  for search in (_known_names, _new_names):
-    for name in search():
-      if any(_has(face, letter) for face in _faces(name)):
-        _used.append(name)
-        return
-  _lacking[letter] = None
+  if not _find(letter):
+    _lacking[letter] = None
 
 
-def warn_of_lacking() -> None:
-  """Says which letters of the pictures so far no installed font has. One line in a process is enough."""
+@contextlib.contextmanager
+def warning_of_lacking() -> Iterator[None]:
+  """Says which letters of the picture that is drawn inside no installed font has. One line in a process is enough."""
   global _said
+  _lacking.clear()
+  yield
   if _lacking and not _said:
     _said = True
     letters = ' '.join(list(_lacking)[:SHOWN]) + (' and others' if len(_lacking) > SHOWN else '')
     console.warn_once(f'no installed font has {letters}: pictures show boxes; fonts such as Noto have them')
+
+
+@functools.cache
+def _find(letter: str) -> bool:
+  """Puts a font with this letter in use, and returns whether there is one."""
+  if letter in IGNORED or any(_has(face, letter) for name in _used for face in _faces(name)):
+    return True
+  for search in (_known_names, _new_names):
+    for name in search():
+      if any(_has(face, letter) for face in _faces(name)):
+        _used.append(name)
+        return True
+  return False
 
 
 def _known_names() -> list[str]:
