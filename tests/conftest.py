@@ -17,7 +17,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   CACHE = tempfile.TemporaryDirectory(prefix='googlenet_jax_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ['XDG_CACHE_HOME'] = CACHE.name
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')  # 1 by default
-# Tracing need not note from which line of Python an operation comes: that takes time. test_experiments.py notes it.
+# Tracing need not note from which line of Python an operation comes: that takes time. test_hlo.py notes it.
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 
 import sys
@@ -36,7 +36,7 @@ if not flags.FLAGS.is_parsed():
 # Files that take longest. They come first, so the processes of pytest-xdist end at about the same time.
 LONGEST = (
   'test_end_to_end', 'test_many_processes', 'test_step', 'test_main', 'test_parity', 'test_notebook',
-  'test_page_server', 'test_ensemble', 'test_export', 'test_onnx', 'test_experiments', 'test_stablehlo', 'test_loss',
+  'test_page_server', 'test_ensemble', 'test_export', 'test_onnx', 'test_benchmark', 'test_stablehlo', 'test_loss',
   'test_classifier',
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
 
 
 # Modules that look at the forms of layers for other platforms. Elsewhere to trace these forms is half of all tracing.
-ALL_FORMS = ('test_experiments', 'test_gpu_layers', 'test_layers', 'test_stablehlo')
+ALL_FORMS = ('test_benchmark', 'test_gpu_layers', 'test_hlo', 'test_layers', 'test_stablehlo')
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -67,6 +67,20 @@ def mesh_of():
   from googlenet_jax.host import sharding
 
   return lambda n: sharding.make_mesh(jax.devices()[:n])
+
+
+@pytest.fixture
+def from_the_repository(monkeypatch):
+  """As if the shell were in the folder of main.py."""
+  import helpers
+
+  monkeypatch.chdir(helpers.ROOT)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+  """What is kept of the folders of one test is not there for another."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ import dataclasses
 import functools
 import io
 import json
+import os
+import pathlib
+import subprocess
 import sys
 
 import jax
@@ -23,6 +26,8 @@ from googlenet_jax.host import checkpoints, console, program, sharding
 from googlenet_jax.model import auxiliary_classifiers, googlenet
 from googlenet_jax.training import loop, summary
 from googlenet_jax.training.state import TrainState, items
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def take_devices(patch, count):
@@ -50,6 +55,11 @@ def small_config(**changes):
   config.batch_size = 16
   config.update_from_flattened_dict(changes)
   return config
+
+
+def changed(**changes):
+  """The values of the default recipe with others, whatever their types."""
+  return recipe.from_flat({**recipe.flatten(recipe.default()), **changes})
 
 
 load = datasets.load  # as it is without patches
@@ -148,6 +158,24 @@ def call_main(*arguments):
     except SystemExit as error:
       status = error.code or 0
   return Ended(status, out.getvalue(), err.getvalue())
+
+
+def start_main(*arguments, cwd=ROOT, **options):
+  """Starts `python main.py ARGUMENTS`."""
+  # Two devices do as well as eight, which would take turns on the machine's cores.
+  flags = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=2')
+  options = {'capture_output': True, 'text': True, 'timeout': 400, 'env': {**os.environ, 'XLA_FLAGS': flags}, **options}
+  return subprocess.run([sys.executable, ROOT / 'main.py', *arguments], cwd=cwd, check=False, **options)
+
+
+def assert_one_line(ended, *messages):
+  """The program ended as it does at a user's mistake, and said so in one line of these parts."""
+  assert ended.status == 2
+  assert ended.err.startswith('error: ')
+  assert len(ended.err.splitlines()) == 1
+  for message in messages:
+    assert message in ended.err
+  assert 'Traceback' not in ended.out
 
 
 def random_state(config, seed=0, channels=1):

@@ -322,66 +322,11 @@ def test_a_run_may_be_copied_to_another_folder(workdir, tmp_path, monkeypatch, c
     np.testing.assert_array_equal(array, other)
 
 
-@pytest.fixture(scope='module')
-def states():
-  config = small_config(average_decay=0.9)
-  return [random_state(config, seed) for seed in range(4)]
-
-
-@pytest.fixture(scope='module')
-def several(states, tmp_path_factory):
-  """A run with averaged weights and four checkpoints, of which the first is gone and the second is the best."""
-  saves = [(step, states[step - 1], accuracy, True) for step, accuracy in enumerate([0.1, 0.9, 0.3, 0.2], start=1)]
-  return write_run(tmp_path_factory.mktemp('several'), small_config(average_decay=0.9), *saves)
-
-
-def kernels(tree):
-  return np.asarray(tree['logits']['kernel'])
-
-
-@pytest.mark.parametrize(('step', 'number'), [(None, 4), ('best', 2), (3, 3), (2, 2)])
-def test_the_step_asked_for_is_read_with_its_averaged_weights(step, number, several, states):
-  found = googlenet_jax.load(several, step)
-  assert found.steps == [number]
-  ((params, batch_stats),) = found.networks
-  np.testing.assert_array_equal(kernels(params), kernels(states[number - 1].averaged['params']))
-  assert (kernels(params) != kernels(states[number - 1].params)).all()
-  assert batch_stats == {}
-
-
-def test_a_step_that_is_not_there_is_answered_with_those_that_are(several, workdir):
-  with pytest.raises(UserError, match=r'there is no checkpoint of step 1 in .*: there are \[4, 3, 2\]$'):
-    googlenet_jax.load(several, 1)
-  with pytest.raises(UserError, match='no checkpoint in .* has a validation accuracy'):
-    googlenet_jax.load(workdir, 'best')
-
-
 def test_statistics_are_those_of_the_weights(state, workdir, classifier):
   (params, batch_stats) = classifier.networks[0]
-  np.testing.assert_array_equal(kernels(params), kernels(state.params))
+  np.testing.assert_array_equal(params['logits']['kernel'], state.params['logits']['kernel'])
   for name in ('mean', 'var'):
     np.testing.assert_array_equal(batch_stats['conv1']['norm'][name], state.batch_stats['conv1']['norm'][name])
-
-
-def test_a_checkpoint_without_fitting_statistics_is_read_only_if_there_is_no_other(states, tmp_path, capsys):
-  config = small_config(average_decay=0.9)
-  write_run(tmp_path / 'a', config, (1, states[0], None, False))
-  assert googlenet_jax.load(tmp_path / 'a').steps == [1]
-  assert capsys.readouterr().out == (
-    f'note: step 1 in {tmp_path}/a was saved before the batch statistics of its weights were computed: its predictions '
-    'are poor until the first evaluation of the run\n'
-  )
-  write_run(tmp_path / 'b', config, (1, states[0], None, True), (2, states[1], None, False))
-  assert googlenet_jax.load(tmp_path / 'b').steps == [1]
-  assert capsys.readouterr().out == ''
-
-
-def test_a_folder_without_a_run_or_without_a_checkpoint_is_refused(tmp_path):
-  with pytest.raises(UserError, match=r'holds no run \(it is empty\): train first'):
-    googlenet_jax.load(tmp_path)
-  write_run(tmp_path, small_config())
-  with pytest.raises(UserError, match='holds no checkpoint yet: train first'):
-    googlenet_jax.load(tmp_path)
 
 
 # Ensembles -----------------------------------------------------------------------------------------------------------

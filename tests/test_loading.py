@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import random_state, small_config, small_table
+from helpers import random_state, small_config, small_table, write_run
 
 import googlenet_jax
 from googlenet_jax import runs
@@ -16,6 +16,68 @@ def small_network():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(googlenet, 'TABLE', small_table())
     yield
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def states():
+  config = small_config(average_decay=0.9)
+  return [random_state(config, seed) for seed in range(4)]
+
+
+@pytest.fixture(scope='module')
+def several(states, tmp_path_factory):
+  """A run with averaged weights and four checkpoints, of which the first is gone and the second is the best."""
+  saves = [(step, states[step - 1], accuracy, True) for step, accuracy in enumerate([0.1, 0.9, 0.3, 0.2], start=1)]
+  return write_run(tmp_path_factory.mktemp('several'), small_config(average_decay=0.9), *saves)
+
+
+def kernels(tree):
+  return np.asarray(tree['logits']['kernel'])
+
+
+@pytest.mark.parametrize(('step', 'number'), [(None, 4), ('best', 2), (3, 3), (2, 2)])
+def test_the_step_asked_for_is_read_with_its_averaged_weights(step, number, several, states):
+  found = googlenet_jax.load(several, step)
+  assert found.steps == [number]
+  ((params, batch_stats),) = found.networks
+  np.testing.assert_array_equal(kernels(params), kernels(states[number - 1].averaged['params']))
+  assert (kernels(params) != kernels(states[number - 1].params)).all()
+  assert batch_stats == {}
+
+
+def test_a_step_that_is_not_there_is_answered_with_those_that_are(several, states, tmp_path):
+  with pytest.raises(UserError, match=r'there is no checkpoint of step 1 in .*: there are \[4, 3, 2\]$'):
+    googlenet_jax.load(several, 1)
+  write_run(tmp_path, small_config(average_decay=0.9), (7, states[0], None, True))
+  with pytest.raises(UserError, match='no checkpoint in .* has a validation accuracy'):
+    googlenet_jax.load(tmp_path, 'best')
+
+
+def test_a_checkpoint_without_fitting_statistics_is_read_only_if_there_is_no_other(states, tmp_path, capsys):
+  config = small_config(average_decay=0.9)
+  write_run(tmp_path / 'a', config, (1, states[0], None, False))
+  assert googlenet_jax.load(tmp_path / 'a').steps == [1]
+  assert capsys.readouterr().out == (
+    f'note: step 1 in {tmp_path}/a was saved before the batch statistics of its weights were computed: its predictions '
+    'are poor until the first evaluation of the run\n'
+  )
+  write_run(tmp_path / 'b', config, (1, states[0], None, True), (2, states[1], None, False))
+  assert googlenet_jax.load(tmp_path / 'b').steps == [1]
+  assert capsys.readouterr().out == ''
+
+
+def test_a_folder_without_a_run_or_without_a_checkpoint_is_refused(tmp_path):
+  with pytest.raises(UserError, match=r'holds no run \(it is empty\): train first'):
+    googlenet_jax.load(tmp_path)
+  write_run(tmp_path, small_config())
+  with pytest.raises(UserError, match='holds no checkpoint yet: train first'):
+    googlenet_jax.load(tmp_path)
+
+
+# Files of weights -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')

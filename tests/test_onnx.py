@@ -14,15 +14,7 @@ from onnx import numpy_helper
 from googlenet_jax import __version__
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import augment, datasets, splits
-from googlenet_jax.exporting import (
-  artefact,
-  export,
-  onnx_files,
-  onnx_network,
-  onnx_precision,
-  onnx_preparing,
-  sample,
-)
+from googlenet_jax.exporting import artefact, export, onnx_files, onnx_network, onnx_precision, onnx_preparing, sample
 from googlenet_jax.exporting.onnx_graph import FLOAT, UINT8, Graph, Value
 from googlenet_jax.host import sharding
 from googlenet_jax.host.errors import UserError

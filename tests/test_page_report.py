@@ -1,118 +1,31 @@
-import base64
-import collections
 import dataclasses
 import errno
-import html.parser
 import importlib.util
-import io
 import json
-import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from helpers import random_state, small_config, small_digits, small_table, write_run
-from PIL import Image
+from helpers import small_config
+from report_helpers import CLASSES, SIZE, Page, make_run, pixels, small_runs
 
 from googlenet_jax import runs
-from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
-from googlenet_jax.data.splits import Split
 from googlenet_jax.evaluation import evaluate
-from googlenet_jax.evaluation.evaluate import Evaluation
-from googlenet_jax.host import files, sharding
+from googlenet_jax.host import files
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.model import googlenet
-from googlenet_jax.page import charts, comparison, galleries, markup, report, results, sections, subject
-from googlenet_jax.page.subject import Subject
+from googlenet_jax.page import galleries, report, results, sections, subject
 
-SIZE = 17  # pixels: the last map has 2x2 cells
-CLASSES = (
-  '<script>alert(1)</script>', 'a "quoted" & \'other\'', 'שלום עולם', '日本 🦊👩‍👩‍👧', 'x' * 200, 'two\nlines',
-  '</style>', '--><!--', '\u202eturned', 'plain',
-)  # fmt: skip
-VOID = ('br', 'img', 'link', 'meta', 'wbr')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 needs_browser = pytest.mark.skipif(
   not CHROMIUM or importlib.util.find_spec('playwright') is None, reason='no Chromium, or no playwright, is installed'
 )
 
 
-class Page(html.parser.HTMLParser):
-  """Reads a page; every element must be closed in turn."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.open, self.elements, self.texts = [], [], collections.defaultdict(str)
-    self.feed(text)
-    self.close()
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    names = [name for name, _ in attrs]
-    assert len(names) == len(set(names))
-    self.elements.append((tag, dict(attrs), tuple(self.open)))
-    if tag not in VOID:
-      self.open.append((tag, len(self.elements) - 1))
-
-  def handle_startendtag(self, tag, attrs):
-    self.elements.append((tag, dict(attrs), tuple(self.open)))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop()[0] == tag
-
-  def handle_data(self, data):
-    for _, number in self.open:
-      self.texts[number] += data
-
-  def all(self, tag, **attributes):
-    return [
-      (number, attrs)
-      for number, (name, attrs, _) in enumerate(self.elements)
-      if name == tag and all(attrs.get(key) == value for key, value in attributes.items())
-    ]
-
-  def inside(self, number, tag):
-    return [
-      attrs for name, attrs, parents in self.elements if name == tag and number in [parent for _, parent in parents]
-    ]
-
-
-def pixels(source):
-  kind, data = re.fullmatch('data:image/(png|jpeg);base64,(.*)', source).groups()
-  with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-    assert image.format.lower() == kind
-    return np.asarray(image)
-
-
 @pytest.fixture(autouse=True, scope='module')
-def small_runs():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
-    digits = small_digits()
-    names = np.array([f'in/<b>{number} & "é"_.png' for number in range(104)])
-    test = Split(digits.test.images, digits.test.labels, files=names)
-    digits = dataclasses.replace(digits, class_names=CLASSES, test=test)
-    patch.setattr(datasets, 'load', lambda **_: digits)
-    devices = jax.devices()[:1]
-    patch.setattr(jax, 'devices', lambda: devices)
-    patch.setattr(jax, 'local_devices', lambda: devices)
+def machine():
+  with small_runs():
     yield
-
-
-def make_run(folder, seed=0, **changes):
-  config = small_config(image_size=SIZE, **changes)
-  write_run(folder, config, (7, random_state(config, seed), None, True))
-  runs.write(folder, runs.Run(config, CLASSES, (8, 8, 1), {'cpu_cores': 2, 'devices': 1, 'device': 'cpu'}))
-  record = {'step': 5, 'epoch': 0.5, 'loss': 2.0, 'accuracy': 0.25, 'learning_rate': 0.1, 'examples_per_second': 9.0}
-  lines = [
-    {**record, 'split': split, 'step': step, 'epoch': step / 10, 'accuracy': step / 20}
-    for step in (5, 10, 15)
-    for split in ('train', 'validation', 'test')
-  ]
-  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  return folder
 
 
 @pytest.fixture(scope='module')
@@ -240,6 +153,12 @@ def test_paths_of_this_machine_stay_here(tmp_path):
   assert '…/pictures' in text
   assert 'secret' not in text
   assert str(tmp_path) not in text
+
+
+def test_durations():
+  assert [*map(sections.seconds, (-1.0, 0.0, 23.4, 89.0, 594.0, 7200.0))] == [
+    '-1 seconds', '0 seconds', '23.4 seconds', '89 seconds', '9.9 minutes', '2 hours',
+  ]  # fmt: skip
 
 
 # What is missing -----------------------------------------------------------------------------------------------------
@@ -406,142 +325,6 @@ def test_runs_on_other_images_are_not_compared_image_by_image(one):
   other = dataclasses.replace(one, run=dataclasses.replace(one.run, classes=tuple('abcdefghij')))
   assert 'they have different classes' in report.page(one, other, '')
   assert 'there are no answers of both' in report.page(one, dataclasses.replace(one, results=None), '')
-
-
-# Many classes, two classes -------------------------------------------------------------------------------------------
-
-
-def made_up(classes, count, side, folder, said_wrong=0.5):
-  """A run whose answers are made up, with pictures that cannot be compressed."""
-  rng = np.random.default_rng(0)
-  config = small_config(image_size=SIZE)
-  names = [f'{"ö" * 195}{number:05d}' for number in range(classes)]
-  labels = rng.integers(0, classes, count).astype(np.int32)
-  said = np.where(rng.random(count) < said_wrong, (labels + rng.integers(1, 3, count)) % classes, labels)
-  log_probabilities = np.full((count, classes), -20, np.float32)
-  log_probabilities[np.arange(count), said] = np.log(rng.uniform(0.3, 0.9, count))
-  noise = rng.integers(0, 256, (32, side, side, 3), np.uint8)
-
-  class Images:
-    def fetch(self, indices):
-      return noise[indices % 32], None
-
-    pace = type('Pace', (), {'add': lambda *_: None})()
-
-  images = np.array([f'{"é" * 200}{number}.jpg' for number in range(count)])
-  split = Split(Images(), labels, files=images)
-  classifier = Classifier(config, names, 3, [], sharding.make_mesh())
-  found = results.Results(
-    classifier, 'made up', 'test', split, (Evaluation(labels, log_probabilities),), {'test': count}
-  )
-  folder.mkdir()
-  return Subject(folder, runs.Run(config, tuple(names), (side, side, 3)), classifier, found, ())
-
-
-@pytest.fixture
-def no_maps(monkeypatch):
-  monkeypatch.setattr(results.Results, 'heat_maps', lambda *_, **__: [])
-
-
-def test_with_a_thousand_classes_the_report_is_bounded_and_says_so(tmp_path, monkeypatch):
-  one = made_up(1000, 20_000, 176, tmp_path / 'run')
-  drawn = [results.thumbnail(np.random.default_rng(1).integers(0, 256, (176, 176, 3), np.uint8))]
-  monkeypatch.setattr(results.Results, 'heat_maps', lambda self, indices, **_: drawn * len(indices))
-  whole, part = galleries.MATRIX_ROOM, 300_000  # the whole room takes long to fill
-  monkeypatch.setattr(galleries, 'MATRIX_ROOM', part)
-  text = report.page(one, None, '')
-  page = Page(text)
-  (table,) = page.all('table', **{'class': 'matrix'})
-  assert len([name for name, _, parents in page.elements if name == 'tr' and table[0] in [p for _, p in parents]]) == 21
-  assert re.search(r'The 20 of 1,000 classes that are confused most: \d+ of all \d,\d\d\d mistakes are in these', text)
-  assert re.search(r'\d+ of these had no room in the file', text)
-  assert re.search(r'The \d\d most confident of \d,\d\d\d mistakes', text)
-  assert len(text.encode()) - part + whole + 3 * comparison.ROOM < report.MOST_BYTES
-
-
-def test_every_cell_gets_a_picture_before_one_gets_two(tmp_path):
-  one = made_up(20, 2000, 40, tmp_path / 'run')
-  labels, counts = [*range(20)], one.results.confusion
-  whole = galleries._cell_pictures(one.results, counts, labels, markup.Room(10**9))
-  assert {len(pictures) for pictures in whole.values()} == {galleries.PER_CELL}
-  room = markup.Room(sum(len(pictures[0].encode()) for pictures in whole.values()) + 1000)
-  found = galleries._cell_pictures(one.results, counts, labels, room)
-  assert {len(pictures) for pictures in found.values()} == {1}
-  assert room.left_out == sum(map(len, whole.values())) - len(found)
-
-
-def test_two_classes_have_the_area_under_the_curve(tmp_path, no_maps):
-  one = made_up(2, 60, 8, tmp_path / 'run')
-  assert 'area under ROC' in Page(report.page(one, None, '')).texts[0]
-
-
-def test_no_mistakes_and_no_right_answers(tmp_path, no_maps):
-  one = made_up(3, 30, 8, tmp_path / 'right', said_wrong=0)
-  assert 'No mistakes in 30 test images.' in report.page(one, None, '')
-  one = made_up(3, 30, 8, tmp_path / 'wrong', said_wrong=1)
-  assert not Page(report.page(one, None, '')).all('section', id='right')
-
-
-# Charts --------------------------------------------------------------------------------------------------------------
-
-
-def test_ticks_are_round_and_cover_the_values():
-  rng = np.random.default_rng(0)
-  for low, span in zip(rng.uniform(0, 10, 200), 10 ** rng.uniform(-6, 6, 200), strict=True):
-    ticks = charts.ticks(low, low + span)
-    assert 1 <= len(ticks) <= 6
-    assert low - 1e-6 * span <= ticks[0] <= ticks[-1] <= low + span * (1 + 1e-6)
-    around = charts._around(low, low + span, np.inf)
-    assert around[0] <= low * (1 + 1e-9)
-    assert around[-1] >= (low + span) * (1 - 1e-9)
-    assert 2 <= len(around) <= 9
-    assert len(set(around)) == len(around)
-
-
-def test_a_chart_shows_each_value_at_its_place():
-  svg = charts.chart('loss', [charts.Line('test', [(0.0, 0.0), (1.0, 2.0), (2.0, 4.0)])])
-  places = re.findall(r'<circle class=test cx=([\d.]+) cy=([\d.]+)', svg)
-  x, y = np.array(places, float).T
-  np.testing.assert_allclose(
-    x, [charts.LEFT, (charts.LEFT + charts.WIDTH - charts.RIGHT) / 2, charts.WIDTH - charts.RIGHT]
-  )
-  np.testing.assert_allclose(y[1], (y[0] + y[2]) / 2, atol=0.11)
-  assert y[0] == charts.HEIGHT - charts.BOTTOM
-  assert 'test ends at 4' in svg
-
-
-@pytest.mark.parametrize(
-  'values', [[], [np.nan], [1.0], [0.0], [0.0, 0.0], [1e-9, 1e9, 1.0, 1.0], [np.inf, 3.0], [7.0] * 5000]
-)
-def test_odd_values_make_a_chart_or_none(values):
-  svg = charts.chart('loss', [charts.Line('train', [*enumerate(values)])], log=True)
-  if not any(map(np.isfinite, values)):
-    assert svg == ''
-    return
-  Page(svg)
-  assert 'nan' not in svg
-  assert len(svg) < 20_000
-  assert ('log scale' in svg) == (max(values) == 1e9)
-
-
-def test_accuracies_end_at_one():
-  svg = charts.chart('accuracy', [charts.Line('test', [(1, 0.93), (2, 0.999)])], most=1.0)
-  marks = [float(mark) for mark in re.findall(r'<text class=y[^>]*>([\d.]+)<', svg)]
-  assert marks[-1] == 1
-  assert marks[0] > 0.5
-
-
-@pytest.mark.parametrize('values', [[5.0, 6.0], [-1.0, -3.0], [-2.0, 1e300], [1e-300, 2e-300]])
-def test_impossible_values_make_a_chart(values):
-  svg = charts.chart('accuracy', [charts.Line('test', [(-3.0, values[0]), (-1.0, values[1])])], most=1.0)
-  Page(svg)
-  assert 'nan' not in svg
-
-
-def test_durations():
-  assert [*map(sections.seconds, (-1.0, 0.0, 23.4, 89.0, 594.0, 7200.0))] == [
-    '-1 seconds', '0 seconds', '23.4 seconds', '89 seconds', '9.9 minutes', '2 hours',
-  ]  # fmt: skip
 
 
 # The browser ---------------------------------------------------------------------------------------------------------
