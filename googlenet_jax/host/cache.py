@@ -74,13 +74,6 @@ def _repair_compilation_cache() -> None:
   if None in (read, write, decompress) or hasattr(read, '__wrapped__'):
     return
 
-  def delete_if_damaged(key: str, error: Exception) -> bool:
-    path = pathlib.Path(jax.config.jax_compilation_cache_dir) / f'{key}-cache'
-    damaged = _is_damaged(path, error)
-    if damaged:
-      path.unlink(missing_ok=True)
-    return damaged
-
   @functools.wraps(read)
   def read_or_delete(key: str, *arguments: Any) -> tuple[Any, Any]:
     try:
@@ -90,7 +83,7 @@ def _repair_compilation_cache() -> None:
         raise
       place = jax.config.jax_compilation_cache_dir
       try:
-        damaged = delete_if_damaged(key, error)
+        damaged = _delete_if_damaged(key, error)
       except OSError as refused:
         error, damaged = refused, False
       if damaged:
@@ -105,13 +98,22 @@ def _repair_compilation_cache() -> None:
       write(key, *arguments)
     except OSError as error:
       with contextlib.suppress(OSError):
-        delete_if_damaged(key, error)  # it may be half of a file
+        _delete_if_damaged(key, error)  # it may be half of a file
       if jax.config.jax_raise_persistent_cache_errors:
         raise
       place = jax.config.jax_compilation_cache_dir
       console.warn_once(f'compiled programs cannot be kept in {place} for the next run: {reason(error)}')
 
   compilation_cache.get_executable_and_time, compilation_cache.put_executable_and_time = read_or_delete, write_whole
+
+
+def _delete_if_damaged(key: str, error: Exception) -> bool:
+  """Deletes a program of the compilation cache that is damaged, and returns whether it was."""
+  path = pathlib.Path(jax.config.jax_compilation_cache_dir) / f'{key}-cache'
+  damaged = _is_damaged(path, error)
+  if damaged:
+    path.unlink(missing_ok=True)
+  return damaged
 
 
 def _is_damaged(path: pathlib.Path, error: Exception) -> bool:

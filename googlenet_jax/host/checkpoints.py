@@ -256,17 +256,7 @@ class Checkpoints:
     Raises:
       UserError: there is no checkpoint of that step, or all of them are damaged; or as `restore`.
     """
-    steps = self.steps()
-    unlisted = [number for number in damage.numbers(self.directory) if number not in steps]
-    steps, unlisted = self._gather([sorted({*steps, *unlisted}, reverse=True), unlisted])[0]
-    if step == BEST and steps:
-      steps = [self.best()]
-    elif step is not None and step != BEST:
-      if step not in steps:
-        raise UserError(f'there is no checkpoint of step {step} in {self.directory}: there are {steps or "none"}')
-      steps = [step]
-    elif fresh_first:
-      steps.sort(key=self._is_fresh_or_damaged, reverse=True)  # stable: among equals the newest stays first
+    steps, unlisted = self._steps_to_try(step, fresh_first)
     damaged, found = {}, None
     for step in steps:
       text = ''
@@ -294,6 +284,21 @@ class Checkpoints:
         f'{one or "bring that folder back from a copy, or move it away to start anew"}'
       )
     return found
+
+  def _steps_to_try(self, step: int | str | None, fresh_first: bool) -> tuple[list[int], list[int]]:
+    """Returns the steps for `restore_whole` in the order of the tries, and the steps that Orbax does not list."""
+    steps = self.steps()
+    unlisted = [number for number in damage.numbers(self.directory) if number not in steps]
+    steps, unlisted = self._gather([sorted({*steps, *unlisted}, reverse=True), unlisted])[0]
+    if step == BEST and steps:
+      steps = [self.best()]
+    elif step is not None and step != BEST:
+      if step not in steps:
+        raise UserError(f'there is no checkpoint of step {step} in {self.directory}: there are {steps or "none"}')
+      steps = [step]
+    elif fresh_first:
+      steps.sort(key=self._is_fresh_or_damaged, reverse=True)  # stable: among equals the newest stays first
+    return steps, unlisted
 
   def newest(self) -> str:
     """Returns a sentence that names the newest complete checkpoint."""
