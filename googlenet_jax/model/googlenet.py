@@ -143,6 +143,13 @@ class GoogLeNet(nnx.Module):
       width = getattr(self, block).out_features
       setattr(self, name, auxiliary_classifiers.AuxiliaryClassifier(width, num_classes, options.auxiliary, middle, **c))
 
+  def _check_shape(self, image: jax.Array) -> None:
+    least = MIN_IMAGE_SIZE[self.options.stem]
+    if image.ndim != 4 or image.shape[3] != self.channels or min(image.shape[1:3]) < least:
+      raise ValueError(
+        f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
+      )
+
   def _halve(self, x: jax.Array, window: int = 3) -> jax.Array:
     """Pools between stages; the padded pools ignore `window`."""
     if self.options.pool == 'torchvision':
@@ -174,11 +181,7 @@ class GoogLeNet(nnx.Module):
     Raises:
       ValueError: the images are too small for the network or have another number of channels.
     """
-    least = MIN_IMAGE_SIZE[self.options.stem]
-    if image.ndim != 4 or image.shape[3] != self.channels or min(image.shape[1:3]) < least:
-      raise ValueError(
-        f'images of shape {image.shape} do not fit: expected [B, H, W, {self.channels}], H and W at least {least}'
-      )
+    self._check_shape(image)
     out = {}
     frozen = stages_up_to(freeze)
 
