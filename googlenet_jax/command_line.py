@@ -1,11 +1,12 @@
 """Parses the flags of main.py. A mistake is one line; absl itself would print pages of help."""
 
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from googlenet_jax.host import errors
+from googlenet_jax.host import console, errors
 
 overrides: list[tuple[str, str]] = []  # --config.KEY=VALUE, in order
 
@@ -37,6 +38,9 @@ def parse(argv: Sequence[str], module: str) -> list[str]:
       rest.append('--help' if argument == '-h' else argument)
   try:
     return flags.FLAGS(rest)
+  except (SystemExit, BrokenPipeError):  # absl has shown its help, or `head` has gone: no mistake
+    console.flush()
+    sys.exit(0)
   except flags.UnrecognizedFlagError as error:
     raise errors.UserError(_unknown(error.flagname, module)) from error
   except flags.IllegalFlagValueError as error:

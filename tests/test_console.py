@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import start_main
 
 from googlenet_jax.host import console, progress
 from googlenet_jax.host.errors import UserError
@@ -185,6 +186,12 @@ Unraisable(KeyboardInterrupt(15))
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=200)
   errors = re.findall(r'^\w+(?:Error|Interrupt): (.*)', done.stderr, re.MULTILINE)
   assert errors == ['told: another', '[Errno 28] told: no writer']
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_mistake():
+  with unread_pipe() as gone:  # `head` or a pager may be gone before the text comes
+    done = start_main('--help', capture_output=False, stdout=gone, stderr=subprocess.PIPE)
+  assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_devices_have_the_names_of_pytorch(mesh_of):

@@ -125,6 +125,14 @@ def _write(stream: Any, line: str) -> None:
     stream.flush()  # the stream has kept the line
 
 
+def flush() -> None:
+  """Writes what standard output has kept. A reader that has gone, as `head` does, is no trouble."""
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    _to_nowhere(sys.stdout, for_ever=True)
+
+
 def _to_nowhere(stream: Any, for_ever: bool) -> None:
   """Lets vanish what a stream has kept, and all its further output if `for_ever`.
 
