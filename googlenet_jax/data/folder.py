@@ -68,11 +68,7 @@ def load(
     chosen = _followed(root, found, looked, split_file, used)
   for note in dividing.equal_files(chosen.files, chosen.classes, chosen.splits, chosen.digests):
     console.say(f'note: {note}')
-  if image_shape:
-    side, _, channels = image_shape
-  else:
-    side = min(canvas, int(chosen.sides.max()))
-    channels = channels or (1 if chosen.grey[chosen.sides > 0].all() else 3)
+  side, _, channels = image_shape or _image_shape(chosen, canvas, channels)
   dataset = _dataset(root, chosen, side, channels, damage)
   megabytes = sum(split in used for split in chosen.splits) * side * side * channels / 1e6
   if megabytes <= memory_mb:
@@ -152,6 +148,12 @@ def _followed(
   places = [-1 if i is None else i for i in places]  # the last place: what is not there
   digests, sides, grey = [*looked.digests, b''], np.append(looked.sides, 0), np.append(looked.grey, False)
   return _Chosen(files, classes, splits, [digests[i] for i in places], sides[places], grey[places])
+
+
+def _image_shape(chosen: _Chosen, canvas: int, channels: int) -> tuple[int, int, int]:
+  """Returns the smallest canvas, up to `canvas`, that takes all pictures; grey if all are, unless `channels` says."""
+  side = min(canvas, int(chosen.sides.max()))
+  return side, side, channels or (1 if chosen.grey[chosen.sides > 0].all() else 3)
 
 
 def _dataset(root: pathlib.Path, chosen: _Chosen, side: int, channels: int, damage: Damage) -> Dataset:
