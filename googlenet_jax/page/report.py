@@ -79,19 +79,7 @@ def page(one: Subject, other: Subject | None, made: str) -> str:
     other: the run that it is compared with, if any.
     made: today's date, as text.
   """
-  parts = {
-    'The run': sections.run(one, made),
-    'Curves': sections.curves(one),
-    'Comparison': comparison.section(one, other) if other else '',
-    'Confusion matrix': galleries.matrix(one),
-    'Mistakes': galleries.mistakes(one),
-    'Right answers': galleries.samples(one),
-    'Members': sections.members(one),
-    'Classes': sections.classes(one),
-    'Layers': sections.layers(one),
-    'Recipe': sections.recipe_table(one),
-  }
-  found = {title: part for title, part in parts.items() if part}
+  found = _parts(one, other, made)
   anchor = lambda part: part.split('"', 2)[1]
   links = ' '.join(f'<a href="#{anchor(part)}">{title}</a>' for title, part in found.items())
   title = f'{markup.text(markup.short(one.name))}: report of a GoogLeNet'
@@ -127,6 +115,23 @@ def page(one: Subject, other: Subject | None, made: str) -> str:
 </body>
 </html>
 """
+
+
+def _parts(one: Subject, other: Subject | None, made: str) -> dict[str, str]:
+  """Returns the sections by title, in their order, without those that have nothing to show."""
+  parts = {
+    'The run': sections.run(one, made),
+    'Curves': sections.curves(one),
+    'Comparison': comparison.section(one, other) if other else '',
+    'Confusion matrix': galleries.matrix(one),
+    'Mistakes': galleries.mistakes(one),
+    'Right answers': galleries.samples(one),
+    'Members': sections.members(one),
+    'Classes': sections.classes(one),
+    'Layers': sections.layers(one),
+    'Recipe': sections.recipe_table(one),
+  }
+  return {title: part for title, part in parts.items() if part}
 
 
 def _in_words(one: Subject) -> str:
