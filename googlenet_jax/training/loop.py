@@ -96,16 +96,7 @@ def train(
       return
 
   # What a run leaves behind ------------------------------------------------------------------------------------------
-  found = summary.summary(config, meta, tally.epoch, evaluations, step, plan.steps_per_epoch, classifier, plan.mesh)
-  if step < plan.last_step and (epochs := plan.epochs_without_better(accuracies)):
-    found['epochs_without_better'] = epochs
-    console.say(f'ended early: {epochs} epochs without a better validation accuracy')
-  trained = classifier.with_networks(networks(state)[:1])
-  summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step, trained)
-  if processes.is_first():
-    (workdir / DIVERGED).unlink(missing_ok=True)  # an earlier try left it
-  files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
-  console.say(summary.last_lines(found, workdir, plan.mesh))
+  leave_results(plan, state, tally, evaluations, accuracies)
 
 
 def train_steps(
@@ -171,6 +162,25 @@ def train_steps(
       saved.save(step, items(state), tally.meta, fresh)
     saved.wait()
   return state, evaluations
+
+
+def leave_results(
+  plan: Plan, state: TrainState, tally: Tally, evaluations: dict[str, Evaluation], accuracies: dict[int, float]
+) -> None:
+  """Writes what a run leaves behind when it has ended: the pictures of its answers, and `summary.json`."""
+  config, workdir, step = plan.config, plan.workdir, int(state.step)
+  found = summary.summary(
+    config, tally.meta, tally.epoch, evaluations, step, plan.steps_per_epoch, plan.classifier, plan.mesh
+  )
+  if step < plan.last_step and (epochs := plan.epochs_without_better(accuracies)):
+    found['epochs_without_better'] = epochs
+    console.say(f'ended early: {epochs} epochs without a better validation accuracy')
+  trained = plan.classifier.with_networks(networks(state)[:1])
+  summary.draw_answers(config, evaluations['test'], workdir, plan.dataset, step, trained)
+  if processes.is_first():
+    (workdir / DIVERGED).unlink(missing_ok=True)  # an earlier try left it
+  files.write_json(workdir / 'summary.json', found)  # last: a run with it counts as ended
+  console.say(summary.last_lines(found, workdir, plan.mesh))
 
 
 # Functions that the loop calls, in the order of the calls ------------------------------------------------------------
