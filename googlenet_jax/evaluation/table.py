@@ -63,13 +63,7 @@ def evaluate_run(
   for folder in folders if len(folders) > 1 else ():
     if not runs.ended(runs.read(folder).config, folder):
       console.say(f'note: the training in {folder} has not ended')
-  dataset = datasets.load(**config.data, **runs.data_of(folders), used=(split_name,))
-  split = getattr(dataset, split_name)
-  if split is None:
-    raise UserError(
-      '--split=validation: the recipe holds out no images (see config.data.validation_examples and _share)'
-    )
-  processes.agree('data', split.fingerprint())
+  dataset, split = _data_of(folders, config, split_name)
   first, last = min(classifier.steps), max(classifier.steps)
   at = f'step {first}' if first == last else f'steps {first} to {last}'
   title = f'{workdir}, {at}, {len(split)} {split_name} images'
@@ -89,6 +83,18 @@ def evaluate_run(
   if len(classifier.networks) > 1:
     console.say('The rows for one model are the mean over the members, with the lowest and the highest in brackets.')
   place.say()
+
+
+def _data_of(folders: Sequence[pathlib.Path], config: ConfigDict, split_name: str) -> tuple[Dataset, Split]:
+  """Loads the data set of a run, and returns it with one of its splits, which must be there."""
+  dataset = datasets.load(**config.data, **runs.data_of(folders), used=(split_name,))
+  split = getattr(dataset, split_name)
+  if split is None:
+    raise UserError(
+      '--split=validation: the recipe holds out no images (see config.data.validation_examples and _share)'
+    )
+  processes.agree('data', split.fingerprint())
+  return dataset, split
 
 
 def evaluate_crops(
