@@ -52,6 +52,8 @@ READ_BY = {  # flag: modes that read it; --workdir is for all
   'port': ('page',),
   'host': ('page',),
 }
+DATA = ('data.source_dir', 'data.data_dir')  # recipe keys that say where the images of a run are
+READ_DATA = ('export', 'page', 'report')  # modes that read them, and otherwise the recipe of the run
 AGAIN = {'allow_override': True}  # a notebook may run this file again
 CONFIG = flags.DEFINE_string(
   'config', None, 'Recipe, such as --config=configs/digits.py. Not needed where the workdir holds a run.', **AGAIN
@@ -161,18 +163,20 @@ def use_run(paths: list[str]) -> int | None:
 
     return explain.explain_paths(workdir_of_run(), paths, step_of_flags(), TOP.value or 3, output_of_flags())
   other = None if COMPARE.value is None else errors.expanded(COMPARE.value, '--compare')
+  data = {name.removeprefix('data.'): text for name, text in command_line.overrides}
   if MODE.value == 'export':
     from googlenet_jax.exporting import export
 
-    export.export_run(workdir_of_run(), TO.value, step_of_flags(), output_of_flags(), PRECISION.value, paths)
+    workdir, step, output = workdir_of_run(), step_of_flags(), output_of_flags()
+    export.export_run(workdir, TO.value, step, output, PRECISION.value, paths, data)
   elif MODE.value == 'page':
     from googlenet_jax.page import app
 
-    app.serve(workdir_of_run(), step_of_flags(), PORT.value, HOST.value, other)
+    app.serve(workdir_of_run(), step_of_flags(), PORT.value, HOST.value, other, data)
   else:
     from googlenet_jax.page import report
 
-    report.write_report(workdir_of_run(), step_of_flags(), output_of_flags(), other)
+    report.write_report(workdir_of_run(), step_of_flags(), output_of_flags(), other, data)
   return None
 
 
@@ -214,10 +218,11 @@ def check_flags(paths: list[str]) -> None:
   for name, modes in READ_BY.items():
     if mode not in modes and flags.FLAGS[name].present:
       raise errors.UserError(f'--{name} is for --mode={" or ".join(modes)}, not for --mode={mode}')
-  if mode not in READ_BY['config'] and command_line.overrides:
-    raise errors.UserError(
-      f'--config.{command_line.overrides[0][0]} is not for --mode={mode}: the run knows its recipe'
-    )
+  allowed = DATA if mode in READ_DATA else ()
+  for name, _ in command_line.overrides if mode not in READ_BY['config'] else ():
+    if name not in allowed:
+      only = f', and only --config.{" and --config.".join(DATA)} say where its images are now' if allowed else ''
+      raise errors.UserError(f'--config.{name} is not for --mode={mode}: the run knows its recipe{only}')
   if mode == 'export' and TO.value is None:
     raise errors.UserError(f'--to is missing: give --to={", or --to=".join(FORMATS)}')
   if TO.value != 'onnx' and PRECISION.value != 'float32':

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ def load(
   step: int | str | None = None,
   mesh: Mesh | None = None,
   classes: Sequence[str] | None = None,
+  data: Mapping[str, str] | None = None,
 ) -> Classifier:
   """Loads what a run trained; for the workdir of an ensemble, all its members. Or loads a file of PyTorch's weights.
 
@@ -35,6 +36,7 @@ def load(
       checkpoint that was saved before its batch statistics were computed is taken only if there is no other.
     mesh: devices that predict; by default all devices of this process.
     classes: names of the classes, for a file of weights, which has none. By default their numbers, as text.
+    data: where the images of the run are now, if not where it was trained: `source_dir` or `data_dir` of its recipe.
 
   Raises:
     UserError: there is no run, no such checkpoint or file, the weights belong to another network, or the members were
@@ -47,6 +49,8 @@ def load(
   if workdir.suffix in WEIGHTS and not workdir.is_dir():
     if step is not None:
       raise UserError(f'{workdir} is a file of weights and has no steps: leave the step out')
+    if data:
+      raise UserError(f'{workdir} is a file of weights and knows no data: leave config.data.{next(iter(data))} out')
     return _load_weights(workdir, mesh, classes)
   if classes is not None:
     raise UserError(f'{workdir} knows its classes: classes= is for a file of weights')
@@ -56,6 +60,7 @@ def load(
       raise UserError(f'{workdir} is an ensemble: --step=N is for a single run; take the newest, or --step=best')
     runs.check_alike(folders)
   run = runs.read(folders[0])
+  run.config.data.update(data or {})
   classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
   for folder in folders:
     network, number = _read_network(classifier, folder, step)

@@ -111,9 +111,8 @@ def simple(monkeypatch, workdir, loaded):
     )
 
   load = loading.load
-  monkeypatch.setattr(
-    loading, 'load', lambda path, step: loaded if (path, step) == (workdir, None) else load(path, step)
-  )
+  own = lambda path, step, data: loaded if (path, step, data) == (workdir, None, None) else load(path, step, data=data)
+  monkeypatch.setattr(loading, 'load', own)
   monkeypatch.setattr(export, '_writer', lambda _: write)
   pictures = export._pictures
   monkeypatch.setattr(export, '_pictures', lambda *given: changes.setdefault('pictures', pictures(*given)))
@@ -140,6 +139,8 @@ def test_the_card_says_what_the_network_is(workdir, loaded, simple, tmp_path):
   found |= {'confusion_matrix': np.diag([36] * 10).tolist(), 'table': [row, {'models': 1}]}
   evaluation = workdir / 'evaluation.json'
   files.write_json(evaluation, found)
+  with (workdir / 'metrics.jsonl').open('a') as log:  # the weights that were not averaged: they are not exported
+    log.write(json.dumps({'step': 7, 'epoch': 1.0, 'split': 'test_raw', 'loss': 0.1, 'accuracy': 0.75}) + '\n')
   export.export_run(workdir, 'torch', output=tmp_path / 'out')
   card = json.loads((tmp_path / 'out' / 'card.json').read_text())
   assert card['accuracy'] == [
@@ -161,6 +162,31 @@ def test_the_card_says_what_the_network_is(workdir, loaded, simple, tmp_path):
     card = json.loads((tmp_path / 'out' / 'card.json').read_text())
     assert [one['split'] for one in card['accuracy']] == ['validation']
   evaluation.unlink()
+
+
+@pytest.mark.parametrize('arguments', [('--mode=export', '--to=torch'), ('--mode=report',)])
+def test_the_images_may_have_moved(arguments, workdir, tmp_path, monkeypatch):
+  asked = []
+
+  def load(**given):
+    asked.append(given['source_dir'])
+    raise UserError('nothing is there')
+
+  monkeypatch.setattr(datasets, 'load', load)
+  ended = call_main(*arguments, f'--workdir={workdir}', f'--output={tmp_path}', '--config.data.source_dir=/there')
+  assert asked == ['/there']
+  assert 'nothing is there' in ended.err + ended.out
+  ended = call_main(*arguments, f'--workdir={workdir}', '--config.data.source_dir=/there', '--config.seed=1')
+  assert ended.err == (
+    f'error: --config.seed is not for {arguments[0]}: the run knows its recipe, and only --config.data.source_dir and '
+    '--config.data.data_dir say where its images are now\n'
+  )
+  path = tmp_path / 'a.safetensors'
+  path.touch()
+  with pytest.raises(
+    UserError, match=r'safetensors is a file of weights and knows no data: leave config.data.data_dir'
+  ):
+    loading.load(path, data={'data_dir': 'x'})
 
 
 @pytest.mark.parametrize('error', [2e-4, np.nan])

@@ -103,6 +103,12 @@ def test_images_are_prepared_as_ours(size, padding, resize):
   np.testing.assert_allclose(found.permute(0, 2, 3, 1), ours, atol=1e-5)
 
 
+@pytest.mark.parametrize('wrong', [torch.rand(2, 4, 4, 1), torch.zeros(4, 4, 1, dtype=torch.uint8)])
+def test_images_of_another_type_or_shape_are_refused(wrong):
+  with pytest.raises(ValueError, match=r'images must be torch.uint8 \[N, H, W, C\], and are torch'):
+    torch_network.Classifier([], 32)(wrong)
+
+
 def test_torchvisions_own_network_reads_its_files(make, torchvision_googlenet, tmp_path):
   recipe = {f'model.{key}': value for key, value in VARIANTS['torchvision'].items()}
   # tests/test_parity.py has the names of the auxiliary classifiers: without them the test is twice as fast

@@ -115,6 +115,7 @@ def accuracies(classifier: Classifier, workdir: pathlib.Path, artefact: Artefact
       error, images = row['top1_error'], evaluation['examples']
       measured['test', row['crops']] = {'images': images, 'crops': row['crops'], 'accuracy': round(1 - error, 6)}
   for record in runs.records(workdir) if members == 1 else ():
-    if record['step'] == last and record['split'] != 'train':
+    # Not 'test_raw': those are other weights than the averaged ones.
+    if record['step'] == last and record['split'] in ('validation', 'test'):
       measured.setdefault((record['split'], 1), {'crops': 1, 'accuracy': round(record['accuracy'], 6)})
   return found + [{'of': whose, 'split': split, **row} for (split, _), row in measured.items()]

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ def export_run(
   output: pathlib.Path | None = None,
   precision: str = 'float32',
   paths: Sequence[str] = (),
+  data: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a folder with the network, checks that it answers as ours does, and prints where it is.
 
@@ -42,6 +43,7 @@ def export_run(
     output: the folder; by default `export/TO` in the workdir.
     precision: one of PRECISIONS; the last two are for ONNX.
     paths: pictures to check on, as for `predict`. By default images of the run's test split.
+    data: where the run's images are now, as for `loading.load`.
 
   Raises:
     UserError: there is no such run, its images are not here, the folder cannot be written or holds other things, a
@@ -58,7 +60,7 @@ def export_run(
     goal = pathlib.Path(os.path.realpath(goal))
     place.check(goal)
     write = _writer(to)
-    classifier = loading.load(workdir, step)
+    classifier = loading.load(workdir, step, data=data)
     pictures = _pictures(classifier, workdir, precision, paths)
     with place.filled(goal) as folder:
       at = f', step {max(classifier.steps)}' if classifier.steps else ''
@@ -86,6 +88,11 @@ def _writer(to: str) -> Any:
 def _pictures(classifier: Classifier, workdir: pathlib.Path, precision: str, paths: Sequence[str]) -> Pictures:
   """Finds the images to check on. Only a lower precision needs the splits beside named pictures."""
   test = calibration = None
+  if precision != 'float32' and not workdir.is_dir():
+    raise UserError(
+      f'--precision={precision} is measured on the test images of a run, and {workdir} is a file of weights: leave '
+      'the flag out'
+    )
   if workdir.is_dir() and (precision != 'float32' or not paths):
     test, calibration = _splits(classifier, workdir, precision)
   if paths:

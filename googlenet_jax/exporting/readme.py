@@ -21,7 +21,7 @@ def text(card: dict[str, Any], artefact: Artefact) -> str:
     'Images': _images(card),
     'Limits': _limits(card, artefact),
     'Files': _files(artefact),
-    'Licence': card['licence'],
+    'Licence': _filled(card['licence']),
   }
   return _title(card) + ''.join(f'\n## {heading}\n\n{part}\n' for heading, part in parts.items())
 
@@ -64,8 +64,8 @@ def _use(card: dict[str, Any], artefact: Artefact) -> str:
 | output | `probabilities` | float32 | `[N, {len(card['classes'])}]`: in the order of the classes; a row sums to 1 |"""
 
 
-def _filled(text: str) -> str:
-  return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+def _filled(text: str, indent: str = '') -> str:
+  return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _classes(names: Sequence[str]) -> str:
@@ -105,7 +105,7 @@ def _limits(card: dict[str, Any], artefact: Artefact) -> str:
       'Shrink them likewise, or probabilities differ a little.'
     )
   limits += ['All images of one call have one size.', *artefact.facts.get('limits', ())]
-  return '\n'.join(f'- {limit}' for limit in limits)
+  return '\n'.join(_filled(f'- {limit}', '  ') for limit in limits)
 
 
 def _files(artefact: Artefact) -> str:

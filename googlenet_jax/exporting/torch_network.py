@@ -229,6 +229,8 @@ class Classifier(nn.Module):
 
   def forward(self, images):
     """Returns probabilities, float32 `[N, num_classes]`, for images uint8 `[N, H, W, C]` of any size."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+      raise ValueError(f'images must be torch.uint8 [N, H, W, C], and are {images.dtype} {list(images.shape)}')
     x = prepare(images, **self.preparation)
     return torch.stack([network(x).softmax(-1) for network in self.networks]).mean(0)
 

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import socket
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from googlenet_jax.host import console, signals
@@ -34,6 +35,7 @@ def serve(
   port: int = 7860,
   host: str = '127.0.0.1',
   compare: pathlib.Path | None = None,
+  data: Mapping[str, str] | None = None,
 ) -> None:
   """Shows a run in the browser until a signal ends the program.
 
@@ -43,12 +45,13 @@ def serve(
     port: the port to listen on.
     host: the address to listen on. With the default only this machine can see the page.
     compare: another run, whose answers stand beside those of the first.
+    data: where the images of both are now, as for `loading.load`.
 
   Raises:
     UserError: there is no such run, the port is in use, the address is not one of this machine, or Gradio is missing.
   """
   addresses.check(host, port)
-  found = [LiveRun(workdir, step)] + ([LiveRun(compare)] if compare else [])
+  found = [LiveRun(workdir, step, data)] + ([LiveRun(compare, data=data)] if compare else [])
   sent = Uploads()
   signals.farewell = lambda: _forget(sent)
   try:

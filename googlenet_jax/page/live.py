@@ -47,29 +47,30 @@ class LiveRun:
     known: what is known now.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int | str | None = None):
+  def __init__(self, workdir: pathlib.Path, step: int | str | None = None, data: Mapping[str, str] | None = None):
     """Loads the network, if there is a checkpoint.
 
     Args:
       workdir: folder of a run or an ensemble, or a file of weights.
       step: step of the checkpoint, 'best', or None for the newest.
+      data: where the run's images are now, as for `loading.load`.
 
     Raises:
       UserError: there is no run, or no such checkpoint.
     """
-    self.workdir, self._step = workdir, step
+    self.workdir, self._step, self._data = workdir, step, data
     self.is_run = not is_weights(workdir)
     self._saved = self._checkpoints()
     self._asked, self._closed = threading.Event(), False
     self._thread = threading.Thread(target=self._work, daemon=True)
     self.known = Known('')
     if not self.is_run:
-      classifier = loading.load(workdir, step)
+      classifier = self._load()
       self._know(note=WEIGHTS.format(size=classifier.recipe.image_size), classifier=classifier)
     elif step is None and not can_answer(workdir):
       self._know(note=NO_CHECKPOINT, subject=self._subject(without_weights(run_in(workdir))))
     else:
-      self._take(loading.load(workdir, step))
+      self._take(self._load())
 
   @property
   def name(self) -> str:
@@ -152,8 +153,11 @@ class LiveRun:
     found = (path for place in places for path in self.workdir.glob(f'{place}/*')) if self.is_run else ()
     return sorted(str(path.relative_to(self.workdir)) for path in found if path.name.isdigit())
 
+  def _load(self) -> Classifier:
+    return loading.load(self.workdir, self._step, data=self._data)
+
   def _load_newer(self) -> None:
-    loaded, before = loading.load(self.workdir, self._step), self.known.classifier
+    loaded, before = self._load(), self.known.classifier
     if before is None or loaded.steps != before.steps:
       self._take(loaded if before is None else before.with_networks(loaded.networks, loaded.steps))
       self._answer()

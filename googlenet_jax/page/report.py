@@ -2,6 +2,7 @@
 
 import datetime
 import pathlib
+from collections.abc import Mapping
 
 from googlenet_jax.evaluation.output import Output
 from googlenet_jax.host import backend, console, files, processes
@@ -21,6 +22,7 @@ def write_report(
   step: int | str | None = None,
   output: pathlib.Path | None = None,
   compare: pathlib.Path | None = None,
+  data: Mapping[str, str] | None = None,
 ) -> None:
   """Writes report.html, and prints where it is and how large.
 
@@ -31,22 +33,27 @@ def write_report(
     step: step of the checkpoint, 'best', or None for the newest.
     output: folder to write to; by default the workdir.
     compare: folder of another run, whose newest checkpoint is compared.
+    data: where the images of both are now, as for `loading.load`.
 
   Raises:
     UserError: there is no such run or checkpoint, or the report cannot be written.
   """
   backend.start()  # in all processes: they meet there
-  processes.of_first(_write(workdir, step, output, compare) if processes.is_first() else None)
+  processes.of_first(_write(workdir, step, output, compare, data) if processes.is_first() else None)
 
 
 def _write(
-  workdir: pathlib.Path, step: int | str | None, output: pathlib.Path | None, compare: pathlib.Path | None
+  workdir: pathlib.Path,
+  step: int | str | None,
+  output: pathlib.Path | None,
+  compare: pathlib.Path | None,
+  data: Mapping[str, str] | None,
 ) -> None:
   for folder in (workdir, compare) if compare else (workdir,):
     subject.run_in(folder)
   path = _place(workdir, output) / FILE  # before the work, which may take minutes
-  one = subject.read(workdir, step)
-  other = None if compare is None else subject.read(compare, None)
+  one = subject.read(workdir, step, data)
+  other = None if compare is None else subject.read(compare, None, data)
   text = page(one, other, datetime.date.today().isoformat())
   try:
     files.write_text(path, text)

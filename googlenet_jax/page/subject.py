@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ CURVES_ONLY = (
 )
 NO_DATA = (
   'The images of this run are not on the machine that answered them, so there are no pictures, and only what the '
-  'files of the run say of its answers. With the data in the place that the recipe names, they are shown too.'
+  'files of the run say of its answers. --config.data.source_dir=DIR (or data_dir) says where they are now.'
 )
 
 
@@ -148,12 +149,13 @@ def without_weights(run: runs.Run) -> Classifier:
   return Classifier(run.config, run.classes, run.image_shape[-1], [], sharding.make_mesh(jax.local_devices()))
 
 
-def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
+def read(workdir: pathlib.Path, step: int | str | None, data: Mapping[str, str] | None = None) -> Subject:
   """Reads a run, and answers its test images if they and a checkpoint are here.
 
   Args:
     workdir: folder of the run or the ensemble.
     step: step of the checkpoint, 'best', or None for the newest.
+    data: where the run's images are now, as for `loading.load`.
 
   Raises:
     UserError: there is no run, no such checkpoint, or it is damaged.
@@ -162,7 +164,7 @@ def read(workdir: pathlib.Path, step: int | str | None) -> Subject:
   if step is None and not can_answer(workdir):
     console.say(f'note: {workdir}: {CURVES_ONLY}')
     return Subject(workdir, run, without_weights(run), None, (CURVES_ONLY,))
-  classifier = loading.load(workdir, step)
+  classifier = loading.load(workdir, step, data=data)
   # The reason may name folders of this machine, and the report goes to others.
   found = results.load_results(workdir, classifier, 'test', lambda why: console.say(f'note: {why}'))
   return Subject(workdir, run, classifier, found, (NO_DATA,) if found is None else tuple(filter(None, [found.note])))
