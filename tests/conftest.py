@@ -35,9 +35,9 @@ if not flags.FLAGS.is_parsed():
 
 # Files that take longest. They come first, so the processes of pytest-xdist end at about the same time.
 LONGEST = (
-  'test_end_to_end', 'test_many_processes', 'test_step', 'test_main', 'test_parity', 'test_notebook',
-  'test_page_server', 'test_ensemble', 'test_export', 'test_onnx', 'test_benchmark', 'test_stablehlo', 'test_loss',
-  'test_classifier',
+  'test_end_to_end', 'test_many_processes', 'test_step', 'test_main', 'test_notebook', 'test_parity', 'test_ensemble',
+  'test_gpu_layers', 'test_layers', 'test_page_server', 'test_classifier', 'test_loss', 'test_onnx', 'test_googlenet',
+  'test_statistics', 'test_finetune', 'test_page_report', 'test_export', 'test_datasets', 'test_plots',
 )  # fmt: skip
 
 

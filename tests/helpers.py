@@ -47,6 +47,11 @@ def small_table():
   return {name: widths for name in ('inception_3b', 'inception_4a', 'inception_4d')}
 
 
+def least_table():
+  """One narrow block, for tests that need a network, and not a deep one."""
+  return {'inception_4a': small_table()['inception_4a']}
+
+
 def small_config(**changes):
   """A recipe that compiles in seconds' worth of a test: the digits at the least size."""
   config = default.get_config()

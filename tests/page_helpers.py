@@ -6,7 +6,7 @@ import time
 
 import jax
 import pytest
-from helpers import small_table, write_run
+from helpers import least_table, write_run
 
 from googlenet_jax import runs
 from googlenet_jax.model import googlenet
@@ -21,7 +21,7 @@ def small_machine():
   with pytest.MonkeyPatch.context() as patch:
     devices = jax.local_devices()[:1]
     patch.setattr(jax, 'local_devices', lambda: devices)
-    patch.setattr(googlenet, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', least_table())
     patch.setattr(uploads, 'MOST_BYTES', MOST_BYTES)
     patch.setattr(live, 'LOOK_SECONDS', 0.1)
     yield

@@ -12,7 +12,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import random_state, small_config, small_digits, small_table, write_run
+from helpers import least_table, random_state, small_config, small_digits, write_run
 from PIL import Image
 
 from googlenet_jax import runs
@@ -79,7 +79,7 @@ def pixels(source):
 def small_runs():
   """A small network, one device, and few digits whose classes and files have odd names."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', least_table())
     digits = small_digits()
     names = np.array([f'in/<b>{number} & "é"_.png' for number in range(104)])
     test = Split(digits.test.images, digits.test.labels, files=names)

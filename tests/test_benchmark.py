@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from experiment_helpers import CASE, NAMES, RESULT, FakeWorker
 from flax import nnx
-from helpers import small_table
+from helpers import least_table
 
 from experiments import benchmark, contest, gpu, gpu_stages, jax_side, tables, worker
 from googlenet_jax import recipe
@@ -211,7 +211,7 @@ def test_every_form_changes_something():
 
 
 def test_the_jax_side_trains_predicts_and_takes_other_forms(monkeypatch):
-  monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+  monkeypatch.setattr(googlenet, 'TABLE', least_table())
   monkeypatch.setattr(jax.config, 'update', lambda name, value: None)  # this process has its devices already
   make_mesh = jax_side.sharding.make_mesh
   monkeypatch.setattr(jax_side.sharding, 'make_mesh', lambda _: make_mesh(jax.devices()[:1]))

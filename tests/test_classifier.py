@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import random_state, small_config, small_table, write_run
+from helpers import least_table, random_state, small_config, write_run
 from PIL import Image
 
 import googlenet_jax
@@ -30,7 +30,7 @@ CLASSES = tuple('abcdefghij')
 @pytest.fixture(autouse=True, scope='module')
 def small_network():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', least_table())
     yield
 
 
@@ -52,7 +52,7 @@ def digits():
 @pytest.fixture(scope='module')
 def end_points():
   """What the network computes, without Classifier: `end_points(params, batch_stats, prepared images)`."""
-  network = nnx.eval_shape(lambda: googlenet.GoogLeNet(10, 1, Options(norm='batch'), rngs=nnx.Rngs(0)))
+  network = googlenet.with_shapes(lambda rngs: googlenet.GoogLeNet(10, 1, Options(norm='batch'), rngs=rngs))
   graphdef, _ = nnx.split(network)
 
   @jax.jit
@@ -383,7 +383,7 @@ def test_the_public_names():
 
 
 def test_predicting_is_quiet_and_imports_no_training_and_no_data_sets(workdir, paths, classifier):
-  widths = {name: tuple(widths) for name, widths in small_table().items()}
+  widths = {name: tuple(widths) for name, widths in least_table().items()}
   code = f"""
 import sys
 from googlenet_jax.model import googlenet

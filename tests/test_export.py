@@ -212,7 +212,11 @@ def test_an_export_is_replaced_whole_and_other_folders_are_refused(workdir, simp
   assert sorted(os.listdir(out)) == [*OWN[:3], 'network.bin', 'sample.npz']
   (out / 'mine.txt').touch()
   fails('out holds mine.txt, which is no export', workdir, 'torch', output=out)
-  fails('holds .* and 1 more, which is no export', workdir, 'torch', output=workdir)
+  fails('holds checkpoints, .*, which is no export', workdir, 'torch', output=workdir)
+  (tmp_path / 'full').mkdir()
+  for name in 'abcd':
+    (tmp_path / 'full' / name).touch()
+  fails('full holds a, b, c and 1 more, which is no export', workdir, 'torch', output=tmp_path / 'full')
   fails('mine.txt is a file', workdir, 'torch', output=out / 'mine.txt')
   fails('mine.txt/under cannot be written', workdir, 'torch', output=out / 'mine.txt' / 'under')
   fails('/proc is a mount point', workdir, 'torch', output=pathlib.Path('/proc'))

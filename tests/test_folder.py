@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from folder_helpers import make, save, truncate
-from helpers import call_main, draw_nothing, read_log, share_programs, small_table, take_devices
+from helpers import call_main, draw_nothing, least_table, read_log, share_programs, take_devices
 
 from googlenet_jax import runs
 from googlenet_jax.data import decoding, dividing, folder, pictures, pipeline, splits
@@ -208,7 +208,7 @@ def test_evaluation_of_a_streamed_folder_sees_every_picture_once(tmp_path, mesh_
 
 
 def test_an_ensemble_is_trained_continued_and_evaluated_from_its_folder_of_pictures(tmp_path, monkeypatch):
-  monkeypatch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+  monkeypatch.setattr(googlenet, 'TABLE', least_table())
   take_devices(monkeypatch, 2)
   share_programs(monkeypatch)
   draw_nothing(monkeypatch)

@@ -32,9 +32,9 @@ def shapes(model, size):
 
 def initialised(**options):
   """A network with its initial weights, made by one program: graphdef and state."""
-  make = lambda: googlenet.GoogLeNet(options=Options(**options), rngs=nnx.Rngs(0))
-  graphdef, _ = nnx.split(nnx.eval_shape(make))
-  return graphdef, jax.jit(lambda: nnx.state(make()))()
+  make = lambda rngs: googlenet.GoogLeNet(options=Options(**options), rngs=rngs)
+  graphdef, _ = nnx.split(googlenet.with_shapes(make))
+  return graphdef, jax.jit(lambda: nnx.state(make(nnx.Rngs(0))))()
 
 
 def end_points(model, image):

@@ -271,8 +271,8 @@ def training(monkeypatch):
   monkeypatch.setattr(googlenet, 'TABLE', {'inception_3b': googlenet.Widths(4, 6, 8, 3, 4, 5)})
 
   def make(dtype=jnp.float32, **options):
-    network = lambda: googlenet.GoogLeNet(4, options=Options(**options), dtype=dtype, rngs=nnx.Rngs(0))
-    graphdef, *trees = nnx.split(nnx.eval_shape(network), nnx.Param, nnx.BatchStat)
+    network = lambda rngs: googlenet.GoogLeNet(4, options=Options(**options), dtype=dtype, rngs=rngs)
+    graphdef, *trees = nnx.split(googlenet.with_shapes(network), nnx.Param, nnx.BatchStat)
     rng = np.random.default_rng(0)
     draw = lambda a: (rng.normal(size=a.shape) / np.sqrt(np.prod(a.shape[:-1]))).astype(dtype)
     params, batch_stats = (jax.tree.map(draw, nnx.to_pure_dict(tree)) for tree in trees)

@@ -2,13 +2,12 @@ import csv
 
 import numpy as np
 import pytest
-from flax import nnx
 from helpers import call_main, random_state, small_config, small_table, write_run
 from PIL import Image
 
 from googlenet_jax.evaluation import galleries, inspection
 from googlenet_jax.model import googlenet, layer_table
-from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds, count_parameters
+from googlenet_jax.model.googlenet import GoogLeNet, count_multiply_adds, count_parameters, with_shapes
 from googlenet_jax.model.options import D2L, Options
 from googlenet_jax.model.torch_weights import TORCHVISION
 
@@ -16,8 +15,7 @@ PAPER = Options(norm='lrn', dropout=0.4, auxiliary='average_pool')
 
 
 def rows_of(options, classes=10, channels=1, size=224):
-  make = lambda: GoogLeNet(classes, channels, options, image_size=size, rngs=nnx.Rngs(0))
-  network = nnx.eval_shape(make)
+  network = with_shapes(lambda rngs: GoogLeNet(classes, channels, options, image_size=size, rngs=rngs))
   return network, layer_table.layer_table(network, size)
 
 

@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from helpers import random_state, small_config, small_table, write_run
 
 import googlenet_jax
@@ -102,8 +101,8 @@ def test_a_file_of_weights_under_our_names(weights):
 
 
 def test_torchvisions_names_bring_its_preparation(tmp_path):
-  make = lambda: googlenet.GoogLeNet(5, 3, TORCHVISION, image_size=224, rngs=nnx.Rngs(0))
-  _, *shapes = googlenet.split(nnx.eval_shape(make))
+  make = lambda rngs: googlenet.GoogLeNet(5, 3, TORCHVISION, image_size=224, rngs=rngs)
+  _, *shapes = googlenet.split(googlenet.with_shapes(make))
   rng = np.random.default_rng(0)
   params, batch_stats = jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
   weight_files.write(tmp_path / 'tv.safetensors', torch_weights.to_torch(params, batch_stats, naming='torchvision'))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import small_config, small_table
+from helpers import least_table, small_config
 
 from googlenet_jax.data import datasets, mixing, random_keys
 from googlenet_jax.host import sharding
@@ -24,7 +24,7 @@ MIXED = [{'augment.cutmix': 0.8}, {'augment.mixup': 0.4}]
 @pytest.fixture(autouse=True, scope='module')
 def small_network():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', {'inception_4a': small_table()['inception_4a']})
+    patch.setattr(googlenet, 'TABLE', least_table())
     yield
 
 

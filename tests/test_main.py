@@ -17,9 +17,9 @@ from helpers import (
   assert_one_line,
   call_main,
   draw_small,
+  least_table,
   read_log,
   share_programs,
-  small_table,
   start_main,
   take_devices,
 )
@@ -116,7 +116,7 @@ def get_config():
 @pytest.fixture(scope='module')
 def cheap():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', least_table())
     draw_small(patch)
     take_devices(patch, 2)
     share_programs(patch)

@@ -292,7 +292,7 @@ def test_nothing_is_kept(workdir, monkeypatch, capfd):
 
 def test_a_file_of_weights_has_the_first_tab_only(classifier, digits, workdir, tmp_path, monkeypatch):
   (tmp_path / 'weights.pth').touch()
-  monkeypatch.setattr(loading, 'load', lambda *_: classifier)
+  monkeypatch.setattr(loading, 'load', lambda *_, **__: classifier)
   run = LiveRun(tmp_path / 'weights.pth')
   assert best_of(run.answer(lambda _: digits[0], 'x', True)) == classifier.predict(digits[0]).name
   assert 'its classes are numbers' in run.known.note

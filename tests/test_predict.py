@@ -1,11 +1,12 @@
 import csv
 import io
 import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from helpers import call_main, random_state, small_config, small_table, take_devices, write_run
+from helpers import call_main, least_table, random_state, small_config, take_devices, write_run
 from PIL import Image
 
 import googlenet_jax
@@ -26,7 +27,7 @@ ODD_NAMES = ('with space.png', 'quo"te\',.png', 'new\nline.png', '日本.PNG', o
 @pytest.fixture(autouse=True, scope='module')
 def small_network():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', least_table())
     take_devices(patch, 2)
     yield
 
@@ -231,6 +232,7 @@ def test_unreadable_pictures_are_named_and_the_status_says_so(many):
 
 
 def test_one_picture_and_a_workdir_that_cannot_be_written(workdir, tmp_path, classifier):
+  workdir = shutil.copytree(workdir, tmp_path / 'run', ignore=shutil.ignore_patterns('predict'))
   (workdir / 'predict').write_text('in the way')
   path = write(tmp_path / 'one.png', 5)
   ended = predicted(workdir, path)
@@ -241,7 +243,6 @@ def test_one_picture_and_a_workdir_that_cannot_be_written(workdir, tmp_path, cla
   )
   ended = predicted(workdir, path, f'--output={path}', status=2)
   assert ended.err == f'error: --output={path} cannot be written: File exists\n'
-  (workdir / 'predict').unlink()
 
 
 @pytest.mark.parametrize(

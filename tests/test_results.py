@@ -4,7 +4,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import random_state, small_config, small_digits, small_table, write_run
+from helpers import least_table, random_state, small_config, small_digits, write_run
 
 import googlenet_jax
 from googlenet_jax.data import datasets
@@ -22,7 +22,7 @@ CLASSES = tuple('abcdefghij')
 @pytest.fixture(autouse=True, scope='module')
 def small_runs():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(googlenet, 'TABLE', small_table())
+    patch.setattr(googlenet, 'TABLE', least_table())
     digits = dataclasses.replace(small_digits(), class_names=CLASSES)
     patch.setattr(datasets, 'load', lambda **_: digits)
     devices = jax.devices()[:1]

@@ -1,4 +1,4 @@
-"""Folders that several processes share; several real processes are in test_distributed.py."""
+"""Folders that several processes share; several real processes are in test_many_processes.py."""
 
 import pytest
 

@@ -17,7 +17,7 @@ from googlenet_jax.model.options import Options
 
 def abstract(**options):
   """Shapes of the parameters and batch statistics of a network."""
-  model = nnx.eval_shape(lambda: googlenet.GoogLeNet(options=Options(**options), rngs=nnx.Rngs(0)))
+  model = googlenet.with_shapes(lambda rngs: googlenet.GoogLeNet(options=Options(**options), rngs=rngs))
   _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
   return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
@@ -131,8 +131,8 @@ def test_half_precision_widens_exactly(small):
 )
 def test_weights_tell_what_network_they_belong_to(options, channels, small_network):
   options = Options(**options)
-  make = lambda: googlenet.GoogLeNet(7, channels, options, image_size=32, rngs=nnx.Rngs(0))
-  params, batch_stats = nnx.state(nnx.eval_shape(make), nnx.Param, nnx.BatchStat)
+  make = lambda rngs: googlenet.GoogLeNet(7, channels, options, image_size=32, rngs=rngs)
+  params, batch_stats = nnx.state(googlenet.with_shapes(make), nnx.Param, nnx.BatchStat)
   zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (params, batch_stats))
   tensors = torch_weights.to_torch(*map(nnx.to_pure_dict, zeros))
   assert torch_weights.describe(tensors) == (options, 'own', 7, channels)
