@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.host import sharding, signals
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.page import addresses, answers, app, guard, live, uploads
+from googlenet_jax.page import addresses, answers, app, guard, live, sections, uploads
 from googlenet_jax.page.live import LiveRun
 from googlenet_jax.page.subject import NO_DATA
 from googlenet_jax.page.uploads import Uploads
@@ -121,6 +122,12 @@ def test_a_run_is_shown_before_its_first_checkpoint_and_follows_later_ones(confi
   run.look()  # as somebody who reloads the page does
   first = wait_for(lambda: run.known.subject.results)
   wait_for(lambda: run.known.classifier.steps == [2] and run.known.subject.results not in (None, first))
+  shutil.rmtree(workdir)
+  assert 'is not there any more' in sections.curves(run.known.subject)
+  other = small_config(**{'model.pool': 'torchvision'})  # in the same place, with the same step
+  write_digits(workdir, other, (2, random_state(other), None, True))
+  run.look()
+  wait_for(lambda: run.known.classifier.recipe.model.pool == 'torchvision')
   run.close()
 
 

@@ -171,7 +171,7 @@ def send(*numbers):
 
 threading.Thread(target=time.sleep, args=(60,)).start()
 console.quieten_libraries()
-signals.GRACE = 0.2
+signals.GRACE = signals.LAST_WORDS = 0.2
 with signals.of_program(lambda number: end(number)), signals.StopRequest() as stop:
   BODY
 """
@@ -186,6 +186,14 @@ with signals.of_program(lambda number: end(number)), signals.StopRequest() as st
       'end = lambda number: time.sleep(60)\n  threading.Thread(target=send, args=(2, 2, 2)).start(); busy(60)',
       130,
       '',
+      '',
+    ),
+    (
+      'signals.LAST_WORDS = 20.0\n'
+      '  end = lambda number: time.sleep(0.5) or say_end(number)\n'
+      '  threading.Thread(target=send, args=(15, 15, 15)).start(); busy(60)',
+      143,
+      'ended\n',
       '',
     ),
     (
@@ -206,7 +214,14 @@ with signals.of_program(lambda number: end(number)), signals.StopRequest() as st
       'SIGUSR1: saving after the steps under way; a second Ctrl-C or SIGTERM ends at once\n',
     ),
   ],
-  ids=['nothing unsaved', 'a lost interrupt', 'an end that hangs', 'twice', 'abandoned work'],
+  ids=[
+    'nothing unsaved',
+    'a lost interrupt',
+    'an end that hangs',
+    'an end that others disturb',
+    'twice',
+    'abandoned work',
+  ],
 )
 def test_a_program_ends_at_once_even_inside_xla(body, status, out, err):
   code = PROGRAM.replace('BODY', body)

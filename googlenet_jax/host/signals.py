@@ -48,7 +48,7 @@ def of_program(end: Callable[[int], Any]) -> Iterator[None]:
   """Lets signals interrupt the block, even where the main thread is inside XLA. For a program, not for a library.
 
   A signal raises `KeyboardInterrupt(number)`. If that does not leave the block in time, or at a second signal, a thread
-  ends the program.
+  ends the program, after LAST_WORDS at the latest.
 
   Args:
     end: says what is left, and ends the process; its argument is the number of the signal.
@@ -93,9 +93,10 @@ def _watch(receiver: socket.socket, numbers: frozenset[int], end: Callable[[int]
       return
     if _is_left(receiver, GRACE):
       return
-    threading.Thread(target=end, args=(number,), daemon=True).start()
-    if not _is_left(receiver, LAST_WORDS):
-      os._exit(128 + number)
+    last = threading.Thread(target=end, args=(number,), daemon=True)
+    last.start()
+    last.join(LAST_WORDS)  # whatever other signals come: they must not cut its work
+    os._exit(128 + number)
 
 
 def _is_left(receiver: socket.socket, seconds: float) -> bool:

@@ -125,7 +125,7 @@ class Page:
     layers = guard.middleware(self.uploads, is_open=not addresses.is_of_this_machine(host))
     try:
       blocks.launch(
-        server_name=host,
+        server_name=f'[{host}]' if ':' in host else host,  # it becomes a part of an address
         server_port=port,
         share=False,
         quiet=True,

@@ -49,6 +49,8 @@ class Guard:
       await _refuse(send, 403, 'This page fetches nothing from other hosts.')
     elif scope['method'] in ('GET', 'HEAD', 'OPTIONS'):
       await self._app(scope, receive, send)
+    elif headers.get(b'sec-fetch-site') == b'cross-site':  # it cannot read the answer, but could fill the room
+      await _refuse(send, 403, 'This page takes nothing from pages of other sites.')
     elif not SENT.fullmatch(path.rstrip('/')):
       await _refuse(send, 403, 'This page does not take that.')
     else:

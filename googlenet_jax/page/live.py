@@ -1,5 +1,6 @@
 """A run as the page shows it: it may still be training, and what is not known yet comes in the background."""
 
+import contextlib
 import pathlib
 import threading
 from collections.abc import Callable, Mapping
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from googlenet_jax import loading
+from googlenet_jax import loading, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.host import console
 from googlenet_jax.host.errors import UserError, reason
@@ -147,20 +148,30 @@ class LiveRun:
       console.complain(f'warning: {self.workdir}: {reason(error)}')
       self._know(note=TROUBLE)
 
-  def _checkpoints(self) -> list[str]:
-    """Returns the names of all checkpoints of all members."""
-    places = ('checkpoints', 'replaced', 'member_*/checkpoints', 'member_*/replaced')
-    found = (path for place in places for path in self.workdir.glob(f'{place}/*')) if self.is_run else ()
-    return sorted(str(path.relative_to(self.workdir)) for path in found if path.name.isdigit())
+  def _checkpoints(self) -> list[tuple[str, int]]:
+    """Returns the checkpoints and the recipes of all members, with times: another run may take its place."""
+    if not self.is_run:
+      return []
+    found = []
+    for folder in (self.workdir, *self.workdir.glob('member_*')):
+      saved = (path for name in ('checkpoints', 'replaced') for path in folder.glob(f'{name}/*') if path.name.isdigit())
+      for path in (folder / runs.FILE, *saved):
+        with contextlib.suppress(OSError):  # not there, or deleted meanwhile
+          found.append((str(path), path.stat().st_mtime_ns))
+    return sorted(found)
 
   def _load(self) -> Classifier:
     return loading.load(self.workdir, self._step, data=self._data)
 
   def _load_newer(self) -> None:
     loaded, before = self._load(), self.known.classifier
-    if before is None or loaded.steps != before.steps:
-      self._take(loaded if before is None else before.with_networks(loaded.networks, loaded.steps))
-      self._answer()
+    if before is None or not _are_alike(loaded, before):  # the folder holds another run by now
+      self._take(loaded)
+    elif loaded.steps != before.steps:
+      self._take(before.with_networks(loaded.networks, loaded.steps))  # its programs are compiled already
+    else:
+      return
+    self._answer()
 
   def _take(self, classifier: Classifier) -> None:
     self._know(note=ANSWERING, classifier=classifier, subject=self._subject(classifier))
@@ -180,3 +191,9 @@ class LiveRun:
 
   def _know(self, **changes: Any) -> None:
     self.known = self.known._replace(number=self.known.number + 1, **changes)
+
+
+def _are_alike(one: Classifier, other: Classifier) -> bool:
+  """Returns whether two classifiers differ in their weights only."""
+  what = lambda classifier: (classifier.recipe.to_dict(), classifier.classes, classifier.channels)
+  return what(one) == what(other)

@@ -164,7 +164,9 @@ def curves(subject: Subject) -> str:
   members = [results.curves(folder) for folder in subject.folders]
   kinds = [name for name in SPLITS if any(name in member for member in members)]
   if not kinds:
-    return markup.section('curves', 'Curves', markup.paragraph('metrics.jsonl holds no figures yet.', 'soft'))
+    gone = 'The folder of this run is not there any more.'
+    why = 'metrics.jsonl holds no figures yet.' if subject.workdir.is_dir() else gone
+    return markup.section('curves', 'Curves', markup.paragraph(why, 'soft'))
 
   def lines(key: str) -> list[Line]:
     points = lambda records: [(record['epoch'], record[key]) for record in records]
@@ -241,6 +243,8 @@ def classes(subject: Subject) -> str:
   lacking = '; an empty cell: nothing to divide by' if any(None in row for row in rows) else ''
   caption = f'{source}{order}{lacking}'
   table = markup.table(('class', 'precision', 'recall', 'F1', 'images'), cells, caption)
+  if len(rows) > LISTED:
+    table = markup.details(f'{len(rows):,} classes', table)
   return markup.section('classes', 'Classes', table)
 
 
