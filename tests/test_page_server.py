@@ -21,7 +21,7 @@ from PIL import Image
 from googlenet_jax import loading, runs
 from googlenet_jax.data import datasets
 from googlenet_jax.evaluation import report
-from googlenet_jax.page import answers, app, parts, uploads
+from googlenet_jax.page import addresses, answers, app, parts, uploads
 from googlenet_jax.page.live import LiveRun
 from googlenet_jax.page.uploads import Uploads
 
@@ -52,7 +52,7 @@ def classifier(workdir):
 
 
 @contextlib.contextmanager
-def served(*found):
+def served(*found, host='127.0.0.1'):
   """Serves a page, and leaves nothing behind: Gradio does not close the event loops that it makes."""
   loops, new = [], asyncio.new_event_loop
   with socket.socket() as trial:
@@ -60,7 +60,7 @@ def served(*found):
     port = trial.getsockname()[1]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(asyncio, 'new_event_loop', lambda: loops.append(new()) or loops[-1])
-    page = app.Page([*found], port, '127.0.0.1', Uploads())
+    page = app.Page([*found], port, host, Uploads())
   yield page
   page.close()
   assert not page.uploads.folder.exists()
@@ -170,11 +170,11 @@ FILE_HEAD = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.p
 FILE_KIND = {'Content-Type': 'multipart/form-data; boundary=x'}
 
 
-def upload(page, content):
+def upload(page, content, **headers):
   """Sends a file without asking for an answer; returns the status, and the path that the server gave it."""
   host = page.address.removeprefix('http://')
   connection = http.client.HTTPConnection(host)
-  connection.request('POST', '/gradio_api/upload', FILE_HEAD + content + b'\r\n--x--\r\n', FILE_KIND)
+  connection.request('POST', '/gradio_api/upload', FILE_HEAD + content + b'\r\n--x--\r\n', FILE_KIND | headers)
   answer = connection.getresponse()
   found = answer.status, answer.read()
   connection.close()
@@ -237,6 +237,8 @@ def test_requests_that_the_page_does_not_make_are_refused(page):
   for path in ('component_server', 'component_server/', 'process_recording', 'vibe-edit'):
     with pytest.raises(urllib.error.HTTPError, match='403'):
       urllib.request.urlopen(f'{page.address}/gradio_api/{path}', b'{}')
+  for site, status in (('cross-site', 403), ('same-origin', 200)):
+    assert upload(page, b'a picture', **{'Sec-Fetch-Site': site})[0] == status
 
 
 def predict(page, file):
@@ -298,7 +300,8 @@ def test_a_file_of_weights_has_the_first_tab_only(classifier, digits, workdir, t
   assert 'its classes are numbers' in run.known.note
   assert f'{classifier.recipe.image_size} pixels and the rest are assumed' in run.known.note
   monkeypatch.undo()
-  with served(run, LiveRun(workdir)) as page, urllib.request.urlopen(f'{page.address}/config') as answer:
+  host = '::1' if addresses._trouble('::1', 0) is None else '127.0.0.1'  # some machines have no IPv6
+  with served(run, LiveRun(workdir), host=host) as page, urllib.request.urlopen(f'{page.address}/config') as answer:
     components = json.load(answer)['components']
   assert [one['props']['label'] for one in components if one['type'] == 'tabitem'] == ['Try it', 'The other run']
   answers_of_runs = [one['props'] for one in components if 'answer-place' in one['props'].get('elem_classes', ())]
