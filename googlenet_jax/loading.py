@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from googlenet_jax import recipe, runs
+from googlenet_jax import recipe, recipe_checks, runs
 from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import crops
 from googlenet_jax.host import backend, cache, console, sharding
@@ -25,7 +25,7 @@ def load(
   step: int | str | None = None,
   mesh: Mesh | None = None,
   classes: Sequence[str] | None = None,
-  data: Mapping[str, str] | None = None,
+  data: Mapping[str, str | os.PathLike] | None = None,
 ) -> Classifier:
   """Loads what a run trained; for the workdir of an ensemble, all its members. Or loads a file of PyTorch's weights.
 
@@ -40,7 +40,7 @@ def load(
 
   Raises:
     UserError: there is no run, no such checkpoint or file, the weights belong to another network, or the members were
-      trained by different recipes.
+      trained by different recipes, or `data` names no folder.
   """
   workdir = expanded(workdir)
   cache.use_compilation_cache()
@@ -60,13 +60,24 @@ def load(
       raise UserError(f'{workdir} is an ensemble: --step=N is for a single run; take the newest, or --step=best')
     runs.check_alike(folders)
   run = runs.read(folders[0])
-  run.config.data.update(data or {})
+  _move(run.config, data or {})
   classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
   for folder in folders:
     network, number = _read_network(classifier, folder, step)
     classifier.networks.append(network)
     classifier.steps.append(number)
   return classifier
+
+
+def _move(config: ConfigDict, data: Mapping[str, str | os.PathLike]) -> None:
+  """Writes into a recipe where the images of its run are now."""
+  for name, place in data.items():
+    if name not in ('source_dir', 'data_dir'):
+      raise UserError(f'data[{name!r}]: give source_dir or data_dir')
+    if place and not expanded(place, f'config.data.{name}').is_dir():
+      raise UserError(f'config.data.{name}={place}: there is no such folder')
+    config.data[name] = os.fspath(place)
+  recipe_checks.validate(config, trains=False)
 
 
 def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str | None) -> tuple[tuple[Any, Any], int]:

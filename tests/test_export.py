@@ -173,10 +173,13 @@ def test_the_images_may_have_moved(arguments, workdir, tmp_path, monkeypatch):
     raise UserError('nothing is there')
 
   monkeypatch.setattr(datasets, 'load', load)
-  ended = call_main(*arguments, f'--workdir={workdir}', f'--output={tmp_path}', '--config.data.source_dir=/there')
-  assert asked == ['/there']
-  assert 'nothing is there' in ended.err + ended.out
-  ended = call_main(*arguments, f'--workdir={workdir}', '--config.data.source_dir=/there', '--config.seed=1')
+  there = f'--config.data.source_dir={tmp_path}'
+  ended = call_main(*arguments, f'--workdir={workdir}', f'--output={tmp_path / "out"}', there)
+  assert asked == [str(tmp_path)]
+  assert (ended.status, len(ended.err.splitlines())) == (2, 1)
+  assert 'nothing is there' in ended.err
+  assert not (tmp_path / 'out' / 'report.html').exists()
+  ended = call_main(*arguments, f'--workdir={workdir}', there, '--config.seed=1')
   assert ended.err == (
     f'error: --config.seed is not for {arguments[0]}: the run knows its recipe, and only --config.data.source_dir and '
     '--config.data.data_dir say where its images are now\n'
@@ -187,6 +190,12 @@ def test_the_images_may_have_moved(arguments, workdir, tmp_path, monkeypatch):
     UserError, match=r'safetensors is a file of weights and knows no data: leave config.data.data_dir'
   ):
     loading.load(path, data={'data_dir': 'x'})
+  for data, why in (
+    ({'source_dir': '/no/such'}, 'there is no such folder'),
+    ({'name': 'x'}, 'give source_dir or data_'),
+  ):
+    with pytest.raises(UserError, match=why):
+      loading.load(workdir, data=data)
 
 
 @pytest.mark.parametrize('error', [2e-4, np.nan])

@@ -19,7 +19,7 @@ from googlenet_jax.classifier import Classifier
 from googlenet_jax.data import datasets
 from googlenet_jax.host import sharding, signals
 from googlenet_jax.host.errors import UserError
-from googlenet_jax.page import addresses, answers, app, guard, live, sections, uploads
+from googlenet_jax.page import addresses, answers, app, guard, live, sections, subject, uploads
 from googlenet_jax.page.live import LiveRun
 from googlenet_jax.page.subject import NO_DATA
 from googlenet_jax.page.uploads import Uploads
@@ -128,6 +128,11 @@ def test_a_run_is_shown_before_its_first_checkpoint_and_follows_later_ones(confi
   write_digits(workdir, other, (2, random_state(other), None, True))
   run.look()
   wait_for(lambda: run.known.classifier.recipe.model.pool == 'torchvision')
+  before = wait_for(lambda: run.known.subject.results)
+  shutil.rmtree(workdir)
+  write_digits(workdir, other, (2, random_state(other, 1), None, True))  # it differs in its weights only
+  run.look()
+  wait_for(lambda: run.known.subject.results not in (None, before))
   run.close()
 
 
@@ -144,6 +149,16 @@ def test_a_page_lives_on_without_the_data_and_with_a_broken_checkpoint(config, t
   run.close()
   assert run.known.classifier.steps == [1]
   assert run.known.note in (NO_DATA, live.TROUBLE)
+
+
+def test_where_images_are_now_is_for_another_run_on_the_same_images_too(config, workdir, tmp_path):
+  other = write_digits(tmp_path / 'other', config)
+  data = {'source_dir': str(tmp_path)}
+  assert subject.of_both(data, workdir, other) == data
+  config = small_config(**{'data.source_dir': '/elsewhere'})
+  write_digits(tmp_path / 'third', config)
+  (tmp_path / 'weights.pth').touch()
+  assert [subject.of_both(data, workdir, tmp_path / name) for name in ('third', 'weights.pth')] == [None, None]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

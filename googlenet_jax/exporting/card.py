@@ -75,7 +75,8 @@ def _of_run(classifier: Classifier, workdir: pathlib.Path, artefact: Artefact) -
     kept['data'][name] = ''  # places on the machine of whoever trained
   kept['init_from'] = pathlib.PurePath(kept['init_from']).name
   if data == 'folder':
-    data = f'{pathlib.PurePath(config.data.source_dir).name}, a folder of pictures'
+    trained_on = runs.recipe_of(workdir).data.source_dir  # the pictures may have moved
+    data = f'{pathlib.PurePath(trained_on).name}, a folder of pictures'
   return {
     'name': workdir.resolve().name,
     'data': data,

@@ -13,6 +13,7 @@ from googlenet_jax.host import console, signals
 from googlenet_jax.host.errors import UserError, reason
 from googlenet_jax.page import addresses, guard, uploads
 from googlenet_jax.page.live import LiveRun
+from googlenet_jax.page.subject import of_both
 from googlenet_jax.page.uploads import Uploads
 
 WAITING = 100  # pictures that may wait for their answer; for more the page says that it is busy
@@ -45,13 +46,15 @@ def serve(
     port: the port to listen on.
     host: the address to listen on. With the default only this machine can see the page.
     compare: another run, whose answers stand beside those of the first.
-    data: where the images of both are now, as for `loading.load`.
+    data: where the images of the run are now, as for `loading.load`; of the other one too, if they are the same.
 
   Raises:
     UserError: there is no such run, the port is in use, the address is not one of this machine, or Gradio is missing.
   """
   addresses.check(host, port)
-  found = [LiveRun(workdir, step, data)] + ([LiveRun(compare, data=data)] if compare else [])
+  found = [LiveRun(workdir, step, data)]
+  if compare:
+    found.append(LiveRun(compare, data=of_both(data, workdir, compare)))
   sent = Uploads()
   signals.farewell = lambda: _forget(sent)
   try:

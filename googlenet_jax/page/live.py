@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from googlenet_jax import loading, runs
@@ -132,10 +133,7 @@ class LiveRun:
       self._asked.clear()
       if self._closed:
         return
-      saved = self._checkpoints()
-      if saved != self._saved and (self._step is not None or can_answer(self.workdir)):
-        self._saved = saved
-        self._safely(self._load_newer)
+      self._safely(self._load_newer)
 
   def _safely(self, work: Callable[[], None]) -> None:
     """Keeps the page alive whatever happens to a checkpoint or a data set.
@@ -164,13 +162,16 @@ class LiveRun:
     return loading.load(self.workdir, self._step, data=self._data)
 
   def _load_newer(self) -> None:
-    loaded, before = self._load(), self.known.classifier
-    if before is None or not _are_alike(loaded, before):  # the folder holds another run by now
-      self._take(loaded)
-    elif loaded.steps != before.steps:
-      self._take(before.with_networks(loaded.networks, loaded.steps))  # its programs are compiled already
-    else:
+    saved = self._checkpoints()
+    if saved == self._saved or (self._step is None and not can_answer(self.workdir)):
       return
+    self._saved, loaded, before = saved, self._load(), self.known.classifier
+    if before is None or not _are_alike(loaded, before):  # another recipe, or another run in this folder
+      self._take(loaded)
+    elif loaded.steps == before.steps and _are_equal(loaded.networks, before.networks):
+      return
+    else:
+      self._take(before.with_networks(loaded.networks, loaded.steps))  # its programs are compiled already
     self._answer()
 
   def _take(self, classifier: Classifier) -> None:
@@ -197,3 +198,8 @@ def _are_alike(one: Classifier, other: Classifier) -> bool:
   """Returns whether two classifiers differ in their weights only."""
   what = lambda classifier: (classifier.recipe.to_dict(), classifier.classes, classifier.channels)
   return what(one) == what(other)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+  """Returns whether all arrays of two trees of the same shape are equal."""
+  return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))

@@ -33,7 +33,7 @@ def write_report(
     step: step of the checkpoint, 'best', or None for the newest.
     output: folder to write to; by default the workdir.
     compare: folder of another run, whose newest checkpoint is compared.
-    data: where the images of both are now, as for `loading.load`.
+    data: where the images of the run are now, as for `loading.load`; of the other one too, if they are the same.
 
   Raises:
     UserError: there is no such run or checkpoint, or the report cannot be written.
@@ -53,7 +53,7 @@ def _write(
     subject.run_in(folder)
   path = _place(workdir, output) / FILE  # before the work, which may take minutes
   one = subject.read(workdir, step, data)
-  other = None if compare is None else subject.read(compare, None, data)
+  other = None if compare is None else subject.read(compare, None, subject.of_both(data, workdir, compare))
   text = page(one, other, datetime.date.today().isoformat())
   try:
     files.write_text(path, text)

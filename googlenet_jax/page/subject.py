@@ -143,6 +143,14 @@ def run_in(workdir: pathlib.Path) -> runs.Run:
   return runs.read(runs.members(workdir)[0])
 
 
+def of_both(data: Mapping[str, str] | None, one: pathlib.Path, other: pathlib.Path) -> Mapping[str, str] | None:
+  """Returns `data`, where the images of a run are now, if another run was trained on the same ones; or else None."""
+  if not data or is_weights(other):
+    return None
+  trained_on = lambda folder: [run_in(folder).config.data[key] for key in ('name', 'source_dir', 'data_dir')]
+  return data if trained_on(one) == trained_on(other) else None
+
+
 def without_weights(run: runs.Run) -> Classifier:
   """Returns the classifier of a run that has no checkpoint: it knows its layers, and can answer nothing."""
   backend.start()
@@ -158,13 +166,18 @@ def read(workdir: pathlib.Path, step: int | str | None, data: Mapping[str, str] 
     data: where the run's images are now, as for `loading.load`.
 
   Raises:
-    UserError: there is no run, no such checkpoint, or it is damaged.
+    UserError: there is no run, no such checkpoint, it is damaged, or the images are not in `data`.
   """
   run = run_in(workdir)
   if step is None and not can_answer(workdir):
     console.say(f'note: {workdir}: {CURVES_ONLY}')
     return Subject(workdir, run, without_weights(run), None, (CURVES_ONLY,))
   classifier = loading.load(workdir, step, data=data)
-  # The reason may name folders of this machine, and the report goes to others.
-  found = results.load_results(workdir, classifier, 'test', lambda why: console.say(f'note: {why}'))
+
+  def say(why: str) -> None:
+    if data:
+      raise UserError(why)
+    console.say(f'note: {why}')  # not in the report: it may name folders of this machine
+
+  found = results.load_results(workdir, classifier, 'test', say)
   return Subject(workdir, run, classifier, found, (NO_DATA,) if found is None else tuple(filter(None, [found.note])))
