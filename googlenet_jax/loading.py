@@ -77,7 +77,7 @@ def _move(config: ConfigDict, data: Mapping[str, str | os.PathLike]) -> None:
     if place and not expanded(place, f'config.data.{name}').is_dir():
       raise UserError(f'config.data.{name}={place}: there is no such folder')
     config.data[name] = os.fspath(place)
-  recipe_checks.validate(config, trains=False)
+  recipe_checks.check_data(config)
 
 
 def _read_network(classifier: Classifier, folder: pathlib.Path, step: int | str | None) -> tuple[tuple[Any, Any], int]:

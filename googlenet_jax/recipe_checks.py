@@ -74,7 +74,7 @@ def _check_together(config: ConfigDict, trains: bool) -> None:
   _check_schedule(config)
   _check_augmentation(config)
   _check_frozen(config, trains)
-  _check_data(config)
+  check_data(config)
   ensemble = config.ensemble
   if ensemble.member and ensemble.members > 1:
     raise UserError(
@@ -109,7 +109,8 @@ def _check_schedule(config: ConfigDict) -> None:
     raise UserError(f'config.warmup_epochs={config.warmup_epochs:g} must be smaller than config.epochs={config.epochs}')
 
 
-def _check_data(config: ConfigDict) -> None:
+def check_data(config: ConfigDict) -> None:
+  """Refuses keys of `data` that do not fit together, by a UserError."""
   data = config.data
   kind = preparing.normalised(data.name)
   # A folder may have a folder for validation: the training looks there.
