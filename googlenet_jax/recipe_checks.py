@@ -110,7 +110,11 @@ def _check_schedule(config: ConfigDict) -> None:
 
 
 def check_data(config: ConfigDict) -> None:
-  """Refuses keys of `data` that do not fit together, by a UserError."""
+  """Checks the keys of the data against each other.
+
+  Raises:
+    UserError: they do not fit together.
+  """
   data = config.data
   kind = preparing.normalised(data.name)
   # A folder may have a folder for validation: the training looks there.
