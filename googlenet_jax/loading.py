@@ -60,7 +60,8 @@ def load(
       raise UserError(f'{workdir} is an ensemble: --step=N is for a single run; take the newest, or --step=best')
     runs.check_alike(folders)
   run = runs.read(folders[0])
-  _move(run.config, data or {})
+  if data:
+    _move(run.config, data)
   classifier = Classifier(run.config, run.classes, run.image_shape[-1], [], mesh)
   for folder in folders:
     network, number = _read_network(classifier, folder, step)

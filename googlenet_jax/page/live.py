@@ -165,7 +165,8 @@ class LiveRun:
     saved = self._checkpoints()
     if saved == self._saved or (self._step is None and not can_answer(self.workdir)):
       return
-    self._saved, loaded, before = saved, self._load(), self.known.classifier
+    self._saved = saved  # now: what cannot be read is not tried again and again
+    loaded, before = self._load(), self.known.classifier
     if before is None or not _are_alike(loaded, before):  # another recipe, or another run in this folder
       self._take(loaded)
     elif loaded.steps == before.steps and _are_equal(loaded.networks, before.networks):
