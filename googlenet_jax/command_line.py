@@ -25,7 +25,7 @@ def parse(argv: Sequence[str], module: str) -> list[str]:
     UserError: a flag does not exist, or has no value or a wrong one.
   """
   rest, arguments = [*argv[:1]], iter(argv[1:])
-  overrides.clear()  # of an earlier call in this process
+  overrides.clear()  # a process may call this again, such as a notebook
   for argument in arguments:
     if argument == '--':  # names of files follow
       rest += [argument, *arguments]

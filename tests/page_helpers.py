@@ -12,7 +12,7 @@ from googlenet_jax import runs
 from googlenet_jax.model import googlenet
 from googlenet_jax.page import live, uploads
 
-MOST_BYTES = 300_000  # of an upload, here
+MOST_BYTES = 300_000  # the largest upload in the tests
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from googlenet_jax.page import addresses, uploads
 from googlenet_jax.page.uploads import Uploads
 
 OUTWARD = ('/file=http:', '/file=https:', '/proxy=', '/file=//')  # the server would fetch from another host
-# Of what can be sent to Gradio, the page uses this. Other requests may write files outside the folder of uploads.
+# The page sends only this to Gradio. Other requests may write files outside the folder of uploads.
 UPLOAD = '/gradio_api/upload'
 SENT = re.compile(rf'{UPLOAD}|/gradio_api/(cancel|reset|queue/join|(call|run)/.*)')
 AROUND = 1 << 16  # bytes of a request around a file

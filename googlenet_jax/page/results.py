@@ -115,7 +115,7 @@ class Results:
     """Returns an image as a small picture.
 
     Args:
-      index: of the image in the split.
+      index: place of the image in the split.
       side: most pixels of the longer side.
       enlarge: whether a much smaller picture is enlarged by a whole factor, so its pixels stay squares.
     """
@@ -127,7 +127,7 @@ class Results:
     """Returns images under the class activation map of one class each; see `evaluation.heat_maps`.
 
     Args:
-      indices: of the images in the split.
+      indices: places of the images in the split.
       labels: the class of each map; by default the one that the network says.
       side: most pixels of the longer side.
 

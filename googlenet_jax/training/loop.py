@@ -192,7 +192,7 @@ def asked_to_stop(stop: StopRequest, agreed: StopRequest) -> int:
   if processes.count() > 1:
     number = distributed.asked_to_stop(number, sharding.steps_ahead())
   else:
-    number = distributed.signal_of_any(number)  # of the processes that train other members
+    number = distributed.signal_of_any(number)  # other processes train other members
   if number:
     stop.signal = agreed.signal = signal.Signals(number)
   return number
